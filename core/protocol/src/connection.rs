@@ -1,0 +1,1565 @@
+//! One connection: frames in, events out; calls in, frames out.
+//!
+//! ```text
+//!            HELLO read            go_away() or GOAWAY read        last stream gone
+//! Greeting ─────────────► Open ───────────────────────────► Draining ──────────────► (driver closes)
+//!     └───────────────────┴──── a broken rule ────────────────┴──► Failed: one GOAWAY, then nothing
+//! ```
+//!
+//! A stream of either side (PROTOCOL.md, "Streams"):
+//! ```text
+//!           CALL                 END from the caller            STATUS
+//! (idle) ─────────► open ───────────────────────► half-closed ─────────► (gone)
+//!                     └────────── STATUS, or RESET from either side ───────▲
+//! ```
+//! It deliberately knows no socket and no waiters: a driver keeps those beside it, by [`StreamKey`].
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
+    io::IoSlice,
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::{
+    ConnectionError, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN, INITIAL, Limits,
+    Metadata, OPTIONAL_ID, OPTIONAL_TYPE, Priority, Reason, Status, StreamKey, Time, VERSION,
+    limits::MAX_FRAME_BYTES_CAP,
+    record::{
+        self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window, check_extensions,
+        check_method, metadata_from,
+    },
+    stream::{Out, Sending, Stream, Streams},
+};
+
+/// Which side of a connection this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// The side that connected; its streams are odd.
+    Client,
+    /// The side that accepted; its streams would be even.
+    Server,
+}
+
+/// What a connection is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Which side this is.
+    pub role: Role,
+    /// What this side is ready to receive.
+    pub limits: Limits,
+    /// How long the peer's HELLO may take. Default 5 s.
+    pub handshake_timeout: Duration,
+    /// How long a frame may stand unfinished without another byte. Default 10 s.
+    pub frame_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults for a side.
+    pub fn new(role: Role) -> Self {
+        Self {
+            role,
+            limits: Limits::default(),
+            handshake_timeout: Duration::from_secs(5),
+            frame_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// How a call ends well.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Finish {
+    /// The last message, if any.
+    pub message: Option<Bytes>,
+    /// Initial metadata, when none was sent before.
+    pub metadata: Metadata,
+    /// Trailers.
+    pub trailers: Metadata,
+}
+
+/// A call to open.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// The method's path.
+    pub method: Bytes,
+    /// Call metadata.
+    pub metadata: Metadata,
+    /// Priority class.
+    pub priority: Priority,
+    /// When the call ends by itself.
+    pub deadline: Option<Time>,
+    /// The first or only message.
+    pub message: Option<Bytes>,
+    /// Whether nothing follows: the call is half-closed at once.
+    pub end: bool,
+}
+
+/// What happened, for the driver to act on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The peer's HELLO was read: its limits hold from now on.
+    Connected,
+    /// The peer opened a stream.
+    Call {
+        /// The stream.
+        key: StreamKey,
+        /// The method's path, checked to be legal text.
+        method: Bytes,
+        /// Call metadata.
+        metadata: Metadata,
+        /// Priority class.
+        priority: Priority,
+        /// The message that came with the call. Its credit is returned by [`Connection::consumed`].
+        message: Option<Bytes>,
+        /// Whether the caller half-closed.
+        end: bool,
+    },
+    /// Initial metadata of an answer.
+    Head {
+        /// The stream.
+        key: StreamKey,
+        /// The metadata.
+        metadata: Metadata,
+    },
+    /// A whole message. Its credit is returned by [`Connection::consumed`].
+    Message {
+        /// The stream.
+        key: StreamKey,
+        /// The message.
+        message: Bytes,
+    },
+    /// The caller half-closed.
+    HalfClosed {
+        /// The stream.
+        key: StreamKey,
+    },
+    /// The call ended, well or with a status; the stream is gone.
+    Ended {
+        /// The stream.
+        key: StreamKey,
+        /// How.
+        outcome: Result<Finish, Status>,
+    },
+    /// The stream was reset by the peer, refused, or its deadline passed; it is gone.
+    Reset {
+        /// The stream.
+        key: StreamKey,
+        /// The status of the call.
+        status: Status,
+        /// Whether the peer provably did not process the call, so that repeating it is safe.
+        unprocessed: bool,
+    },
+    /// There is room for another message on the stream.
+    Writable {
+        /// The stream.
+        key: StreamKey,
+    },
+    /// The peer takes no new streams.
+    GoAway {
+        /// Why; `NO_ERROR` for a graceful end.
+        error: ConnectionError,
+    },
+    /// The peer answered a PING.
+    Pong {
+        /// The data of the PING.
+        data: u64,
+    },
+}
+
+/// Why a message was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SendError {
+    /// The stream is gone.
+    Gone,
+    /// The stream's send buffer is full: wait for [`Event::Writable`]. The message comes back.
+    Full(Bytes),
+    /// The call cannot go on like this; the status says why.
+    Refused(Status),
+}
+
+/// Bytes of unsent messages that one stream may queue before [`SendError::Full`].
+const STREAM_SEND_BUFFER: usize = 256 << 10;
+/// Calls that may wait for a stream of theirs.
+const MAX_WAITING: usize = 65_536;
+/// Control frames that may wait for the wire.
+const MAX_CONTROL_FRAMES: usize = 1_000;
+/// Resets that a peer may be ahead of completed calls.
+const MAX_RESETS: u32 = 1_000;
+/// Messages up to this length are copied behind their header; longer ones are written from where they are.
+const COPY_MAX: usize = 16 << 10;
+/// Of so many frames, one goes to the bulk class whatever else waits.
+const BULK_SHARE: u32 = 16;
+/// The last stream id that may be used.
+const MAX_STREAM_ID: u64 = (1 << 62) - 1;
+
+const SETTING_MAX_FRAME: u32 = 1;
+const SETTING_MAX_MESSAGE: u32 = 2;
+const SETTING_MAX_METADATA: u32 = 3;
+const SETTING_MAX_STREAMS: u32 = 4;
+const SETTING_STREAM_WINDOW: u32 = 5;
+const SETTING_CONNECTION_WINDOW: u32 = 6;
+/// Extension of GOAWAY: the versions that would have worked.
+const EXTENSION_VERSIONS: u32 = 1;
+
+#[derive(Clone, Copy, Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+    fn write_u64(&mut self, id: u64) {
+        // Fibonacci hashing: ids are dense, and at most max_concurrent_streams of them are alive.
+        self.0 = (self.0 ^ id).wrapping_mul(0x9E37_79B9_7F4A_7C15).rotate_left(26);
+    }
+}
+
+/// One side of one connection.
+#[derive(Debug)]
+pub struct Connection {
+    config: Config,
+    peer: Limits,
+    greeted: bool,
+    failed: Option<ConnectionError>,
+    handshake_deadline: Option<Time>,
+    frame_deadline: Option<Time>,
+    /// No stream's deadline is earlier than this.
+    next_deadline: Option<Time>,
+
+    streams: Streams,
+    ids: HashMap<u64, StreamKey, BuildHasherDefault<IdHasher>>,
+    next_id: u64,
+    last_peer_id: u64,
+    /// Streams of ours on the wire, and of the peer's.
+    open_local: u32,
+    open_peer: u32,
+    going_away: bool,
+    peer_going_away: bool,
+
+    events: VecDeque<Event>,
+    control: BytesMut,
+    control_frames: usize,
+    ready: [VecDeque<StreamKey>; 3],
+    /// Streams of ours that wait for the peer's max_concurrent_streams.
+    waiting: VecDeque<StreamKey>,
+    waiting_opens: usize,
+    picks: u32,
+
+    sent: u64,
+    send_limit: u64,
+    received: u64,
+    receive_limit: u64,
+    consumed: u64,
+    partial_bytes: u64,
+    resets: u32,
+}
+
+impl Connection {
+    /// A connection at its start: HELLO is queued, and calls may be opened at once within [`INITIAL`] limits.
+    pub fn new(config: Config, now: Time) -> Self {
+        let limits = config.limits;
+        let mut connection = Self {
+            peer: INITIAL,
+            greeted: false,
+            failed: None,
+            handshake_deadline: Some(now.after(config.handshake_timeout)),
+            frame_deadline: None,
+            next_deadline: None,
+            streams: Streams::default(),
+            ids: HashMap::default(),
+            next_id: if config.role == Role::Client { 1 } else { 2 },
+            last_peer_id: 0,
+            open_local: 0,
+            open_peer: 0,
+            going_away: false,
+            peer_going_away: false,
+            events: VecDeque::new(),
+            control: BytesMut::new(),
+            control_frames: 0,
+            ready: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
+            waiting: VecDeque::new(),
+            waiting_opens: 0,
+            picks: 0,
+            sent: 0,
+            send_limit: u64::from(INITIAL.connection_window_bytes),
+            received: 0,
+            receive_limit: u64::from(limits.connection_window_bytes),
+            consumed: 0,
+            partial_bytes: 0,
+            resets: 0,
+            config,
+        };
+        let hello = Hello {
+            min_version: VERSION,
+            max_version: VERSION,
+            features: 0,
+            settings: vec![
+                (SETTING_MAX_FRAME, u64::from(limits.max_frame_bytes)),
+                (SETTING_MAX_MESSAGE, u64::from(limits.max_message_bytes)),
+                (SETTING_MAX_METADATA, u64::from(limits.max_metadata_bytes)),
+                (SETTING_MAX_STREAMS, u64::from(limits.max_concurrent_streams)),
+                (SETTING_STREAM_WINDOW, u64::from(limits.stream_window_bytes)),
+                (SETTING_CONNECTION_WINDOW, u64::from(limits.connection_window_bytes)),
+            ],
+            extensions: Vec::new(),
+        };
+        connection.push_control(FrameType::HELLO, 0, |out| hello.encode(out));
+        connection
+    }
+
+    // ---- what the driver asks ----
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Connection::handle_timeout`] wants to be called; `None` for never.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        [self.handshake_deadline, self.frame_deadline, self.next_deadline].into_iter().flatten().min()
+    }
+
+    /// Streams that are open or wait to be.
+    pub fn streams(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Whether the peer's HELLO was read.
+    pub fn is_connected(&self) -> bool {
+        self.greeted
+    }
+
+    /// Whether either side takes no new streams.
+    pub fn is_draining(&self) -> bool {
+        self.going_away || self.peer_going_away || self.failed.is_some()
+    }
+
+    /// What the peer is ready to receive: [`INITIAL`] until its HELLO is read.
+    pub fn peer_limits(&self) -> &Limits {
+        &self.peer
+    }
+
+    /// Whether something waits for the wire.
+    pub fn wants_transmit(&self) -> bool {
+        !self.control.is_empty() || (self.failed.is_none() && self.ready.iter().any(|queue| !queue.is_empty()))
+    }
+
+    /// How long until the stream's deadline; `None` without one or when the stream is gone.
+    pub fn remaining(&mut self, key: StreamKey, now: Time) -> Option<Duration> {
+        self.streams.get(key)?.deadline.map(|deadline| deadline.since(now))
+    }
+
+    // ---- calls ----
+
+    /// Opens a stream. The CALL frame goes out at the next transmit, or when the peer has room for it.
+    ///
+    /// # Errors
+    /// When the connection is going away, the call is not legal, or too many calls wait.
+    pub fn open(&mut self, call: Opened) -> Result<StreamKey, Status> {
+        if let Some(error) = &self.failed {
+            return Err(error.status());
+        }
+        if self.is_draining() {
+            return Err(Status::from_reason(Reason::GOING_AWAY, "the connection takes no new calls"));
+        }
+        let method = std::str::from_utf8(&call.method)
+            .map_err(|_| RecordError::new("method is not UTF-8"))
+            .and_then(|method| check_method(method).map(|()| method))
+            .map_err(|error| Status::from_reason(Reason::INVALID_METHOD, error.to_string()))?;
+        let size = method.len() + metadata_size(&call.metadata) + 64;
+        self.check_metadata_size(size)?;
+        self.check_message_size(call.message.as_ref())?;
+        if self.waiting_opens >= MAX_WAITING {
+            return Err(Status::from_reason(Reason::QUEUE_FULL, format!("{MAX_WAITING} calls wait for a stream")));
+        }
+        let mut stream = Stream::new(
+            0,
+            true,
+            call.priority,
+            self.peer.stream_window_bytes,
+            self.config.limits.stream_window_bytes,
+        );
+        stream.deadline = call.deadline;
+        stream.sending = if call.end { Sending::Ending } else { Sending::Open };
+        stream.push(Out::Call { method: call.method, metadata: call.metadata, message: call.message, end: call.end });
+        let key = self.streams.insert(stream);
+        self.waiting_opens += 1;
+        self.note_deadline(call.deadline);
+        self.make_ready(key);
+        Ok(key)
+    }
+
+    /// Queues a message.
+    ///
+    /// # Errors
+    /// [`SendError`]; the stream stays as it was.
+    pub fn send(&mut self, key: StreamKey, message: Bytes) -> Result<(), SendError> {
+        self.check_message_size(Some(&message)).map_err(SendError::Refused)?;
+        let stream = self.streams.get(key).ok_or(SendError::Gone)?;
+        if stream.sending != Sending::Open {
+            return Err(SendError::Refused(Status::from_reason(
+                Reason::STREAM_MISUSE,
+                "a message was sent after the half-close",
+            )));
+        }
+        if stream.current.is_some() && stream.send_buffered + message.len() > STREAM_SEND_BUFFER {
+            stream.wants_writable = true;
+            return Err(SendError::Full(message));
+        }
+        stream.head_sent = true;
+        stream.push(Out::Message { message, end: false });
+        self.make_ready(key);
+        Ok(())
+    }
+
+    /// Half-closes: nothing follows from this side. Does nothing on a stream that is gone or already half-closed.
+    pub fn finish(&mut self, key: StreamKey) {
+        let Some(stream) = self.streams.get(key) else { return };
+        if stream.sending == Sending::Open {
+            stream.sending = Sending::Ending;
+            let last = stream.queue.back_mut().or(stream.current.as_mut().map(|(out, _)| out));
+            match last {
+                Some(Out::Message { end, .. } | Out::Call { end, .. }) => *end = true,
+                _ => stream.push(Out::End),
+            }
+            self.make_ready(key);
+        }
+    }
+
+    /// Sends initial metadata ahead of the first message of an answer.
+    ///
+    /// # Errors
+    /// STREAM_MISUSE after a message or other metadata; METADATA_TOO_LARGE; CANCELLED when the stream is gone.
+    pub fn send_head(&mut self, key: StreamKey, metadata: Metadata) -> Result<(), Status> {
+        self.check_metadata_size(metadata_size(&metadata) + 8)?;
+        let stream = self
+            .streams
+            .get(key)
+            .ok_or_else(|| Status::from_reason(Reason::CANCELLED, "the call is gone"))?;
+        if stream.head_sent || stream.sending != Sending::Open {
+            return Err(Status::from_reason(Reason::STREAM_MISUSE, "initial metadata goes before the first message"));
+        }
+        stream.head_sent = true;
+        stream.push(Out::Head(metadata));
+        self.make_ready(key);
+        Ok(())
+    }
+
+    /// Ends a call that the peer opened. Does nothing when it is gone.
+    pub fn respond(&mut self, key: StreamKey, outcome: Result<Finish, Status>) {
+        let outcome = match &outcome {
+            Ok(finish) => self
+                .check_message_size(finish.message.as_ref())
+                .and_then(|()| {
+                    self.check_metadata_size(metadata_size(&finish.metadata) + metadata_size(&finish.trailers) + 64)
+                })
+                .and(outcome),
+            Err(status) => {
+                let size = status.message().len()
+                    + metadata_size(status.metadata())
+                    + metadata_size(status.trailers())
+                    + status.details().iter().map(|d| d.type_name.len() + d.value.len() + 10).sum::<usize>()
+                    + 64;
+                match self.check_metadata_size(size) {
+                    Ok(()) => outcome,
+                    // The code is what callers act on: keep it, drop what does not fit.
+                    Err(_) => Err(Status::new(status.code(), "the status was too large to send")
+                        .with_reason(status.reason())),
+                }
+            }
+        };
+        let Some(stream) = self.streams.get(key) else { return };
+        if stream.sending == Sending::Open {
+            stream.sending = Sending::Ending;
+            stream.push(Out::Status(outcome));
+            self.make_ready(key);
+        }
+    }
+
+    /// Ends a stream badly in both directions. Does nothing when it is gone.
+    pub fn reset(&mut self, key: StreamKey, code: ErrorCode) {
+        if let Some(stream) = self.forget(key)
+            && stream.id != 0
+        {
+            let reset = Reset { code: code.number(), extensions: Vec::new() };
+            self.push_control(FrameType::RESET, stream.id, |out| reset.encode(out));
+        }
+    }
+
+    /// Returns the credit of `len` message bytes that the application has taken. The key may be of a stream that is
+    /// gone: the connection's credit is returned all the same.
+    pub fn consumed(&mut self, key: StreamKey, len: usize) {
+        self.consumed += len as u64;
+        self.grant_connection();
+        let window = u64::from(self.config.limits.stream_window_bytes);
+        if let Some(stream) = self.streams.get(key) {
+            stream.consumed += len as u64;
+            let partial = stream.partial_len();
+            let (id, limit, more) = (stream.id, stream.consumed + window + partial, !stream.receive_ended);
+            if more && limit >= stream.receive_limit + window / 2 {
+                stream.receive_limit = limit;
+                self.push_window(id, limit);
+            }
+        }
+    }
+
+    /// Asks the peer to answer with the same data.
+    pub fn ping(&mut self, data: u64) {
+        let ping = Ping { data, extensions: Vec::new() };
+        self.push_control(FrameType::PING, 0, |out| ping.encode(out));
+    }
+
+    /// Tells the peer that no new streams are taken; those it has opened go on.
+    pub fn go_away(&mut self, message: &str) {
+        if !self.going_away && self.failed.is_none() {
+            self.going_away = true;
+            self.push_go_away(ErrorCode::NO_ERROR, message);
+        }
+    }
+
+    // ---- bytes in ----
+
+    /// Takes every whole frame out of `buffer`; what is left is the beginning of the next one, with room reserved for
+    /// the rest of it. Messages are slices of the buffer.
+    ///
+    /// # Errors
+    /// The rule that the peer broke. A GOAWAY with its code is queued; nothing else will be read or sent.
+    pub fn handle_read(&mut self, now: Time, buffer: &mut BytesMut) -> Result<(), ConnectionError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        match self.read_frames(now, buffer) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.fail(error)),
+        }
+    }
+
+    /// Takes a message of a carrier that keeps borders: whole frames only.
+    ///
+    /// # Errors
+    /// As [`Connection::handle_read`], and PROTOCOL for a frame that is cut.
+    pub fn handle_message(&mut self, now: Time, buffer: &mut BytesMut) -> Result<(), ConnectionError> {
+        self.handle_read(now, buffer)?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let error = ConnectionError::new(ErrorCode::PROTOCOL, "a carrier message holds a part of a frame");
+        Err(self.fail(error))
+    }
+
+    /// The peer closed its writing direction, or the link broke; `rest` is what was read and is not a whole frame.
+    /// Gives the status of the calls that it cuts off.
+    pub fn handle_end(&mut self, rest: &[u8]) -> Status {
+        match &self.failed {
+            Some(error) => error.status(),
+            None if !rest.is_empty() => Status::from_reason(
+                Reason::TRUNCATED_FRAME,
+                format!("the connection ended {} bytes into a frame", rest.len()),
+            ),
+            None => Status::from_reason(Reason::CONNECTION_LOST, "the connection was closed"),
+        }
+    }
+
+    /// Lets what is due happen: deadlines, the handshake's and a frame's time.
+    ///
+    /// # Errors
+    /// TIMEOUT when the handshake or a frame took too long.
+    pub fn handle_timeout(&mut self, now: Time) -> Result<(), ConnectionError> {
+        let due = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
+        if due(self.handshake_deadline) {
+            let error = ConnectionError::new(ErrorCode::TIMEOUT, "no hello within the handshake timeout");
+            return Err(self.fail(error));
+        }
+        if due(self.frame_deadline) {
+            let error = ConnectionError::new(ErrorCode::TIMEOUT, "a frame stood unfinished for too long")
+                .with_reason(Reason::FRAME_TIMEOUT);
+            return Err(self.fail(error));
+        }
+        if due(self.next_deadline) {
+            // Rare: the bound moves by a whole timeout each time, so the walk costs nothing per call.
+            self.next_deadline = None;
+            let mut next: Option<Time> = None;
+            let mut passed = Vec::new();
+            for (key, stream) in self.streams.iter() {
+                match stream.deadline {
+                    Some(at) if at <= now => passed.push(key),
+                    Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
+                    None => {}
+                }
+            }
+            self.next_deadline = next;
+            for key in passed {
+                self.reset(key, ErrorCode::DEADLINE);
+                let status = Status::from_reason(Reason::DEADLINE_EXCEEDED, "the deadline passed");
+                self.events.push_back(Event::Reset { key, status, unprocessed: false });
+            }
+        }
+        Ok(())
+    }
+
+    fn read_frames(&mut self, now: Time, buffer: &mut BytesMut) -> Result<(), ConnectionError> {
+        loop {
+            let Some(start) = buffer.first_chunk::<HEADER_LEN>() else {
+                FrameHeader::check_start(buffer)?;
+                break;
+            };
+            let header = FrameHeader::decode(start)?;
+            self.check_header(&header)?;
+            // Both lengths are checked: the sum is below 2 MiB.
+            let body = header.body_len() as usize;
+            if buffer.len() < HEADER_LEN + body {
+                buffer.reserve(HEADER_LEN + body - buffer.len());
+                break;
+            }
+            let crc = match body {
+                0 => 0,
+                _ => crc32c::crc32c(&buffer[HEADER_LEN..HEADER_LEN + body]),
+            };
+            if crc != header.payload_crc {
+                return Err(ConnectionError::new(
+                    ErrorCode::CHECKSUM,
+                    format!("frame body of stream {} does not match its checksum", header.stream),
+                ));
+            }
+            buffer.advance(HEADER_LEN);
+            let record = match header.metadata_len {
+                0 => Bytes::new(),
+                len => buffer.split_to(len as usize).freeze(),
+            };
+            let payload = match header.payload_len {
+                0 => Bytes::new(),
+                len => buffer.split_to(len as usize).freeze(),
+            };
+            self.handle_frame(now, &header, record, payload)?;
+        }
+        // The clock of an unfinished frame restarts with every byte.
+        self.frame_deadline = (!buffer.is_empty()).then(|| now.after(self.config.frame_timeout));
+        Ok(())
+    }
+
+    fn check_header(&self, header: &FrameHeader) -> Result<(), ConnectionError> {
+        let limits = &self.config.limits;
+        let size = |what, len, limit| {
+            Err(ConnectionError::new(ErrorCode::FRAME_SIZE, format!("{what} length {len} exceeds limit {limit}")))
+        };
+        if header.payload_len > limits.max_frame_bytes {
+            return size("payload", header.payload_len, limits.max_frame_bytes);
+        }
+        if header.metadata_len > limits.max_metadata_bytes {
+            return size("metadata", header.metadata_len, limits.max_metadata_bytes);
+        }
+        let protocol = |what: String| Err(ConnectionError::new(ErrorCode::PROTOCOL, what));
+        if !self.greeted && header.frame_type != FrameType::HELLO && header.frame_type != FrameType::GOAWAY {
+            return protocol(format!("frame type {:#04x} before hello", header.frame_type.0));
+        }
+        if header.epoch != 0 {
+            return protocol(format!("key epoch {} without a sealed session", header.epoch));
+        }
+        let carries = match header.frame_type {
+            FrameType::CALL | FrameType::MESSAGE | FrameType::STATUS => true,
+            FrameType::HELLO
+            | FrameType::PING
+            | FrameType::PONG
+            | FrameType::GOAWAY
+            | FrameType::WINDOW
+            | FrameType::HEAD
+            | FrameType::RESET => false,
+            FrameType(other) if other & OPTIONAL_TYPE != 0 => return Ok(()),
+            FrameType(other) => {
+                return Err(ConnectionError::new(
+                    ErrorCode::UNKNOWN_FRAME,
+                    format!("frame type {other:#04x} is unknown and not optional"),
+                ));
+            }
+        };
+        if header.payload_len != 0 && !header.has(FLAG_MESSAGE) {
+            return protocol("a payload without the message flag".into());
+        }
+        if header.flags != 0 && !carries {
+            return protocol(format!("flags {:#06x} on frame type {:#04x}", header.flags, header.frame_type.0));
+        }
+        if header.has(FLAG_MORE) && (!header.has(FLAG_MESSAGE) || header.has(FLAG_END)) {
+            return protocol("a message that goes on cannot be the end".into());
+        }
+        if header.frame_type.is_connection() != (header.stream == 0) && header.frame_type != FrameType::WINDOW {
+            return protocol(format!("frame type {:#04x} on stream {}", header.frame_type.0, header.stream));
+        }
+        Ok(())
+    }
+
+    fn handle_frame(
+        &mut self,
+        now: Time,
+        header: &FrameHeader,
+        record: Bytes,
+        payload: Bytes,
+    ) -> Result<(), ConnectionError> {
+        match header.frame_type {
+            FrameType::HELLO => self.handle_hello(&record),
+            FrameType::PING => {
+                let ping = Ping::decode(&record).map_err(malformed)?;
+                self.push_control(FrameType::PONG, 0, |out| ping.encode(out));
+                self.check_control()
+            }
+            FrameType::PONG => {
+                let data = Ping::decode(&record).map_err(malformed)?.data;
+                self.events.push_back(Event::Pong { data });
+                Ok(())
+            }
+            FrameType::GOAWAY => self.handle_go_away(&record),
+            FrameType::WINDOW => self.handle_window(header.stream, &record),
+            FrameType::CALL => self.handle_call(now, header, &record, payload),
+            FrameType::HEAD => self.handle_head(header.stream, &record),
+            FrameType::MESSAGE => self.handle_message_frame(header, payload),
+            FrameType::STATUS => self.handle_status(header, &record, payload),
+            FrameType::RESET => self.handle_reset(header.stream, &record),
+            // Optional and unknown: skipped, body and all.
+            _ => Ok(()),
+        }
+    }
+
+    fn handle_hello(&mut self, record: &Bytes) -> Result<(), ConnectionError> {
+        if self.greeted {
+            return Err(ConnectionError::new(ErrorCode::PROTOCOL, "a second hello"));
+        }
+        let hello = Hello::decode(record).map_err(malformed)?;
+        check_extensions(&hello.extensions, &[]).map_err(malformed)?;
+        if hello.min_version > VERSION || hello.max_version < VERSION {
+            return Err(ConnectionError::new(
+                ErrorCode::VERSION,
+                format!(
+                    "the peer speaks protocol versions {} to {}, this side {VERSION}",
+                    hello.min_version, hello.max_version
+                ),
+            ));
+        }
+        for (id, value) in hello.settings {
+            let (field, least, most) = match id {
+                SETTING_MAX_FRAME => (&mut self.peer.max_frame_bytes, INITIAL.max_frame_bytes, u32::MAX),
+                SETTING_MAX_MESSAGE => (&mut self.peer.max_message_bytes, INITIAL.max_message_bytes, u32::MAX),
+                SETTING_MAX_METADATA => (&mut self.peer.max_metadata_bytes, INITIAL.max_metadata_bytes, u32::MAX),
+                SETTING_MAX_STREAMS => {
+                    (&mut self.peer.max_concurrent_streams, INITIAL.max_concurrent_streams, u32::MAX)
+                }
+                SETTING_STREAM_WINDOW => (&mut self.peer.stream_window_bytes, INITIAL.stream_window_bytes, 1 << 31),
+                SETTING_CONNECTION_WINDOW => {
+                    (&mut self.peer.connection_window_bytes, INITIAL.connection_window_bytes, 1 << 31)
+                }
+                id if id & OPTIONAL_ID != 0 => continue,
+                id => {
+                    return Err(ConnectionError::new(
+                        ErrorCode::SETTING,
+                        format!("setting {id} is unknown and not optional"),
+                    ));
+                }
+            };
+            match u32::try_from(value) {
+                Ok(value) if (least..=most).contains(&value) => *field = value,
+                _ => {
+                    return Err(ConnectionError::new(
+                        ErrorCode::SETTING,
+                        format!("setting {id} is {value}, not {least} to {most}"),
+                    ));
+                }
+            }
+        }
+        self.peer.max_frame_bytes = self.peer.max_frame_bytes.min(MAX_FRAME_BYTES_CAP);
+        self.greeted = true;
+        self.handshake_deadline = None;
+        self.send_limit = self.send_limit.max(u64::from(self.peer.connection_window_bytes));
+        let window = u64::from(self.peer.stream_window_bytes);
+        let mut blocked = Vec::new();
+        for (key, stream) in self.streams.iter() {
+            stream.send_limit = stream.send_limit.max(window);
+            blocked.push(key);
+        }
+        for key in blocked {
+            self.make_ready(key);
+        }
+        self.release_waiting();
+        self.events.push_back(Event::Connected);
+        Ok(())
+    }
+
+    fn handle_go_away(&mut self, record: &Bytes) -> Result<(), ConnectionError> {
+        let go_away = GoAway::decode(record).map_err(malformed)?;
+        check_extensions(&go_away.extensions, &[EXTENSION_VERSIONS]).map_err(malformed)?;
+        let code = ErrorCode::from_number(go_away.code);
+        let mut message = go_away.message.to_owned();
+        if code == ErrorCode::VERSION
+            && let Some((_, [min, max])) = go_away.extensions.iter().find(|(id, _)| *id == EXTENSION_VERSIONS)
+        {
+            message = format!("the peer speaks protocol versions {min} to {max}, this side {VERSION}");
+        }
+        self.peer_going_away = true;
+        let refused: Vec<_> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| stream.local && (stream.id == 0 || stream.id > go_away.last_stream))
+            .map(|(key, _)| key)
+            .collect();
+        let error = ConnectionError::new(code, message);
+        for key in refused {
+            self.forget(key);
+            self.events.push_back(Event::Reset { key, status: error.status(), unprocessed: true });
+        }
+        self.events.push_back(Event::GoAway { error });
+        Ok(())
+    }
+
+    fn handle_window(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
+        let offset = Window::decode(record).map_err(malformed)?.offset;
+        if id == 0 {
+            check_window(offset, self.sent)?;
+            self.send_limit = self.send_limit.max(offset);
+            self.release_waiting();
+            return Ok(());
+        }
+        let Some(key) = self.find(id)? else { return Ok(()) };
+        if let Some(stream) = self.streams.get(key) {
+            check_window(offset, stream.sent)?;
+            stream.send_limit = stream.send_limit.max(offset);
+            self.make_ready(key);
+        }
+        Ok(())
+    }
+
+    fn handle_call(
+        &mut self,
+        now: Time,
+        header: &FrameHeader,
+        record: &Bytes,
+        payload: Bytes,
+    ) -> Result<(), ConnectionError> {
+        let theirs = if self.config.role == Role::Server { 1 } else { 0 };
+        if header.stream % 2 != theirs || header.stream > MAX_STREAM_ID {
+            return Err(ConnectionError::new(
+                ErrorCode::STREAM_ID,
+                format!("stream {} is not the peer's to open", header.stream),
+            ));
+        }
+        if header.stream <= self.last_peer_id {
+            return Err(ConnectionError::new(
+                ErrorCode::STREAM_ID,
+                format!("stream {} after stream {}", header.stream, self.last_peer_id),
+            ));
+        }
+        self.take_connection_credit(payload.len())?;
+        let call = Call::decode(record).map_err(malformed)?;
+        check_extensions(&call.extensions, &[]).map_err(malformed)?;
+        check_method(call.method).map_err(malformed)?;
+        let metadata = metadata_from(&call.metadata, record).map_err(malformed)?;
+        if self.going_away
+            || self.config.role == Role::Client
+            || self.open_peer >= self.config.limits.max_concurrent_streams
+        {
+            // Never seen by the application, so the peer may repeat it. The id counts as used only below a GOAWAY.
+            if !self.going_away {
+                self.last_peer_id = header.stream;
+            }
+            self.drop_bytes(payload.len());
+            let reset = Reset { code: ErrorCode::REFUSED.number(), extensions: Vec::new() };
+            self.push_control(FrameType::RESET, header.stream, |out| reset.encode(out));
+            return self.check_control();
+        }
+        self.last_peer_id = header.stream;
+        let priority = Priority::from_number(header.priority).unwrap_or_default();
+        let mut stream = Stream::new(
+            header.stream,
+            false,
+            priority,
+            self.peer.stream_window_bytes,
+            self.config.limits.stream_window_bytes,
+        );
+        let deadline = (call.timeout_us != 0).then(|| now.after(Duration::from_micros(call.timeout_us)));
+        stream.deadline = deadline;
+        stream.receive_ended = header.has(FLAG_END);
+        stream.received = payload.len() as u64;
+        if stream.received > stream.receive_limit {
+            return Err(ConnectionError::new(ErrorCode::FLOW_CONTROL, "more message bytes than the stream's window"));
+        }
+        let method = record.slice_ref(call.method.as_bytes());
+        let key = self.streams.insert(stream);
+        self.ids.insert(header.stream, key);
+        self.open_peer += 1;
+        self.note_deadline(deadline);
+        let end = header.has(FLAG_END);
+        let whole = header.has(FLAG_MESSAGE) && !header.has(FLAG_MORE);
+        let event =
+            Event::Call { key, method, metadata, priority, message: whole.then(|| payload.clone()), end };
+        if header.has(FLAG_MORE) {
+            if let Some(stream) = self.streams.get(key) {
+                stream.pending_call = Some(Box::new(event));
+            }
+            return self.add_fragment(key, header.stream, payload);
+        }
+        self.events.push_back(event);
+        Ok(())
+    }
+
+    fn handle_head(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
+        let head = Head::decode(record).map_err(malformed)?;
+        check_extensions(&head.extensions, &[]).map_err(malformed)?;
+        let metadata = metadata_from(&head.metadata, record).map_err(malformed)?;
+        if let Some(key) = self.find(id)? {
+            self.only_answers(key, "head")?;
+            self.events.push_back(Event::Head { key, metadata });
+        }
+        Ok(())
+    }
+
+    fn handle_message_frame(&mut self, header: &FrameHeader, payload: Bytes) -> Result<(), ConnectionError> {
+        self.take_connection_credit(payload.len())?;
+        let Some(key) = self.find(header.stream)? else {
+            self.drop_bytes(payload.len());
+            return Ok(());
+        };
+        let Some(stream) = self.streams.get(key) else { return Ok(()) };
+        if stream.receive_ended {
+            // The sender broke its own half-close: the stream is over, and so is the peer's patience budget.
+            self.drop_bytes(payload.len());
+            self.reset(key, ErrorCode::STREAM_CLOSED);
+            let status = Status::from_error_code(ErrorCode::STREAM_CLOSED, "a message came after the half-close");
+            self.events.push_back(Event::Reset { key, status, unprocessed: false });
+            return self.count_reset();
+        }
+        stream.received += payload.len() as u64;
+        if stream.received > stream.receive_limit {
+            return Err(ConnectionError::new(
+                ErrorCode::FLOW_CONTROL,
+                format!("more message bytes than the window of stream {}", header.stream),
+            ));
+        }
+        if header.has(FLAG_END) {
+            stream.receive_ended = true;
+        }
+        if header.has(FLAG_MORE) {
+            return self.add_fragment(key, header.stream, payload);
+        }
+        let message = if header.has(FLAG_MESSAGE) {
+            match self.whole_message(key, payload)? {
+                Some(message) => Some(message),
+                // Over the limit: the stream is gone and said so.
+                None => return Ok(()),
+            }
+        } else if self.streams.get(key).is_some_and(|stream| stream.partial.is_some()) {
+            return Err(ConnectionError::new(ErrorCode::PROTOCOL, "half-close inside a message"));
+        } else {
+            None
+        };
+        let end = header.has(FLAG_END);
+        if let Some(stream) = self.streams.get(key)
+            && let Some(mut event) = stream.pending_call.take()
+        {
+            if let Event::Call { message: first, end: call_end, .. } = &mut *event {
+                *first = message;
+                *call_end = end;
+            }
+            self.events.push_back(*event);
+            return Ok(());
+        }
+        if let Some(message) = message {
+            self.events.push_back(Event::Message { key, message });
+        }
+        if end {
+            self.events.push_back(Event::HalfClosed { key });
+        }
+        Ok(())
+    }
+
+    fn handle_status(
+        &mut self,
+        header: &FrameHeader,
+        record: &Bytes,
+        payload: Bytes,
+    ) -> Result<(), ConnectionError> {
+        if header.has(FLAG_MORE) {
+            return Err(ConnectionError::new(ErrorCode::PROTOCOL, "a status cannot hold a message that goes on"));
+        }
+        self.take_connection_credit(payload.len())?;
+        // What ends a call is handed to its caller at once: its credit comes back with it.
+        self.drop_bytes(payload.len());
+        let fields = StatusRecord::decode(record).map_err(malformed)?;
+        check_extensions(&fields.extensions, &[]).map_err(malformed)?;
+        let Some(key) = self.find(header.stream)? else { return Ok(()) };
+        self.only_answers(key, "status")?;
+        let outcome = if fields.code == 0 {
+            let finish = Finish {
+                message: None,
+                metadata: metadata_from(&fields.metadata, record).map_err(malformed)?,
+                trailers: metadata_from(&fields.trailers, record).map_err(malformed)?,
+            };
+            let message = if header.has(FLAG_MESSAGE) {
+                if let Some(stream) = self.streams.get(key) {
+                    stream.received += payload.len() as u64;
+                    if stream.received > stream.receive_limit {
+                        return Err(ConnectionError::new(
+                            ErrorCode::FLOW_CONTROL,
+                            format!("more message bytes than the window of stream {}", header.stream),
+                        ));
+                    }
+                }
+                match self.whole_message(key, payload)? {
+                    Some(message) => Some(message),
+                    None => return Ok(()),
+                }
+            } else {
+                None
+            };
+            Ok(Finish { message, ..finish })
+        } else {
+            Err(fields.to_status(record).map_err(malformed)?)
+        };
+        self.forget(key);
+        self.events.push_back(Event::Ended { key, outcome });
+        Ok(())
+    }
+
+    fn handle_reset(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
+        let code = ErrorCode::from_number(Reset::decode(record).map_err(malformed)?.code);
+        let Some(key) = self.find(id)? else { return Ok(()) };
+        let local = self.forget(key).is_some_and(|stream| stream.local);
+        let refused = code == ErrorCode::REFUSED;
+        let message = match (code, local) {
+            (ErrorCode::CANCEL, false) => "the caller cancelled the call".to_owned(),
+            (ErrorCode::REFUSED, _) => "the peer refused the stream".to_owned(),
+            (ErrorCode::DEADLINE, _) => "the deadline passed".to_owned(),
+            (code, _) => format!("the peer reset the stream: {}", code.name()),
+        };
+        let status = Status::from_error_code(code, message);
+        self.events.push_back(Event::Reset { key, status, unprocessed: local && refused });
+        if local { Ok(()) } else { self.count_reset() }
+    }
+
+    /// The stream of that id: `None` when it is gone, an error when it never was.
+    fn find(&self, id: u64) -> Result<Option<StreamKey>, ConnectionError> {
+        if let Some(key) = self.ids.get(&id) {
+            return Ok(Some(*key));
+        }
+        let ours = if self.config.role == Role::Client { 1 } else { 0 };
+        let was = if id % 2 == ours { id < self.next_id } else { id <= self.last_peer_id || self.going_away };
+        if was {
+            return Ok(None);
+        }
+        Err(ConnectionError::new(ErrorCode::PROTOCOL, format!("a frame for stream {id}, which was never opened"))
+            .with_reason(Reason::STREAM_STATE))
+    }
+
+    /// HEAD and STATUS belong to the side that answers.
+    fn only_answers(&mut self, key: StreamKey, what: &str) -> Result<(), ConnectionError> {
+        match self.streams.get(key) {
+            Some(stream) if !stream.local => {
+                Err(ConnectionError::new(ErrorCode::PROTOCOL, format!("a {what} from the side that called"))
+                    .with_reason(Reason::STREAM_STATE))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add_fragment(&mut self, key: StreamKey, id: u64, payload: Bytes) -> Result<(), ConnectionError> {
+        let limits = self.config.limits;
+        let buffered = self.partial_bytes + payload.len() as u64;
+        let Some(stream) = self.streams.get(key) else { return Ok(()) };
+        let partial = stream.partial.get_or_insert_default();
+        let too_large = partial.len() + payload.len() > limits.max_message_bytes as usize;
+        if too_large || buffered > u64::from(limits.max_buffered_bytes) {
+            let code = if too_large { ErrorCode::MESSAGE_SIZE } else { ErrorCode::ENHANCE_CALM };
+            self.drop_bytes(payload.len());
+            self.refuse_message(key, code);
+            return Ok(());
+        }
+        partial.extend_from_slice(&payload);
+        self.partial_bytes = buffered;
+        // Credit for what is unfinished comes back at once, or a message larger than the window could never end.
+        let window = u64::from(limits.stream_window_bytes);
+        let limit = stream.consumed + window + stream.partial_len();
+        if limit >= stream.receive_limit + window / 2 {
+            stream.receive_limit = limit;
+            self.push_window(id, limit);
+        }
+        self.grant_connection();
+        Ok(())
+    }
+
+    /// The message that `payload` ends; `None` when it is over the limit and the stream was reset for it.
+    fn whole_message(&mut self, key: StreamKey, payload: Bytes) -> Result<Option<Bytes>, ConnectionError> {
+        let most = self.config.limits.max_message_bytes as usize;
+        let Some(stream) = self.streams.get(key) else { return Ok(None) };
+        let so_far = stream.partial.as_ref().map_or(0, BytesMut::len);
+        if so_far + payload.len() > most {
+            self.drop_bytes(payload.len());
+            self.refuse_message(key, ErrorCode::MESSAGE_SIZE);
+            return Ok(None);
+        }
+        let Some(mut partial) = stream.partial.take() else { return Ok(Some(payload)) };
+        self.partial_bytes -= partial.len() as u64;
+        partial.extend_from_slice(&payload);
+        Ok(Some(partial.freeze()))
+    }
+
+    fn refuse_message(&mut self, key: StreamKey, code: ErrorCode) {
+        let local = self.streams.get(key).is_some_and(|stream| stream.local);
+        let most = self.config.limits.max_message_bytes;
+        let status = Status::from_error_code(code, format!("message exceeds limit {most}"));
+        if local {
+            self.reset(key, code);
+        } else {
+            // The caller deserves a status, not only a code.
+            let seen = self.streams.get(key).is_some_and(|stream| stream.pending_call.is_none());
+            let id = self.streams.get(key).map_or(0, |stream| stream.id);
+            self.forget(key);
+            let record = StatusRecord::from_status(&status);
+            self.push_control_flags(FrameType::STATUS, FLAG_END, id, |out| record.encode(out));
+            if !seen {
+                return;
+            }
+        }
+        self.events.push_back(Event::Reset { key, status, unprocessed: false });
+    }
+
+    fn take_connection_credit(&mut self, len: usize) -> Result<(), ConnectionError> {
+        self.received += len as u64;
+        if self.received > self.receive_limit {
+            return Err(ConnectionError::new(
+                ErrorCode::FLOW_CONTROL,
+                "more message bytes than the connection's window",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Returns the connection's credit for bytes that no application will see.
+    fn drop_bytes(&mut self, len: usize) {
+        self.consumed += len as u64;
+        self.grant_connection();
+    }
+
+    fn grant_connection(&mut self) {
+        let window = u64::from(self.config.limits.connection_window_bytes);
+        let limit = self.consumed + window + self.partial_bytes;
+        if limit >= self.receive_limit + window / 2 {
+            self.receive_limit = limit;
+            self.push_window(0, limit);
+        }
+    }
+
+    fn count_reset(&mut self) -> Result<(), ConnectionError> {
+        self.resets += 1;
+        if self.resets > MAX_RESETS {
+            return Err(ConnectionError::new(
+                ErrorCode::ENHANCE_CALM,
+                format!("{MAX_RESETS} more resets than completed calls"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_control(&self) -> Result<(), ConnectionError> {
+        if self.control_frames > MAX_CONTROL_FRAMES {
+            return Err(ConnectionError::new(
+                ErrorCode::ENHANCE_CALM,
+                format!("{MAX_CONTROL_FRAMES} control frames wait for a peer that does not read"),
+            ));
+        }
+        Ok(())
+    }
+
+    // ---- bytes out ----
+
+    /// Appends frames to `out` until it holds `budget` bytes or nothing waits. Frames are never split.
+    pub fn poll_transmit(&mut self, now: Time, out: &mut TransmitBuffer, budget: usize) {
+        if !self.control.is_empty() {
+            out.append(&mut self.control);
+            self.control_frames = 0;
+        }
+        while self.failed.is_none() && out.len() < budget {
+            let Some(key) = self.pick() else { break };
+            self.write_frame(now, key, out);
+        }
+    }
+
+    /// The next stream to write a frame of: the most urgent class first, one frame of sixteen to bulk in any case.
+    fn pick(&mut self) -> Option<StreamKey> {
+        self.picks = self.picks.wrapping_add(1);
+        let bulk = Priority::Bulk as usize;
+        if self.picks.is_multiple_of(BULK_SHARE)
+            && let Some(key) = self.ready[bulk].pop_front()
+        {
+            return Some(key);
+        }
+        self.ready.iter_mut().find_map(VecDeque::pop_front)
+    }
+
+    fn write_frame(&mut self, now: Time, key: StreamKey, out: &mut TransmitBuffer) {
+        let max_streams = self.peer.max_concurrent_streams;
+        let connection_credit = self.send_limit - self.sent;
+        let Some(stream) = self.streams.get(key) else { return };
+        stream.ready = false;
+        let Some((item, offset)) = &mut stream.current else { return };
+
+        let message = item.message();
+        let left = message.map_or(0, |message| message.len() - *offset);
+        let credit = connection_credit.min(stream.send_limit - stream.sent);
+        if left > 0 && credit == 0 {
+            // The stream's own WINDOW makes it ready again; when the connection is short, the connection's does.
+            if stream.send_limit > stream.sent {
+                self.waiting.push_back(key);
+            }
+            return;
+        }
+        let opens = matches!(item, Out::Call { .. }) && *offset == 0 && stream.id == 0;
+        if opens && (self.open_local >= max_streams || self.next_id > MAX_STREAM_ID) {
+            self.waiting.push_back(key);
+            return;
+        }
+        if opens {
+            stream.id = self.next_id;
+            self.ids.insert(self.next_id, key);
+            self.next_id += 2;
+            self.open_local += 1;
+            self.waiting_opens -= 1;
+        }
+        let size = left.min(self.peer.max_frame_bytes as usize).min(usize::try_from(credit).unwrap_or(usize::MAX));
+        let last = size == left;
+        let fragment = message.map(|message| message.slice(*offset..*offset + size));
+        let mut flags = 0;
+        if message.is_some() {
+            flags |= FLAG_MESSAGE;
+        }
+        if !last {
+            flags |= FLAG_MORE;
+        }
+        let mut header = FrameHeader {
+            frame_type: FrameType::MESSAGE,
+            flags,
+            stream: stream.id,
+            payload_len: size as u32,
+            metadata_len: 0,
+            priority: stream.priority as u8,
+            epoch: 0,
+            payload_crc: 0,
+        };
+        let deadline = stream.deadline;
+        match item {
+            Out::Call { method, metadata, end, .. } => {
+                if last && *end {
+                    header.flags |= FLAG_END;
+                }
+                if opens {
+                    header.frame_type = FrameType::CALL;
+                    // At least one microsecond: 0 would mean no deadline.
+                    let timeout_us = deadline.map_or(0, |at| (at.since(now).as_micros() as u64).max(1));
+                    let record = Call {
+                        method: std::str::from_utf8(method).unwrap_or("/"),
+                        timeout_us,
+                        codec: 0,
+                        schema: 0,
+                        metadata: record::entries(metadata),
+                        extensions: Vec::new(),
+                    };
+                    out.frame(header, |out| record.encode(out), fragment);
+                } else {
+                    out.frame(header, |_| {}, fragment);
+                }
+            }
+            Out::Head(metadata) => {
+                header.frame_type = FrameType::HEAD;
+                let record = Head { metadata: record::entries(metadata), extensions: Vec::new() };
+                out.frame(header, |out| record.encode(out), None);
+            }
+            Out::Message { end, .. } => {
+                if last && *end {
+                    header.flags |= FLAG_END;
+                }
+                out.frame(header, |_| {}, fragment);
+            }
+            Out::End => {
+                header.flags = FLAG_END;
+                out.frame(header, |_| {}, None);
+            }
+            Out::Status(_) if !last => out.frame(header, |_| {}, fragment),
+            Out::Status(outcome) => {
+                header.frame_type = FrameType::STATUS;
+                header.flags |= FLAG_END;
+                let record = match outcome {
+                    Ok(finish) => StatusRecord {
+                        code: 0,
+                        reason: 0,
+                        message: "",
+                        details: Vec::new(),
+                        pushback_ms: None,
+                        metadata: record::entries(&finish.metadata),
+                        trailers: record::entries(&finish.trailers),
+                        extensions: Vec::new(),
+                    },
+                    Err(status) => StatusRecord::from_status(status),
+                };
+                out.frame(header, |out| record.encode(out), fragment);
+            }
+        }
+        *offset += size;
+        stream.sent += size as u64;
+        stream.send_buffered -= size;
+        self.sent += size as u64;
+        let ended = last && matches!(item, Out::Status(_));
+        if last {
+            stream.current = stream.queue.pop_front().map(|item| (item, 0));
+        }
+        let writable = stream.wants_writable && stream.send_buffered <= STREAM_SEND_BUFFER / 2;
+        if writable {
+            stream.wants_writable = false;
+            self.events.push_back(Event::Writable { key });
+        }
+        if ended {
+            self.forget(key);
+            self.resets = self.resets.saturating_sub(1);
+        } else {
+            self.make_ready(key);
+        }
+    }
+
+    /// Streams that waited for a slot or for the connection's credit get another look.
+    fn release_waiting(&mut self) {
+        while let Some(key) = self.waiting.pop_front() {
+            self.make_ready(key);
+        }
+    }
+
+    fn make_ready(&mut self, key: StreamKey) {
+        if let Some(stream) = self.streams.get(key)
+            && !stream.ready
+            && stream.current.is_some()
+        {
+            stream.ready = true;
+            let class = stream.priority as usize;
+            self.ready[class].push_back(key);
+        }
+    }
+
+    /// Forgets a stream and everything it holds.
+    fn forget(&mut self, key: StreamKey) -> Option<Stream> {
+        let stream = self.streams.remove(key)?;
+        if stream.id == 0 {
+            self.waiting_opens -= 1;
+        } else {
+            self.ids.remove(&stream.id);
+            if stream.local {
+                self.open_local -= 1;
+                if !self.waiting.is_empty() {
+                    self.release_waiting();
+                }
+            } else {
+                self.open_peer -= 1;
+            }
+        }
+        let partial = stream.partial_len();
+        if partial > 0 {
+            self.partial_bytes -= partial;
+            self.drop_bytes(partial as usize);
+        }
+        Some(stream)
+    }
+
+    fn note_deadline(&mut self, deadline: Option<Time>) {
+        if let Some(at) = deadline {
+            self.next_deadline = Some(self.next_deadline.map_or(at, |next| next.min(at)));
+        }
+    }
+
+    fn check_metadata_size(&self, size: usize) -> Result<(), Status> {
+        let most = self.peer.max_metadata_bytes as usize;
+        if size > most {
+            return Err(Status::from_reason(
+                Reason::METADATA_TOO_LARGE,
+                format!("metadata of about {size} bytes exceeds limit {most}"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn check_message_size(&self, message: Option<&Bytes>) -> Result<(), Status> {
+        // Before HELLO the peer's limit is not known; our own is the best guess, and the peer checks.
+        let limit = if self.greeted { self.peer.max_message_bytes } else { self.config.limits.max_message_bytes };
+        match message {
+            Some(message) if message.len() > limit as usize => Err(Status::from_reason(
+                Reason::MESSAGE_TOO_LARGE,
+                format!("message length {} exceeds limit {limit}", message.len()),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn push_window(&mut self, id: u64, offset: u64) {
+        let window = Window { offset, extensions: Vec::new() };
+        self.push_control(FrameType::WINDOW, id, |out| window.encode(out));
+    }
+
+    fn push_control(&mut self, frame_type: FrameType, stream: u64, record: impl FnOnce(&mut BytesMut)) {
+        self.push_control_flags(frame_type, 0, stream, record);
+    }
+
+    fn push_control_flags(
+        &mut self,
+        frame_type: FrameType,
+        flags: u16,
+        stream: u64,
+        record: impl FnOnce(&mut BytesMut),
+    ) {
+        let header = FrameHeader {
+            frame_type,
+            flags,
+            stream,
+            payload_len: 0,
+            metadata_len: 0,
+            priority: 0,
+            epoch: 0,
+            payload_crc: 0,
+        };
+        write_record(&mut self.control, header, record);
+        self.control_frames += 1;
+    }
+
+    fn push_go_away(&mut self, code: ErrorCode, message: &str) {
+        let versions = [VERSION, VERSION];
+        let version: Extension<'_> = (EXTENSION_VERSIONS, &versions);
+        let go_away = GoAway {
+            last_stream: self.last_peer_id,
+            code: code.number(),
+            message,
+            extensions: if code == ErrorCode::VERSION { vec![version] } else { Vec::new() },
+        };
+        self.push_control(FrameType::GOAWAY, 0, |out| go_away.encode(out));
+    }
+
+    fn fail(&mut self, error: ConnectionError) -> ConnectionError {
+        // The message may quote the peer: cut it, so that the GOAWAY stays small.
+        let message: String = error.message.chars().take(200).collect();
+        self.push_go_away(error.code, &message);
+        self.handshake_deadline = None;
+        self.frame_deadline = None;
+        self.next_deadline = None;
+        self.failed = Some(error.clone());
+        error
+    }
+}
+
+fn malformed(error: RecordError) -> ConnectionError {
+    ConnectionError::new(ErrorCode::RECORD, error.to_string())
+}
+
+fn check_window(offset: u64, sent: u64) -> Result<(), ConnectionError> {
+    // A window beyond 2^31 ahead of what was sent is nonsense from a peer whose limits are 32 bits wide.
+    if offset > sent.saturating_add(1 << 32) {
+        return Err(ConnectionError::new(ErrorCode::FLOW_CONTROL, format!("window offset {offset} is too far ahead")));
+    }
+    Ok(())
+}
+
+fn metadata_size(metadata: &Metadata) -> usize {
+    metadata.iter().map(|(key, value)| key.len() + value.len() + 8).sum()
+}
+
+/// Appends a frame without payload: header, then the record, then the header again with what is now known.
+fn write_record(out: &mut BytesMut, mut header: FrameHeader, record: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    out.resize(start + HEADER_LEN, 0);
+    record(out);
+    let body = &out[start + HEADER_LEN..];
+    header.metadata_len = body.len() as u32;
+    header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
+    out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+}
+
+/// Frames on their way to the transport: small ones together in one block, large messages from where they are.
+#[derive(Debug, Default)]
+pub struct TransmitBuffer {
+    /// Blocks ahead of `tail`, in order.
+    blocks: VecDeque<Bytes>,
+    tail: BytesMut,
+    len: usize,
+}
+
+impl TransmitBuffer {
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The waiting bytes as up to `slices.len()` parts; gives how many parts are filled.
+    pub fn parts<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut count = 0;
+        let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
+        for (slot, part) in slices.iter_mut().zip(self.blocks.iter().map(|block| &block[..]).chain(tail)) {
+            *slot = IoSlice::new(part);
+            count += 1;
+        }
+        count
+    }
+
+    /// How many parts [`TransmitBuffer::parts`] would fill with room enough.
+    pub fn part_count(&self) -> usize {
+        self.blocks.len() + usize::from(!self.tail.is_empty())
+    }
+
+    /// Drops `len` bytes from the front: the transport took them.
+    pub fn consume(&mut self, mut len: usize) {
+        debug_assert!(len <= self.len);
+        self.len -= len;
+        while len > 0 {
+            match self.blocks.front_mut() {
+                Some(block) if block.len() > len => {
+                    block.advance(len);
+                    return;
+                }
+                Some(block) => {
+                    len -= block.len();
+                    self.blocks.pop_front();
+                }
+                None => {
+                    self.tail.advance(len);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn append(&mut self, control: &mut BytesMut) {
+        self.len += control.len();
+        self.tail.extend_from_slice(control);
+        control.clear();
+    }
+
+    fn frame(&mut self, mut header: FrameHeader, record: impl FnOnce(&mut BytesMut), payload: Option<Bytes>) {
+        let payload = payload.unwrap_or_default();
+        let start = self.tail.len();
+        self.tail.resize(start + HEADER_LEN, 0);
+        record(&mut self.tail);
+        let body = &self.tail[start + HEADER_LEN..];
+        header.metadata_len = body.len() as u32;
+        header.payload_len = payload.len() as u32;
+        if !(body.is_empty() && payload.is_empty()) {
+            header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), &payload);
+        }
+        self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+        if payload.len() <= COPY_MAX {
+            self.tail.extend_from_slice(&payload);
+            self.len += self.tail.len() - start;
+        } else {
+            self.len += self.tail.len() - start + payload.len();
+            self.blocks.push_back(self.tail.split().freeze());
+            self.blocks.push_back(payload);
+        }
+    }
+}

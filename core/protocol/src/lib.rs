@@ -1,0 +1,27 @@
+//! The Valkyrie wire protocol, version 1, as a state machine: bytes and time in, bytes and events out.
+//!
+//! It decides which bytes mean what and what must happen next. It deliberately never touches a socket, a clock, a
+//! thread or a random source: [`Time`] is handed in, `handle_*` takes what arrived, `poll_*` says what to do.
+//! `PROTOCOL.md` in the repository's root is normative; comments here cite its sections.
+#![forbid(unsafe_code)]
+
+mod connection;
+mod error;
+mod header;
+mod limits;
+mod metadata;
+mod record;
+mod status;
+mod stream;
+mod time;
+
+// The public interface is:
+pub use connection::{Config, Connection, Event, Finish, Opened, Role, SendError, TransmitBuffer};
+pub use error::{ConnectionError, ErrorCode};
+pub use header::{FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN, MAGIC, OPTIONAL_TYPE, VERSION};
+pub use limits::{INITIAL, Limits};
+pub use metadata::{Metadata, MetadataError, MetadataValue};
+pub use record::{Call, Extension, GoAway, Head, Hello, OPTIONAL_ID, Ping, RecordError, Reset, StatusRecord, Window};
+pub use status::{Class, Code, Detail, Reason, Status};
+pub use stream::{Priority, StreamKey};
+pub use time::Time;

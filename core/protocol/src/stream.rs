@@ -1,0 +1,217 @@
+//! One stream's state: what each direction has sent and may still send.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::{Metadata, Status, Time, connection::Finish};
+
+/// Priority class of a call. Critical frames do not wait behind bulk ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Priority {
+    /// Goes first.
+    Critical = 0,
+    /// The default.
+    #[default]
+    Normal = 1,
+    /// Takes what is left, and a small share always.
+    Bulk = 2,
+}
+
+impl Priority {
+    /// Every class, the most urgent first.
+    pub const ALL: [Priority; 3] = [Priority::Critical, Priority::Normal, Priority::Bulk];
+
+    /// The class of that number on the wire.
+    pub const fn from_number(number: u8) -> Option<Self> {
+        match number {
+            0 => Some(Priority::Critical),
+            1 => Some(Priority::Normal),
+            2 => Some(Priority::Bulk),
+            _ => None,
+        }
+    }
+
+    /// The class in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Priority::Critical => "critical",
+            Priority::Normal => "normal",
+            Priority::Bulk => "bulk",
+        }
+    }
+
+    /// The class of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|class| class.name() == name)
+    }
+}
+
+/// This side's name of a stream: a slot and its generation. Stable from open to end and never reused, unlike the
+/// slot; the id on the wire is assigned when the CALL frame is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StreamKey {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl StreamKey {
+    /// The slot: small and dense, so that a driver can keep its own table beside the connection's.
+    pub fn index(self) -> usize {
+        self.index as usize
+    }
+}
+
+/// Something that a stream has yet to put on the wire.
+#[derive(Debug)]
+pub(crate) enum Out {
+    /// Opens the stream. The record is written at transmit, so that the remaining time is right.
+    Call { method: Bytes, metadata: Metadata, message: Option<Bytes>, end: bool },
+    Head(Metadata),
+    Message { message: Bytes, end: bool },
+    /// Half-close without a message.
+    End,
+    Status(Result<Finish, Status>),
+}
+
+impl Out {
+    pub(crate) fn message(&self) -> Option<&Bytes> {
+        match self {
+            Out::Call { message, .. } => message.as_ref(),
+            Out::Message { message, .. } => Some(message),
+            Out::Status(Ok(finish)) => finish.message.as_ref(),
+            Out::Head(_) | Out::End | Out::Status(Err(_)) => None,
+        }
+    }
+}
+
+/// How far the sending direction has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sending {
+    Open,
+    /// The end is queued; nothing may follow it.
+    Ending,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// 0 until the CALL frame of a stream of ours is written.
+    pub(crate) id: u64,
+    pub(crate) local: bool,
+    pub(crate) priority: Priority,
+    pub(crate) deadline: Option<Time>,
+
+    /// The item being written and how much of its message is.
+    pub(crate) current: Option<(Out, usize)>,
+    pub(crate) queue: VecDeque<Out>,
+    /// Whether the stream stands in a ready queue.
+    pub(crate) ready: bool,
+    pub(crate) sending: Sending,
+    pub(crate) sent: u64,
+    pub(crate) send_limit: u64,
+    pub(crate) send_buffered: usize,
+    pub(crate) wants_writable: bool,
+    pub(crate) head_sent: bool,
+
+    pub(crate) receive_ended: bool,
+    pub(crate) received: u64,
+    pub(crate) receive_limit: u64,
+    pub(crate) consumed: u64,
+    /// Fragments of a message whose end has not come; `None` between messages.
+    pub(crate) partial: Option<BytesMut>,
+    /// A server's stream whose CALL carried a first fragment: what the call is, until the message is whole.
+    pub(crate) pending_call: Option<Box<crate::connection::Event>>,
+}
+
+impl Stream {
+    pub(crate) fn new(id: u64, local: bool, priority: Priority, send_window: u32, receive_window: u32) -> Self {
+        Self {
+            id,
+            local,
+            priority,
+            deadline: None,
+            current: None,
+            queue: VecDeque::new(),
+            ready: false,
+            sending: Sending::Open,
+            sent: 0,
+            send_limit: u64::from(send_window),
+            send_buffered: 0,
+            wants_writable: false,
+            head_sent: false,
+            receive_ended: false,
+            received: 0,
+            receive_limit: u64::from(receive_window),
+            consumed: 0,
+            partial: None,
+            pending_call: None,
+        }
+    }
+
+    pub(crate) fn push(&mut self, out: Out) {
+        self.send_buffered += out.message().map_or(0, Bytes::len);
+        if self.current.is_none() {
+            self.current = Some((out, 0));
+        } else {
+            self.queue.push_back(out);
+        }
+    }
+
+    pub(crate) fn partial_len(&self) -> u64 {
+        self.partial.as_ref().map_or(0, |partial| partial.len() as u64)
+    }
+}
+
+/// Streams in slots; a slot's generation changes with each tenant.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    slots: Vec<(u32, Option<Stream>)>,
+    free: Vec<u32>,
+}
+
+impl Streams {
+    pub(crate) fn insert(&mut self, stream: Stream) -> StreamKey {
+        match self.free.pop() {
+            Some(index) => {
+                let slot = &mut self.slots[index as usize];
+                slot.1 = Some(stream);
+                StreamKey { index, generation: slot.0 }
+            }
+            None => {
+                // Bounded by max_concurrent_streams and MAX_WAITING, far below u32.
+                let index = self.slots.len() as u32;
+                self.slots.push((0, Some(stream)));
+                StreamKey { index, generation: 0 }
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, key: StreamKey) -> Option<&mut Stream> {
+        match self.slots.get_mut(key.index()) {
+            Some((generation, stream)) if *generation == key.generation => stream.as_mut(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn remove(&mut self, key: StreamKey) -> Option<Stream> {
+        let (generation, slot) = self.slots.get_mut(key.index())?;
+        if *generation != key.generation {
+            return None;
+        }
+        let stream = slot.take()?;
+        *generation = generation.wrapping_add(1);
+        self.free.push(key.index);
+        Some(stream)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    pub(crate) fn iter(&mut self) -> impl Iterator<Item = (StreamKey, &mut Stream)> {
+        self.slots.iter_mut().enumerate().filter_map(|(index, (generation, stream))| {
+            let key = StreamKey { index: index as u32, generation: *generation };
+            stream.as_mut().map(|stream| (key, stream))
+        })
+    }
+}

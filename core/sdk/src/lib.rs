@@ -1,0 +1,49 @@
+//! Valkyrie's SDK: turns a target and a method into an answer, and a handler into a server.
+//!
+//! It owns sockets, deadlines and connections; what bytes mean is decided by `valkyrie-protocol`. It holds no language
+//! binding and reads no command line. Every fallible operation gives a [`Status`].
+//!
+//! Features: `native` (default) brings tokio and the `tcp://`, `unix://` and `memory:` transports; `websocket`
+//! (default) brings `ws://`. Without both the crate builds for wasm32, and the host hands in a [`Runtime`] and a
+//! [`Connector`].
+#![forbid(unsafe_code)]
+
+mod client;
+mod connection;
+mod endpoint;
+mod handler;
+mod options;
+mod runtime;
+#[cfg(feature = "native")]
+mod server;
+mod stream;
+mod traits;
+pub mod transport;
+
+// The public interface is:
+pub use bytes::Bytes;
+pub use client::{Client, ClientBuilder, Sink, Submission};
+pub use connection::{ConnectionInfo, ConnectionState};
+pub use endpoint::Endpoint;
+pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
+pub use options::{CallOptions, Response};
+pub use runtime::{Runtime, Timer};
+#[cfg(feature = "native")]
+pub use runtime::TokioRuntime;
+#[cfg(feature = "native")]
+pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
+pub use stream::{RecvStream, SendStream};
+pub use traits::{BoxFuture, ValkyrieClient, ValkyrieServer};
+pub use transport::{Carrier, Connector, Listener, ReadBuffer, Transport};
+pub use valkyrie_protocol::{
+    Class, Code, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason, Status,
+};
+
+/// The version of this crate and of every package built on it.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The method that [`Client::request`] calls.
+pub const DEFAULT_METHOD: &str = "/echo";
+/// Default time limit of unary calls in milliseconds.
+pub const DEFAULT_TIMEOUT_MS: u64 = 5_000;
+/// Default time limit of making a connection in milliseconds.
+pub const DEFAULT_CONNECT_TIMEOUT_MS: u64 = 5_000;
