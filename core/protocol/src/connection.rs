@@ -24,12 +24,13 @@ use std::{
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::{
-    ConnectionError, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN, INITIAL, Limits,
-    Metadata, OPTIONAL_ID, OPTIONAL_TYPE, Priority, Reason, Status, StreamKey, Time, VERSION,
+    ConnectionError, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN,
+    INITIAL, Limits, Metadata, OPTIONAL_ID, OPTIONAL_TYPE, Priority, Reason, Status, StreamKey, Time,
+    VERSION,
     limits::MAX_FRAME_BYTES_CAP,
     record::{
-        self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window, check_extensions,
-        check_method, metadata_from,
+        self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window,
+        check_extensions, check_method, metadata_from,
     },
     stream::{Out, Sending, Stream, Streams},
 };
@@ -348,7 +349,8 @@ impl Connection {
 
     /// Whether something waits for the wire.
     pub fn wants_transmit(&self) -> bool {
-        !self.control.is_empty() || (self.failed.is_none() && self.ready.iter().any(|queue| !queue.is_empty()))
+        !self.control.is_empty()
+            || (self.failed.is_none() && self.ready.iter().any(|queue| !queue.is_empty()))
     }
 
     /// How long until the stream's deadline; `None` without one or when the stream is gone.
@@ -377,7 +379,10 @@ impl Connection {
         self.check_metadata_size(size)?;
         self.check_message_size(call.message.as_ref())?;
         if self.waiting_opens >= MAX_WAITING {
-            return Err(Status::from_reason(Reason::QUEUE_FULL, format!("{MAX_WAITING} calls wait for a stream")));
+            return Err(Status::from_reason(
+                Reason::QUEUE_FULL,
+                format!("{MAX_WAITING} calls wait for a stream"),
+            ));
         }
         let mut stream = Stream::new(
             0,
@@ -388,7 +393,12 @@ impl Connection {
         );
         stream.deadline = call.deadline;
         stream.sending = if call.end { Sending::Ending } else { Sending::Open };
-        stream.push(Out::Call { method: call.method, metadata: call.metadata, message: call.message, end: call.end });
+        stream.push(Out::Call {
+            method: call.method,
+            metadata: call.metadata,
+            message: call.message,
+            end: call.end,
+        });
         let key = self.streams.insert(stream);
         self.waiting_opens += 1;
         self.note_deadline(call.deadline);
@@ -444,7 +454,10 @@ impl Connection {
             .get(key)
             .ok_or_else(|| Status::from_reason(Reason::CANCELLED, "the call is gone"))?;
         if stream.head_sent || stream.sending != Sending::Open {
-            return Err(Status::from_reason(Reason::STREAM_MISUSE, "initial metadata goes before the first message"));
+            return Err(Status::from_reason(
+                Reason::STREAM_MISUSE,
+                "initial metadata goes before the first message",
+            ));
         }
         stream.head_sent = true;
         stream.push(Out::Head(metadata));
@@ -458,7 +471,9 @@ impl Connection {
             Ok(finish) => self
                 .check_message_size(finish.message.as_ref())
                 .and_then(|()| {
-                    self.check_metadata_size(metadata_size(&finish.metadata) + metadata_size(&finish.trailers) + 64)
+                    self.check_metadata_size(
+                        metadata_size(&finish.metadata) + metadata_size(&finish.trailers) + 64,
+                    )
                 })
                 .and(outcome),
             Err(status) => {
@@ -647,7 +662,10 @@ impl Connection {
     fn check_header(&self, header: &FrameHeader) -> Result<(), ConnectionError> {
         let limits = &self.config.limits;
         let size = |what, len, limit| {
-            Err(ConnectionError::new(ErrorCode::FRAME_SIZE, format!("{what} length {len} exceeds limit {limit}")))
+            Err(ConnectionError::new(
+                ErrorCode::FRAME_SIZE,
+                format!("{what} length {len} exceeds limit {limit}"),
+            ))
         };
         if header.payload_len > limits.max_frame_bytes {
             return size("payload", header.payload_len, limits.max_frame_bytes);
@@ -683,12 +701,16 @@ impl Connection {
             return protocol("a payload without the message flag".into());
         }
         if header.flags != 0 && !carries {
-            return protocol(format!("flags {:#06x} on frame type {:#04x}", header.flags, header.frame_type.0));
+            return protocol(format!(
+                "flags {:#06x} on frame type {:#04x}",
+                header.flags, header.frame_type.0
+            ));
         }
         if header.has(FLAG_MORE) && (!header.has(FLAG_MESSAGE) || header.has(FLAG_END)) {
             return protocol("a message that goes on cannot be the end".into());
         }
-        if header.frame_type.is_connection() != (header.stream == 0) && header.frame_type != FrameType::WINDOW {
+        if header.frame_type.is_connection() != (header.stream == 0) && header.frame_type != FrameType::WINDOW
+        {
             return protocol(format!("frame type {:#04x} on stream {}", header.frame_type.0, header.stream));
         }
         Ok(())
@@ -743,12 +765,18 @@ impl Connection {
         for (id, value) in hello.settings {
             let (field, least, most) = match id {
                 SETTING_MAX_FRAME => (&mut self.peer.max_frame_bytes, INITIAL.max_frame_bytes, u32::MAX),
-                SETTING_MAX_MESSAGE => (&mut self.peer.max_message_bytes, INITIAL.max_message_bytes, u32::MAX),
-                SETTING_MAX_METADATA => (&mut self.peer.max_metadata_bytes, INITIAL.max_metadata_bytes, u32::MAX),
+                SETTING_MAX_MESSAGE => {
+                    (&mut self.peer.max_message_bytes, INITIAL.max_message_bytes, u32::MAX)
+                }
+                SETTING_MAX_METADATA => {
+                    (&mut self.peer.max_metadata_bytes, INITIAL.max_metadata_bytes, u32::MAX)
+                }
                 SETTING_MAX_STREAMS => {
                     (&mut self.peer.max_concurrent_streams, INITIAL.max_concurrent_streams, u32::MAX)
                 }
-                SETTING_STREAM_WINDOW => (&mut self.peer.stream_window_bytes, INITIAL.stream_window_bytes, 1 << 31),
+                SETTING_STREAM_WINDOW => {
+                    (&mut self.peer.stream_window_bytes, INITIAL.stream_window_bytes, 1 << 31)
+                }
                 SETTING_CONNECTION_WINDOW => {
                     (&mut self.peer.connection_window_bytes, INITIAL.connection_window_bytes, 1 << 31)
                 }
@@ -883,7 +911,10 @@ impl Connection {
         stream.receive_ended = header.has(FLAG_END);
         stream.received = payload.len() as u64;
         if stream.received > stream.receive_limit {
-            return Err(ConnectionError::new(ErrorCode::FLOW_CONTROL, "more message bytes than the stream's window"));
+            return Err(ConnectionError::new(
+                ErrorCode::FLOW_CONTROL,
+                "more message bytes than the stream's window",
+            ));
         }
         let method = record.slice_ref(call.method.as_bytes());
         let key = self.streams.insert(stream);
@@ -926,7 +957,8 @@ impl Connection {
             // The sender broke its own half-close: the stream is over, and so is the peer's patience budget.
             self.drop_bytes(payload.len());
             self.reset(key, ErrorCode::STREAM_CLOSED);
-            let status = Status::from_error_code(ErrorCode::STREAM_CLOSED, "a message came after the half-close");
+            let status =
+                Status::from_error_code(ErrorCode::STREAM_CLOSED, "a message came after the half-close");
             self.events.push_back(Event::Reset { key, status, unprocessed: false });
             return self.count_reset();
         }
@@ -981,7 +1013,10 @@ impl Connection {
         payload: Bytes,
     ) -> Result<(), ConnectionError> {
         if header.has(FLAG_MORE) {
-            return Err(ConnectionError::new(ErrorCode::PROTOCOL, "a status cannot hold a message that goes on"));
+            return Err(ConnectionError::new(
+                ErrorCode::PROTOCOL,
+                "a status cannot hold a message that goes on",
+            ));
         }
         self.take_connection_credit(payload.len())?;
         // What ends a call is handed to its caller at once: its credit comes back with it.
@@ -1006,8 +1041,12 @@ impl Connection {
                         ));
                     }
                 }
+                let last = payload.len();
                 match self.whole_message(key, payload)? {
-                    Some(message) => Some(message),
+                    Some(message) => {
+                        self.drop_bytes(message.len() - last);
+                        Some(message)
+                    }
                     None => return Ok(()),
                 }
             } else {
@@ -1048,8 +1087,11 @@ impl Connection {
         if was {
             return Ok(None);
         }
-        Err(ConnectionError::new(ErrorCode::PROTOCOL, format!("a frame for stream {id}, which was never opened"))
-            .with_reason(Reason::STREAM_STATE))
+        Err(ConnectionError::new(
+            ErrorCode::PROTOCOL,
+            format!("a frame for stream {id}, which was never opened"),
+        )
+        .with_reason(Reason::STREAM_STATE))
     }
 
     /// HEAD and STATUS belong to the side that answers.
@@ -1226,7 +1268,8 @@ impl Connection {
             self.open_local += 1;
             self.waiting_opens -= 1;
         }
-        let size = left.min(self.peer.max_frame_bytes as usize).min(usize::try_from(credit).unwrap_or(usize::MAX));
+        let size =
+            left.min(self.peer.max_frame_bytes as usize).min(usize::try_from(credit).unwrap_or(usize::MAX));
         let last = size == left;
         let fragment = message.map(|message| message.slice(*offset..*offset + size));
         let mut flags = 0;
@@ -1386,7 +1429,8 @@ impl Connection {
 
     fn check_message_size(&self, message: Option<&Bytes>) -> Result<(), Status> {
         // Before HELLO the peer's limit is not known; our own is the best guess, and the peer checks.
-        let limit = if self.greeted { self.peer.max_message_bytes } else { self.config.limits.max_message_bytes };
+        let limit =
+            if self.greeted { self.peer.max_message_bytes } else { self.config.limits.max_message_bytes };
         match message {
             Some(message) if message.len() > limit as usize => Err(Status::from_reason(
                 Reason::MESSAGE_TOO_LARGE,
@@ -1457,7 +1501,10 @@ fn malformed(error: RecordError) -> ConnectionError {
 fn check_window(offset: u64, sent: u64) -> Result<(), ConnectionError> {
     // A window beyond 2^31 ahead of what was sent is nonsense from a peer whose limits are 32 bits wide.
     if offset > sent.saturating_add(1 << 32) {
-        return Err(ConnectionError::new(ErrorCode::FLOW_CONTROL, format!("window offset {offset} is too far ahead")));
+        return Err(ConnectionError::new(
+            ErrorCode::FLOW_CONTROL,
+            format!("window offset {offset} is too far ahead"),
+        ));
     }
     Ok(())
 }

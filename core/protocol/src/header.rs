@@ -116,8 +116,11 @@ impl FrameHeader {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let computed = crc32c::crc32c(&bytes[..36]);
         if word(36) != computed {
-            return Err(ConnectionError::new(ErrorCode::CHECKSUM, "frame header does not match its checksum")
-                .with_reason(Reason::HEADER_CHECKSUM));
+            return Err(ConnectionError::new(
+                ErrorCode::CHECKSUM,
+                "frame header does not match its checksum",
+            )
+            .with_reason(Reason::HEADER_CHECKSUM));
         }
         if bytes[4] != VERSION {
             return Err(ConnectionError::new(
@@ -127,13 +130,19 @@ impl FrameHeader {
         }
         let flags = u16::from_le_bytes([bytes[6], bytes[7]]);
         if flags & !FLAGS_KNOWN != 0 && bytes[5] & OPTIONAL_TYPE == 0 {
-            return Err(ConnectionError::new(ErrorCode::PROTOCOL, format!("reserved flag bits set: {flags:#06x}")));
+            return Err(ConnectionError::new(
+                ErrorCode::PROTOCOL,
+                format!("reserved flag bits set: {flags:#06x}"),
+            ));
         }
         if bytes[26..32] != [0; 6] {
             return Err(ConnectionError::new(ErrorCode::PROTOCOL, "reserved header bytes are not zero"));
         }
         if bytes[24] > 2 {
-            return Err(ConnectionError::new(ErrorCode::PROTOCOL, format!("priority class {} is not 0 to 2", bytes[24])));
+            return Err(ConnectionError::new(
+                ErrorCode::PROTOCOL,
+                format!("priority class {} is not 0 to 2", bytes[24]),
+            ));
         }
         Ok(Self {
             frame_type: FrameType(bytes[5]),

@@ -18,10 +18,14 @@ mod time;
 // The public interface is:
 pub use connection::{Config, Connection, Event, Finish, Opened, Role, SendError, TransmitBuffer};
 pub use error::{ConnectionError, ErrorCode};
-pub use header::{FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN, MAGIC, OPTIONAL_TYPE, VERSION};
+pub use header::{
+    FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN, MAGIC, OPTIONAL_TYPE, VERSION,
+};
 pub use limits::{INITIAL, Limits};
 pub use metadata::{Metadata, MetadataError, MetadataValue};
-pub use record::{Call, Extension, GoAway, Head, Hello, OPTIONAL_ID, Ping, RecordError, Reset, StatusRecord, Window};
+pub use record::{
+    Call, Extension, GoAway, Head, Hello, OPTIONAL_ID, Ping, RecordError, Reset, StatusRecord, Window,
+};
 pub use status::{Class, Code, Detail, Reason, Status};
 pub use stream::{Priority, StreamKey};
 pub use time::Time;

@@ -215,7 +215,10 @@ pub(crate) fn check_extensions(extensions: &[Extension<'_>], known: &[u32]) -> R
 
 /// Checks a method: 1 to 512 characters, beginning with `/`, of printable ASCII without a space.
 pub(crate) fn check_method(method: &str) -> Result<(), RecordError> {
-    if method.len() > MAX_METHOD || !method.starts_with('/') || !method.bytes().all(|byte| byte.is_ascii_graphic()) {
+    if method.len() > MAX_METHOD
+        || !method.starts_with('/')
+        || !method.bytes().all(|byte| byte.is_ascii_graphic())
+    {
         let shown: String = method.chars().take(64).collect();
         return Err(RecordError(format!(
             "method {shown:?} is not 1 to {MAX_METHOD} printable characters beginning with /"

@@ -66,9 +66,17 @@ impl StreamKey {
 #[derive(Debug)]
 pub(crate) enum Out {
     /// Opens the stream. The record is written at transmit, so that the remaining time is right.
-    Call { method: Bytes, metadata: Metadata, message: Option<Bytes>, end: bool },
+    Call {
+        method: Bytes,
+        metadata: Metadata,
+        message: Option<Bytes>,
+        end: bool,
+    },
     Head(Metadata),
-    Message { message: Bytes, end: bool },
+    Message {
+        message: Bytes,
+        end: bool,
+    },
     /// Half-close without a message.
     End,
     Status(Result<Finish, Status>),
@@ -124,7 +132,13 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(id: u64, local: bool, priority: Priority, send_window: u32, receive_window: u32) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        local: bool,
+        priority: Priority,
+        send_window: u32,
+        receive_window: u32,
+    ) -> Self {
         Self {
             id,
             local,

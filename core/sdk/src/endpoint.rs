@@ -21,7 +21,9 @@ impl Endpoint {
         let invalid = |why: &str| {
             Err(Status::from_reason(
                 Reason::INVALID_ENDPOINT,
-                format!("endpoint {text:?} {why}; write tcp://host:port, unix:///path, ws://host:port or memory:name"),
+                format!(
+                    "endpoint {text:?} {why}; write tcp://host:port, unix:///path, ws://host:port or memory:name"
+                ),
             ))
         };
         if text.is_empty() {
@@ -37,7 +39,9 @@ impl Endpoint {
                 _ => ("tcp", text),
             },
         };
-        if scheme.is_empty() || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b)) {
+        if scheme.is_empty()
+            || !scheme.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"+-.".contains(&b))
+        {
             return invalid("has no legal scheme");
         }
         if rest.is_empty() {
@@ -107,7 +111,18 @@ mod tests {
 
     #[test]
     fn refuses_with_the_text_and_the_fix() {
-        for text in ["", "tcp://", "localhost", "tcp://host:99999", "tcp://host:1/x", "unix://relative", "a b:1", "://x", "tcp://::1:80", "tcp://:80"] {
+        for text in [
+            "",
+            "tcp://",
+            "localhost",
+            "tcp://host:99999",
+            "tcp://host:1/x",
+            "unix://relative",
+            "a b:1",
+            "://x",
+            "tcp://::1:80",
+            "tcp://:80",
+        ] {
             let status = Endpoint::parse(text).unwrap_err();
             assert_eq!(status.reason(), Reason::INVALID_ENDPOINT, "{text}");
             assert!(status.message().contains("tcp://host:port"), "{status}");

@@ -182,9 +182,9 @@ impl ServerCall {
     /// # Errors
     /// INVALID_ARGUMENT when the caller half-closed without one; CANCELLED when the call is gone.
     pub async fn message(&mut self) -> Result<Bytes, Status> {
-        self.recv()
-            .await?
-            .ok_or_else(|| Status::from_reason(Reason::INVALID_ARGUMENT, "the call has no message, and one is needed"))
+        self.recv().await?.ok_or_else(|| {
+            Status::from_reason(Reason::INVALID_ARGUMENT, "the call has no message, and one is needed")
+        })
     }
 
     /// The next message; `None` once the caller half-closed. Cancel safe.
@@ -195,7 +195,6 @@ impl ServerCall {
         match std::mem::replace(&mut self.first, First::Taken(false)) {
             First::Message(message, end) => {
                 self.first = First::Taken(end);
-                self.stream.consumed(message.len());
                 Ok(Some(message))
             }
             First::End | First::Taken(true) => {
@@ -210,10 +209,7 @@ impl ServerCall {
     pub(crate) fn take_first(&mut self) -> Option<Bytes> {
         match &self.first {
             First::Message(_, true) => match std::mem::replace(&mut self.first, First::Taken(true)) {
-                First::Message(message, _) => {
-                    self.stream.consumed(message.len());
-                    Some(message)
-                }
+                First::Message(message, _) => Some(message),
                 _ => None,
             },
             _ => None,
@@ -234,6 +230,12 @@ impl ServerCall {
     /// STREAM_MISUSE when a message or metadata was sent before; CANCELLED when the call is gone.
     pub fn send_metadata(&mut self, metadata: Metadata) -> Result<(), Status> {
         self.stream.send_metadata(metadata)
+    }
+}
+
+impl Drop for ServerCall {
+    fn drop(&mut self) {
+        self.stream.release();
     }
 }
 

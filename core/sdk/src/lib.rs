@@ -13,6 +13,7 @@ mod connection;
 mod endpoint;
 mod handler;
 mod options;
+mod router;
 mod runtime;
 #[cfg(feature = "native")]
 mod server;
@@ -27,9 +28,9 @@ pub use connection::{ConnectionInfo, ConnectionState};
 pub use endpoint::Endpoint;
 pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
 pub use options::{CallOptions, Response};
-pub use runtime::{Runtime, Timer};
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
+pub use runtime::{Runtime, Timer};
 #[cfg(feature = "native")]
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
 pub use stream::{RecvStream, SendStream};

@@ -13,7 +13,12 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Anything that makes calls. [`crate::Client`] is one.
 pub trait ValkyrieClient: Send + Sync {
     /// One message out, one message back. See [`crate::Client::call`].
-    fn call<'a>(&'a self, method: &'a str, message: Bytes, options: CallOptions) -> BoxFuture<'a, Result<Response, Status>>;
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        message: Bytes,
+        options: CallOptions,
+    ) -> BoxFuture<'a, Result<Response, Status>>;
     /// Opens a stream of any shape. See [`crate::Client::open`].
     fn open<'a>(
         &'a self,

@@ -109,3 +109,23 @@ impl ReadBuffer {
         }
     }
 }
+
+/// The built-in connector of an endpoint's scheme.
+pub(crate) fn connector(
+    endpoint: &Endpoint,
+) -> Result<std::sync::Arc<dyn Connector>, valkyrie_protocol::Status> {
+    match endpoint.scheme() {
+        #[cfg(feature = "native")]
+        "tcp" => Ok(std::sync::Arc::new(socket::Tcp)),
+        #[cfg(all(feature = "native", unix))]
+        "unix" => Ok(std::sync::Arc::new(socket::Unix)),
+        #[cfg(feature = "native")]
+        "memory" => Ok(std::sync::Arc::new(memory::Memory)),
+        #[cfg(feature = "websocket")]
+        "ws" => Ok(std::sync::Arc::new(websocket::Ws)),
+        scheme => Err(valkyrie_protocol::Status::from_reason(
+            valkyrie_protocol::Reason::UNSUPPORTED_SCHEME,
+            format!("no transport for the scheme {scheme} of {endpoint}"),
+        )),
+    }
+}

@@ -1,0 +1,661 @@
+//! The client: one endpoint, one connection that is made when needed and made again when lost, and the calls on it.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
+
+use crate::{
+    BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
+    DEFAULT_TIMEOUT_MS, Endpoint, Peer, RecvStream, Response, Runtime, SendStream, ValkyrieClient,
+    connection::{Link, cancelled, lock},
+    runtime::sleep_until,
+    stream::halves,
+};
+
+/// How long [`Client::close`] lets calls in flight go on.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Describes a client; [`ClientBuilder::build`] makes it.
+#[must_use = "a builder does nothing until it is built"]
+#[derive(Default)]
+pub struct ClientBuilder {
+    endpoint: Option<String>,
+    timeout_ms: Option<u64>,
+    connect_timeout_ms: Option<u64>,
+    limits: Limits,
+    lazy: bool,
+    runtime: Option<Arc<dyn Runtime>>,
+    connectors: HashMap<String, Arc<dyn Connector>>,
+}
+
+impl ClientBuilder {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Where to connect: `tcp://host:port`, `unix:///path`, `ws://host:port/path`, `memory:name`. Required.
+    pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
+        self.endpoint = Some(endpoint.into());
+        self
+    }
+
+    /// Time limit of unary calls that give none, in milliseconds. Default 5,000.
+    pub fn timeout_ms(mut self, timeout_ms: u64) -> Self {
+        self.timeout_ms = Some(timeout_ms);
+        self
+    }
+
+    /// Time limit of making a connection, in milliseconds. Default 5,000.
+    pub fn connect_timeout_ms(mut self, timeout_ms: u64) -> Self {
+        self.connect_timeout_ms = Some(timeout_ms);
+        self
+    }
+
+    /// What the client is ready to receive. Default [`Limits::default`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Whether [`ClientBuilder::build`] leaves the first connection to the first call. Default false.
+    pub fn lazy(mut self, lazy: bool) -> Self {
+        self.lazy = lazy;
+        self
+    }
+
+    /// What runs the connection. Default: the tokio runtime that is current at build.
+    pub fn runtime(mut self, runtime: Arc<dyn Runtime>) -> Self {
+        self.runtime = Some(runtime);
+        self
+    }
+
+    /// Registers a transport by scheme, ahead of the built-in ones.
+    pub fn connector(mut self, scheme: impl Into<String>, connector: Arc<dyn Connector>) -> Self {
+        self.connectors.insert(scheme.into(), connector);
+        self
+    }
+
+    /// Makes the client and, unless lazy, its first connection.
+    ///
+    /// # Errors
+    /// INVALID_ENDPOINT, UNSUPPORTED_SCHEME or INVALID_CONFIGURATION for what is written wrong; CONNECT_FAILED,
+    /// CONNECT_TIMEOUT or NAME_RESOLUTION when nobody answers.
+    pub async fn build(self) -> Result<Client, Status> {
+        let lazy = self.lazy;
+        let client = self.connect_lazily()?;
+        if !lazy {
+            client.ready().await?;
+        }
+        Ok(client)
+    }
+
+    /// Makes the client without a connection: the first call, or [`Client::ready`], makes it.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::build`] for what is written wrong.
+    pub fn connect_lazily(mut self) -> Result<Client, Status> {
+        let invalid = |message: &'static str| Status::from_reason(Reason::INVALID_CONFIGURATION, message);
+        let endpoint =
+            self.endpoint.ok_or_else(|| invalid("no endpoint; call .endpoint(\"tcp://host:port\")"))?;
+        let endpoint = Endpoint::parse(&endpoint)?;
+        if self.timeout_ms == Some(0) || self.connect_timeout_ms == Some(0) {
+            return Err(invalid("a timeout of 0 ms lets no call succeed; leave it out for the default"));
+        }
+        let connector = match self.connectors.remove(endpoint.scheme()) {
+            Some(connector) => connector,
+            None => crate::transport::connector(&endpoint)?,
+        };
+        let runtime = match self.runtime {
+            Some(runtime) => runtime,
+            None => default_runtime()?,
+        };
+        Ok(Client(Arc::new(Inner {
+            endpoint,
+            timeout: Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS)),
+            connect_timeout: Duration::from_millis(
+                self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS),
+            ),
+            limits: self.limits,
+            connector,
+            runtime,
+            state: Mutex::new(State::Idle),
+        })))
+    }
+}
+
+#[cfg(feature = "native")]
+fn default_runtime() -> Result<Arc<dyn Runtime>, Status> {
+    match crate::TokioRuntime::current() {
+        Some(runtime) => Ok(Arc::new(runtime)),
+        None => Err(Status::from_reason(
+            Reason::INVALID_CONFIGURATION,
+            "no tokio runtime is current; build inside one or give .runtime(…)",
+        )),
+    }
+}
+
+#[cfg(not(feature = "native"))]
+fn default_runtime() -> Result<Arc<dyn Runtime>, Status> {
+    Err(Status::from_reason(Reason::INVALID_CONFIGURATION, "no runtime; give one with .runtime(…)"))
+}
+
+/// Makes calls to one endpoint. Cheap to clone; clones share the connection. When the last clone is dropped, calls in
+/// flight end with CANCELLED.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    endpoint: Endpoint,
+    timeout: Duration,
+    connect_timeout: Duration,
+    limits: Limits,
+    connector: Arc<dyn Connector>,
+    runtime: Arc<dyn Runtime>,
+    state: Mutex<State>,
+}
+
+enum State {
+    Idle,
+    Dialing(Arc<Dial>),
+    Ready(Arc<Link>),
+    Closed(Option<Arc<Link>>),
+}
+
+/// One attempt to connect, which every call that needs it waits for.
+#[derive(Default)]
+struct Dial(Mutex<DialState>);
+
+#[derive(Default)]
+struct DialState {
+    result: Option<Result<Arc<Link>, Status>>,
+    wakers: Vec<Waker>,
+}
+
+impl Dial {
+    fn wait(&self) -> impl Future<Output = Result<Arc<Link>, Status>> + Send + '_ {
+        std::future::poll_fn(move |cx| {
+            let state = &mut *lock(&self.0);
+            match &state.result {
+                Some(result) => Poll::Ready(result.clone()),
+                None => {
+                    if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                        state.wakers.push(cx.waker().clone());
+                    }
+                    Poll::Pending
+                }
+            }
+        })
+    }
+
+    fn resolve(&self, result: Result<Arc<Link>, Status>) {
+        let wakers = {
+            let mut state = lock(&self.0);
+            state.result.get_or_insert(result);
+            std::mem::take(&mut state.wakers)
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let State::Ready(link) = &*lock(&self.state) {
+            link.abort(Status::from_reason(Reason::CLIENT_CLOSED, "the client was dropped"));
+        }
+    }
+}
+
+/// Takes the result of a call that was begun with [`Client::submit`].
+pub trait Sink: Send + Sync {
+    /// Called exactly once per accepted call, from whichever thread has the result. Must not block.
+    fn complete(&self, token: u64, result: Result<Response, Status>);
+}
+
+/// A call begun with [`Client::submit`]. Dropping it does nothing.
+#[derive(Clone)]
+pub struct Submission(Arc<Mutex<Stage>>);
+
+enum Stage {
+    /// Waits for a connection.
+    Waiting,
+    Cancelled,
+    Open(Arc<Link>, StreamKey),
+    Over,
+}
+
+impl Submission {
+    /// Gives the call up: it completes with CANCELLED unless it is complete. Idempotent.
+    pub fn cancel(&self) {
+        let mut stage = lock(&self.0);
+        match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Waiting | Stage::Cancelled => *stage = Stage::Cancelled,
+            Stage::Open(link, key) => {
+                drop(stage);
+                link.cancel_unary(key);
+            }
+            Stage::Over => {}
+        }
+    }
+}
+
+impl Client {
+    /// Begins to describe a client.
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder::new()
+    }
+
+    /// Connects with every default.
+    ///
+    /// # Errors
+    /// As [`ClientBuilder::build`].
+    pub async fn connect(endpoint: &str) -> Result<Client, Status> {
+        Self::builder().endpoint(endpoint).build().await
+    }
+
+    /// Where the client connects.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
+
+    /// Waits until there is a connection, making one if there is none.
+    ///
+    /// # Errors
+    /// Why none could be made; CLIENT_CLOSED after close.
+    pub async fn ready(&self) -> Result<(), Status> {
+        self.link().await.map(drop)
+    }
+
+    /// Sends a message to the default method, `/echo`, and gives the answer.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn request(&self, message: impl Into<Bytes>) -> Result<Bytes, Status> {
+        Ok(self.call(DEFAULT_METHOD, message).await?.message)
+    }
+
+    /// One message out, one message back, within the client's time limit (5,000 ms unless built otherwise).
+    ///
+    /// # Errors
+    /// Whatever status the server gave, or the library's: DEADLINE_EXCEEDED, UNAVAILABLE, INVALID_ARGUMENT …
+    ///
+    /// # Cancel safety
+    /// Dropping the future cancels the call, and the server's handler with it.
+    pub async fn call(&self, method: &str, message: impl Into<Bytes>) -> Result<Response, Status> {
+        self.call_with(method, message, CallOptions::new()).await
+    }
+
+    /// As [`Client::call`], with options.
+    ///
+    /// # Errors
+    /// As [`Client::call`].
+    pub async fn call_with(
+        &self,
+        method: &str,
+        message: impl Into<Bytes>,
+        options: CallOptions,
+    ) -> Result<Response, Status> {
+        let deadline = self.deadline(options.timeout.or(Some(self.0.timeout)));
+        let link = self.link_before(deadline).await?;
+        let call = opened(method, options, deadline, Some(message.into()), true);
+        let answer = Arc::new(Answer::default());
+        let key = link.unary(call, 0, answer.clone())?;
+        Pending { link, key, answer, over: false }.await
+    }
+
+    /// Opens a stream of any shape. Without a timeout in `options` it has none.
+    ///
+    /// # Errors
+    /// As [`Client::call`]; what the server says arrives at the receiving half.
+    pub async fn open(&self, method: &str, options: CallOptions) -> Result<(SendStream, RecvStream), Status> {
+        let deadline = self.deadline(options.timeout);
+        let link = self.link_before(deadline).await?;
+        let stream = link.stream(opened(method, options, deadline, None, false))?;
+        Ok(halves(stream, false))
+    }
+
+    /// Server streaming: sends one message, half-closes and gives the receiving half.
+    ///
+    /// # Errors
+    /// As [`Client::open`].
+    pub async fn stream(
+        &self,
+        method: &str,
+        message: impl Into<Bytes>,
+        options: CallOptions,
+    ) -> Result<RecvStream, Status> {
+        let deadline = self.deadline(options.timeout);
+        let link = self.link_before(deadline).await?;
+        let stream = link.stream(opened(method, options, deadline, Some(message.into()), true))?;
+        Ok(halves(stream, true).1)
+    }
+
+    /// Begins a unary call without a future: `sink` gets the result with `token`, exactly once, perhaps before this
+    /// returns. For language bindings; no task is spawned while the connection stands.
+    pub fn submit(
+        &self,
+        method: &str,
+        message: Bytes,
+        options: CallOptions,
+        token: u64,
+        sink: Arc<dyn Sink>,
+    ) -> Submission {
+        let deadline = self.deadline(options.timeout.or(Some(self.0.timeout)));
+        let call = opened(method, options, deadline, Some(message), true);
+        let submission = Submission(Arc::new(Mutex::new(Stage::Waiting)));
+        let ready = match &*lock(&self.0.state) {
+            State::Ready(link) if link.is_usable() => Some(link.clone()),
+            _ => None,
+        };
+        match ready {
+            Some(link) => submission.begin(&link, call, token, sink),
+            None => {
+                let (client, submission) = (self.clone(), submission.clone());
+                self.0.runtime.spawn(Box::pin(async move {
+                    match client.link_before(deadline).await {
+                        Ok(link) => submission.begin(&link, call, token, sink),
+                        Err(status) => submission.refuse(status, token, &*sink),
+                    }
+                }));
+            }
+        }
+        submission
+    }
+
+    /// Ends gracefully: calls in flight may finish within 5 s, then the connection closes. Later calls fail with
+    /// CLIENT_CLOSED. Idempotent.
+    pub async fn close(&self) {
+        let link = match std::mem::replace(&mut *lock(&self.0.state), State::Closed(None)) {
+            State::Ready(link) | State::Closed(Some(link)) => link,
+            _ => return,
+        };
+        // Kept, so that a second close waits as well.
+        *lock(&self.0.state) = State::Closed(Some(link.clone()));
+        link.close(self.0.runtime.now().after(CLOSE_TIMEOUT), "the client is closing");
+        link.closed().await;
+    }
+
+    /// Ends at once: calls in flight end with CANCELLED. Idempotent.
+    pub fn close_now(&self) {
+        let before = std::mem::replace(&mut *lock(&self.0.state), State::Closed(None));
+        if let State::Ready(link) | State::Closed(Some(link)) = before {
+            link.abort(closed());
+        }
+    }
+
+    /// The client's connections: none or one.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        match &*lock(&self.0.state) {
+            State::Ready(link) => vec![link.info()],
+            _ => Vec::new(),
+        }
+    }
+
+    fn deadline(&self, timeout: Option<Duration>) -> Option<Time> {
+        timeout.filter(|timeout| *timeout != Duration::MAX).map(|timeout| self.0.runtime.now().after(timeout))
+    }
+
+    async fn link_before(&self, deadline: Option<Time>) -> Result<Arc<Link>, Status> {
+        if let State::Ready(link) = &*lock(&self.0.state)
+            && link.is_usable()
+        {
+            return Ok(link.clone());
+        }
+        let Some(deadline) = deadline else { return self.link().await };
+        let passed = || {
+            Status::from_reason(
+                Reason::DEADLINE_EXCEEDED,
+                "the deadline passed before there was a connection",
+            )
+        };
+        if deadline <= self.0.runtime.now() {
+            return Err(passed());
+        }
+        race(self.link(), sleep_until(&*self.0.runtime, deadline)).await.unwrap_or_else(|| Err(passed()))
+    }
+
+    /// The connection, dialled when there is none that takes calls. Every caller joins the same attempt.
+    async fn link(&self) -> Result<Arc<Link>, Status> {
+        let dial = {
+            let mut state = lock(&self.0.state);
+            match &*state {
+                State::Closed(_) => return Err(closed()),
+                State::Ready(link) if link.is_usable() => return Ok(link.clone()),
+                State::Dialing(dial) => dial.clone(),
+                State::Ready(_) | State::Idle => {
+                    let dial = Arc::new(Dial::default());
+                    *state = State::Dialing(dial.clone());
+                    let attempt = Attempt { inner: self.0.clone(), dial: dial.clone() };
+                    self.0.runtime.spawn(Box::pin(attempt.run()));
+                    dial
+                }
+            }
+        };
+        dial.wait().await
+    }
+}
+
+fn closed() -> Status {
+    Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed")
+}
+
+fn opened(
+    method: &str,
+    options: CallOptions,
+    deadline: Option<Time>,
+    message: Option<Bytes>,
+    end: bool,
+) -> Opened {
+    Opened {
+        method: Bytes::copy_from_slice(method.as_bytes()),
+        metadata: options.metadata,
+        priority: options.priority,
+        deadline,
+        message,
+        end,
+    }
+}
+
+/// A dial in progress. Dropped with its runtime, it tells everybody who waits.
+struct Attempt {
+    inner: Arc<Inner>,
+    dial: Arc<Dial>,
+}
+
+impl Attempt {
+    async fn run(self) {
+        let inner = &self.inner;
+        let deadline = inner.runtime.now().after(inner.connect_timeout);
+        let connecting = inner.connector.connect(&inner.endpoint);
+        let result = match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
+            Some(Ok(transport)) => {
+                let peer = Peer { endpoint: inner.endpoint.to_string(), uid: None };
+                let (link, driver) = Link::new(transport, peer, inner.limits, inner.runtime.clone(), None);
+                inner.runtime.spawn(Box::pin(driver));
+                Ok(link)
+            }
+            Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),
+            None => Err(Status::from_reason(
+                Reason::CONNECT_TIMEOUT,
+                format!(
+                    "no connection to {} within {} ms",
+                    inner.endpoint,
+                    inner.connect_timeout.as_millis()
+                ),
+            )),
+        };
+        self.settle(result);
+    }
+
+    fn settle(&self, mut result: Result<Arc<Link>, Status>) {
+        {
+            let mut state = lock(&self.inner.state);
+            match &*state {
+                State::Dialing(dial) if Arc::ptr_eq(dial, &self.dial) => {
+                    *state = match &result {
+                        Ok(link) => State::Ready(link.clone()),
+                        Err(_) => State::Idle,
+                    };
+                }
+                _ => {
+                    if let Ok(link) = &result {
+                        link.abort(closed());
+                        result = Err(closed());
+                    }
+                }
+            }
+        }
+        self.dial.resolve(result);
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        if lock(&self.dial.0).result.is_none() {
+            self.settle(Err(Status::from_reason(
+                Reason::CONNECT_FAILED,
+                "the runtime stopped while connecting",
+            )));
+        }
+    }
+}
+
+fn connect_failed(endpoint: &Endpoint, error: &io::Error) -> Status {
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound if endpoint.scheme() != "unix" => Reason::NAME_RESOLUTION,
+        _ => Reason::CONNECT_FAILED,
+    };
+    Status::from_reason(reason, format!("cannot connect to {endpoint}: {error}"))
+}
+
+/// The first future's output, or `None` when the second is ready before it.
+async fn race<T>(
+    first: impl Future<Output = T> + Send,
+    second: impl Future<Output = ()> + Send,
+) -> Option<T> {
+    let mut first = std::pin::pin!(first);
+    let mut second = std::pin::pin!(second);
+    std::future::poll_fn(move |cx| match first.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => second.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
+impl Submission {
+    fn begin(&self, link: &Arc<Link>, call: Opened, token: u64, sink: Arc<dyn Sink>) {
+        let mut stage = lock(&self.0);
+        let refused = match &*stage {
+            Stage::Cancelled => cancelled(),
+            _ => match link.unary(call, token, sink.clone()) {
+                Ok(key) => {
+                    *stage = Stage::Open(link.clone(), key);
+                    return;
+                }
+                Err(status) => status,
+            },
+        };
+        *stage = Stage::Over;
+        drop(stage);
+        sink.complete(token, Err(refused));
+    }
+
+    fn refuse(&self, status: Status, token: u64, sink: &dyn Sink) {
+        let before = std::mem::replace(&mut *lock(&self.0), Stage::Over);
+        let status = if matches!(before, Stage::Cancelled) { cancelled() } else { status };
+        sink.complete(token, Err(status));
+    }
+}
+
+/// Where the result of a call that a future waits for arrives.
+#[derive(Default)]
+struct Answer(Mutex<AnswerState>);
+
+#[derive(Default)]
+struct AnswerState {
+    result: Option<Result<Response, Status>>,
+    waker: Option<Waker>,
+}
+
+impl Sink for Answer {
+    fn complete(&self, _token: u64, result: Result<Response, Status>) {
+        let waker = {
+            let mut state = lock(&self.0);
+            state.result = Some(result);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+/// A unary call on its way. Dropping it cancels the call.
+struct Pending {
+    link: Arc<Link>,
+    key: StreamKey,
+    answer: Arc<Answer>,
+    over: bool,
+}
+
+impl Future for Pending {
+    type Output = Result<Response, Status>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let mut state = lock(&this.answer.0);
+        match state.result.take() {
+            Some(result) => {
+                this.over = true;
+                Poll::Ready(result)
+            }
+            None => {
+                match &mut state.waker {
+                    Some(waker) => waker.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.over {
+            self.link.cancel_unary(self.key);
+        }
+    }
+}
+
+impl ValkyrieClient for Client {
+    fn call<'a>(
+        &'a self,
+        method: &'a str,
+        message: Bytes,
+        options: CallOptions,
+    ) -> BoxFuture<'a, Result<Response, Status>> {
+        Box::pin(self.call_with(method, message, options))
+    }
+
+    fn open<'a>(
+        &'a self,
+        method: &'a str,
+        options: CallOptions,
+    ) -> BoxFuture<'a, Result<(SendStream, RecvStream), Status>> {
+        Box::pin(self.open(method, options))
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.close())
+    }
+}

@@ -1,0 +1,891 @@
+//! One live connection: the protocol's state behind a lock, and the driver loop that alone owns the transport.
+//!
+//! Callers lock, tell the protocol what they want, unlock and wake the driver; one write then carries whatever they
+//! all wanted. Wakers, sinks and handlers run with no lock held.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io::{self, IoSlice},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use valkyrie_protocol::{
+    Config, Connection, ErrorCode, Event, Finish, Limits, Metadata, Opened, Reason, Role, SendError, Status,
+    StreamKey, Time, TransmitBuffer,
+};
+
+use crate::{
+    Carrier, Peer, ReadBuffer, Response, Runtime, Sink, Timer, Transport,
+    router::{Arrived, Router},
+};
+
+/// Bytes that one turn of the driver hands to the transport at most, give or take a frame.
+const TRANSMIT_BUDGET: usize = 256 << 10;
+/// A read buffer begins with this and grows while reads fill it.
+const READ_MIN: usize = 4 << 10;
+const READ_MAX: usize = 64 << 10;
+/// Parts of one vectored write.
+const MAX_PARTS: usize = 16;
+/// Turns of the driver before it lets other tasks run.
+const MAX_TURNS: usize = 32;
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// The peer's HELLO has not come.
+    Handshaking,
+    /// Calls may be opened.
+    Open,
+    /// No new calls; those that run may finish.
+    Draining,
+    /// Over.
+    Closed,
+}
+
+/// A connection as an observer sees it.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnectionInfo {
+    /// Unique in this process.
+    pub id: u64,
+    /// Whom it is with.
+    pub peer: String,
+    /// Where it stands.
+    pub state: ConnectionState,
+    /// How long it has lived.
+    pub age: Duration,
+    /// Streams that are open or wait to be.
+    pub streams: usize,
+    /// Calls since it began.
+    pub calls: u64,
+    /// Bytes read.
+    pub bytes_in: u64,
+    /// Bytes written.
+    pub bytes_out: u64,
+}
+
+/// A lock whose holder panicked is still a lock: every state in here is whole between two statements.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the driver and everybody who uses the connection share.
+pub(crate) struct Link {
+    pub(crate) id: u64,
+    pub(crate) peer: Peer,
+    pub(crate) runtime: Arc<dyn Runtime>,
+    started: Time,
+    state: Mutex<State>,
+    calls: AtomicU64,
+    bytes_in: AtomicU64,
+    bytes_out: AtomicU64,
+}
+
+struct State {
+    protocol: Connection,
+    /// Who waits for each stream, by the slot of its key.
+    slots: Vec<Option<(StreamKey, Slot)>>,
+    driver: Option<Waker>,
+    /// The driver was told that there is something to do.
+    dirty: bool,
+    /// Ends by itself once no stream is left, or at this time.
+    closing: Option<Time>,
+    abort: Option<Status>,
+    closed: Option<Status>,
+    on_close: Vec<Waker>,
+    /// Handlers that run, and calls that wait for a permit.
+    running: usize,
+    queued: VecDeque<Arrived>,
+}
+
+enum Slot {
+    Unary { token: u64, sink: Arc<dyn Sink>, head: Metadata, message: Option<Bytes> },
+    Stream(Arc<StreamCell>),
+}
+
+/// One stream as its user and the driver share it.
+#[derive(Default)]
+pub(crate) struct StreamCell {
+    inner: Mutex<StreamInner>,
+}
+
+#[derive(Default)]
+struct StreamInner {
+    /// Messages, and how much credit each returns when taken.
+    incoming: VecDeque<(Bytes, usize)>,
+    head: Option<Metadata>,
+    trailers: Metadata,
+    /// The end of the receiving direction.
+    end: Option<Result<(), Status>>,
+    /// The whole stream is over.
+    gone: Option<Status>,
+    receiver: Option<Waker>,
+    sender: Option<Waker>,
+    task: Option<Waker>,
+}
+
+type Completed = (Arc<dyn Sink>, u64, Result<Response, Status>);
+
+/// Things to do once the lock is free.
+#[derive(Default)]
+struct Actions {
+    wakers: Vec<Waker>,
+    completed: Vec<Completed>,
+    calls: Vec<Arrived>,
+}
+
+impl Actions {
+    fn wake(&mut self, waker: &mut Option<Waker>) {
+        self.wakers.extend(waker.take());
+    }
+}
+
+/// A handle to one stream of a connection.
+#[derive(Clone)]
+pub(crate) struct StreamHandle {
+    pub(crate) link: Arc<Link>,
+    pub(crate) key: StreamKey,
+    cell: Arc<StreamCell>,
+}
+
+impl Link {
+    /// A connection over `transport`, and the future that drives it until it is over.
+    pub(crate) fn new(
+        transport: Box<dyn Transport>,
+        peer: Peer,
+        limits: Limits,
+        runtime: Arc<dyn Runtime>,
+        router: Option<Arc<Router>>,
+    ) -> (Arc<Link>, Driver) {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let now = runtime.now();
+        let role = if router.is_some() { Role::Server } else { Role::Client };
+        let protocol = Connection::new(Config { limits, ..Config::new(role) }, now);
+        let timer = runtime.timer();
+        let link = Arc::new(Link {
+            id: NEXT_ID.fetch_add(1, Relaxed),
+            peer,
+            runtime,
+            started: now,
+            state: Mutex::new(State {
+                protocol,
+                slots: Vec::new(),
+                driver: None,
+                dirty: true,
+                closing: None,
+                abort: None,
+                closed: None,
+                on_close: Vec::new(),
+                running: 0,
+                queued: VecDeque::new(),
+            }),
+            calls: AtomicU64::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+        });
+        let driver = Driver {
+            link: link.clone(),
+            transport,
+            router,
+            buffer: ReadBuffer::default(),
+            transmit: TransmitBuffer::default(),
+            timer,
+            timer_at: None,
+            actions: Actions::default(),
+            read_size: READ_MIN,
+            flushed: true,
+            ended: None,
+        };
+        (link, driver)
+    }
+
+    pub(crate) fn info(&self) -> ConnectionInfo {
+        let state = lock(&self.state);
+        let stage = if state.closed.is_some() {
+            ConnectionState::Closed
+        } else if state.protocol.is_draining() {
+            ConnectionState::Draining
+        } else if state.protocol.is_connected() {
+            ConnectionState::Open
+        } else {
+            ConnectionState::Handshaking
+        };
+        ConnectionInfo {
+            id: self.id,
+            peer: self.peer.endpoint.clone(),
+            state: stage,
+            age: self.runtime.now().since(self.started),
+            streams: state.protocol.streams(),
+            calls: self.calls.load(Relaxed),
+            bytes_in: self.bytes_in.load(Relaxed),
+            bytes_out: self.bytes_out.load(Relaxed),
+        }
+    }
+
+    /// Whether new calls may be opened.
+    pub(crate) fn is_usable(&self) -> bool {
+        let state = lock(&self.state);
+        state.closed.is_none() && state.abort.is_none() && !state.protocol.is_draining()
+    }
+
+    fn wake_driver(mut state: MutexGuard<'_, State>) {
+        if state.dirty {
+            return;
+        }
+        state.dirty = true;
+        let waker = state.driver.clone();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn open_slot(&self, call: Opened, slot: Slot) -> Result<StreamKey, (Slot, Status)> {
+        let mut state = lock(&self.state);
+        if let Some(status) = state.closed.as_ref().or(state.abort.as_ref()) {
+            return Err((slot, status.clone()));
+        }
+        match state.protocol.open(call) {
+            Err(status) => Err((slot, status)),
+            Ok(key) => {
+                self.calls.fetch_add(1, Relaxed);
+                state.put(key, slot);
+                Self::wake_driver(state);
+                Ok(key)
+            }
+        }
+    }
+
+    /// Begins a unary call; `sink` is completed exactly once, from the driver, or not at all when this fails.
+    pub(crate) fn unary(&self, call: Opened, token: u64, sink: Arc<dyn Sink>) -> Result<StreamKey, Status> {
+        let slot = Slot::Unary { token, sink, head: Metadata::new(), message: None };
+        self.open_slot(call, slot).map_err(|(_, status)| status)
+    }
+
+    /// Opens a stream of any shape.
+    pub(crate) fn stream(self: &Arc<Self>, call: Opened) -> Result<StreamHandle, Status> {
+        let cell = Arc::new(StreamCell::default());
+        let key = self.open_slot(call, Slot::Stream(cell.clone())).map_err(|(_, status)| status)?;
+        Ok(StreamHandle { link: self.clone(), key, cell })
+    }
+
+    /// Gives up a unary call: completes its sink with CANCELLED unless it is complete.
+    pub(crate) fn cancel_unary(&self, key: StreamKey) {
+        let mut state = lock(&self.state);
+        let Some(Slot::Unary { token, sink, .. }) = state.take(key) else { return };
+        state.protocol.reset(key, ErrorCode::CANCEL);
+        Self::wake_driver(state);
+        sink.complete(token, Err(cancelled()));
+    }
+
+    /// Ends a call that the peer opened.
+    pub(crate) fn respond(&self, key: StreamKey, outcome: Result<Finish, Status>) {
+        let mut state = lock(&self.state);
+        state.take(key);
+        state.protocol.respond(key, outcome);
+        Self::wake_driver(state);
+    }
+
+    /// Gives a permit back; the call that now has it, if one waited and nobody gave it up.
+    pub(crate) fn release_permit(&self) -> Option<Arrived> {
+        let mut state = lock(&self.state);
+        loop {
+            let Some(next) = state.queued.pop_front() else {
+                state.running -= 1;
+                return None;
+            };
+            if !next.is_gone() {
+                return Some(next);
+            }
+        }
+    }
+
+    /// Takes no new calls and ends once those that run have ended, or at `deadline`.
+    pub(crate) fn close(&self, deadline: Time, message: &str) {
+        let mut state = lock(&self.state);
+        if state.closed.is_none() && state.closing.is_none_or(|at| deadline < at) {
+            state.protocol.go_away(message);
+            state.closing = Some(deadline);
+            state.dirty = false;
+            Self::wake_driver(state);
+        }
+    }
+
+    /// Ends at once; calls in flight end with `status`.
+    pub(crate) fn abort(&self, status: Status) {
+        let mut state = lock(&self.state);
+        if state.closed.is_none() && state.abort.is_none() {
+            state.abort = Some(status);
+            state.dirty = false;
+            Self::wake_driver(state);
+        }
+    }
+
+    /// Resolves when the connection is over.
+    pub(crate) fn closed(&self) -> impl Future<Output = ()> + Send + '_ {
+        std::future::poll_fn(move |cx| {
+            let mut state = lock(&self.state);
+            if state.closed.is_some() {
+                return Poll::Ready(());
+            }
+            if !state.on_close.iter().any(|waker| waker.will_wake(cx.waker())) {
+                state.on_close.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+    }
+}
+
+pub(crate) fn cancelled() -> Status {
+    Status::from_reason(Reason::CANCELLED, "the call was cancelled")
+}
+
+impl State {
+    fn put(&mut self, key: StreamKey, slot: Slot) {
+        if self.slots.len() <= key.index() {
+            self.slots.resize_with(key.index() + 1, || None);
+        }
+        self.slots[key.index()] = Some((key, slot));
+    }
+
+    fn slot(&mut self, key: StreamKey) -> Option<&mut Slot> {
+        match self.slots.get_mut(key.index()) {
+            Some(Some((owner, slot))) if *owner == key => Some(slot),
+            _ => None,
+        }
+    }
+
+    fn take(&mut self, key: StreamKey) -> Option<Slot> {
+        self.slot(key)?;
+        self.slots[key.index()].take().map(|(_, slot)| slot)
+    }
+
+    /// Takes every free permit of `most`; how many that is.
+    fn reserve(&mut self, most: usize) -> usize {
+        let free = most - self.running;
+        self.running = most;
+        free
+    }
+
+    /// Hands every event of the protocol to whom it concerns.
+    fn dispatch(&mut self, link: &Arc<Link>, actions: &mut Actions) {
+        while let Some(event) = self.protocol.poll_event() {
+            match event {
+                Event::Connected | Event::Pong { .. } | Event::GoAway { .. } => {}
+                Event::Call { key, method, metadata, priority, message, end } => {
+                    link.calls.fetch_add(1, Relaxed);
+                    let cell = Arc::new(StreamCell::default());
+                    if end {
+                        lock(&cell.inner).end = Some(Ok(()));
+                    }
+                    self.put(key, Slot::Stream(cell.clone()));
+                    let stream = StreamHandle { link: link.clone(), key, cell };
+                    actions.calls.push(Arrived { stream, method, metadata, priority, message, end });
+                }
+                Event::Head { key, metadata } => match self.slot(key) {
+                    Some(Slot::Unary { head, .. }) => *head = metadata,
+                    Some(Slot::Stream(cell)) => {
+                        let mut inner = lock(&cell.inner);
+                        inner.head = Some(metadata);
+                        actions.wake(&mut inner.receiver);
+                    }
+                    None => {}
+                },
+                Event::Message { key, message } => {
+                    let len = message.len();
+                    match self.slot(key) {
+                        Some(Slot::Unary { message: first, .. }) => {
+                            // A unary caller takes its message at once, and a second one is the server's error.
+                            let twice = first.replace(message).is_some();
+                            self.protocol.consumed(key, len);
+                            if twice && let Some(Slot::Unary { token, sink, .. }) = self.take(key) {
+                                self.protocol.reset(key, ErrorCode::CANCEL);
+                                let status = Status::from_reason(
+                                    Reason::STREAM_MISUSE,
+                                    "the server answered a unary call with more than one message",
+                                )
+                                .with_code(valkyrie_protocol::Code::Internal);
+                                actions.completed.push((sink, token, Err(status)));
+                            }
+                        }
+                        Some(Slot::Stream(cell)) => {
+                            let mut inner = lock(&cell.inner);
+                            inner.incoming.push_back((message, len));
+                            actions.wake(&mut inner.receiver);
+                        }
+                        None => self.protocol.consumed(key, len),
+                    }
+                }
+                Event::HalfClosed { key } => {
+                    if let Some(Slot::Stream(cell)) = self.slot(key) {
+                        let mut inner = lock(&cell.inner);
+                        inner.end = Some(Ok(()));
+                        actions.wake(&mut inner.receiver);
+                    }
+                }
+                Event::Ended { key, outcome } => self.end(key, outcome, actions),
+                Event::Reset { key, status, .. } => self.end(key, Err(status), actions),
+                Event::Writable { key } => {
+                    if let Some(Slot::Stream(cell)) = self.slot(key) {
+                        let mut inner = lock(&cell.inner);
+                        actions.wake(&mut inner.sender);
+                    }
+                }
+            }
+        }
+    }
+
+    fn end(&mut self, key: StreamKey, outcome: Result<Finish, Status>, actions: &mut Actions) {
+        match self.take(key) {
+            Some(Slot::Unary { token, sink, head, message }) => {
+                let result = outcome.and_then(|finish| {
+                    let metadata = if head.is_empty() { finish.metadata } else { head };
+                    match finish.message.or(message) {
+                        Some(message) => Ok(Response::new(message, metadata, finish.trailers)),
+                        None => Err(Status::from_reason(
+                            Reason::MISSING_MESSAGE,
+                            "the server answered a unary call without a message",
+                        )),
+                    }
+                });
+                actions.completed.push((sink, token, result));
+            }
+            Some(Slot::Stream(cell)) => cell.end(outcome, actions),
+            None => {}
+        }
+    }
+
+    /// The connection is over: everybody who waits is told.
+    fn close(&mut self, status: Status, actions: &mut Actions) {
+        for slot in &mut self.slots {
+            match slot.take() {
+                Some((_, Slot::Unary { token, sink, .. })) => {
+                    actions.completed.push((sink, token, Err(status.clone())));
+                }
+                Some((_, Slot::Stream(cell))) => cell.end(Err(status.clone()), actions),
+                None => {}
+            }
+        }
+        self.queued.clear();
+        self.closed = Some(status);
+        actions.wakers.append(&mut self.on_close);
+    }
+}
+
+impl StreamCell {
+    fn end(&self, outcome: Result<Finish, Status>, actions: &mut Actions) {
+        let mut inner = lock(&self.inner);
+        match outcome {
+            Ok(finish) => {
+                if let Some(message) = finish.message {
+                    // Its credit came back when it was read.
+                    inner.incoming.push_back((message, 0));
+                }
+                inner.head.get_or_insert(finish.metadata);
+                inner.trailers = finish.trailers;
+                inner.end = Some(Ok(()));
+                inner.gone = Some(Status::from_reason(Reason::STREAM_MISUSE, "the call has ended"));
+            }
+            Err(status) => {
+                if inner.head.is_none() {
+                    inner.head = Some(status.metadata().clone());
+                }
+                inner.trailers = status.trailers().clone();
+                inner.end = Some(Err(status.clone()));
+                inner.gone = Some(status);
+            }
+        }
+        let StreamInner { receiver, sender, task, .. } = &mut *inner;
+        actions.wakers.extend([receiver.take(), sender.take(), task.take()].into_iter().flatten());
+    }
+}
+
+impl StreamHandle {
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.link.peer
+    }
+
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        let now = self.link.runtime.now();
+        lock(&self.link.state).protocol.remaining(self.key, now)
+    }
+
+    /// Returns the credit of a message that the application took.
+    pub(crate) fn consumed(&self, len: usize) {
+        if len > 0 {
+            let mut state = lock(&self.link.state);
+            state.protocol.consumed(self.key, len);
+            if state.protocol.wants_transmit() {
+                Link::wake_driver(state);
+            }
+        }
+    }
+
+    /// The status that ended the stream, if it is over.
+    pub(crate) fn gone(&self) -> Option<Status> {
+        lock(&self.cell.inner).gone.clone()
+    }
+
+    /// As [`StreamHandle::gone`], and wakes the task when that changes.
+    pub(crate) fn poll_gone(&self, cx: &Context<'_>) -> Option<Status> {
+        let mut inner = lock(&self.cell.inner);
+        if inner.gone.is_none() {
+            inner.task = Some(cx.waker().clone());
+        }
+        inner.gone.clone()
+    }
+
+    pub(crate) fn poll_recv(&self, cx: Option<&Context<'_>>) -> Poll<Result<Option<Bytes>, Status>> {
+        let mut inner = lock(&self.cell.inner);
+        if let Some((message, credit)) = inner.incoming.pop_front() {
+            drop(inner);
+            self.consumed(credit);
+            return Poll::Ready(Ok(Some(message)));
+        }
+        match (&inner.end, cx) {
+            (Some(end), _) => Poll::Ready(end.clone().map(|()| None)),
+            (None, None) => Poll::Pending,
+            (None, Some(cx)) => {
+                inner.receiver = Some(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(crate) fn recv(&self) -> impl Future<Output = Result<Option<Bytes>, Status>> + Send + '_ {
+        std::future::poll_fn(move |cx| self.poll_recv(Some(cx)))
+    }
+
+    /// Initial metadata, as soon as it or the first message is there.
+    pub(crate) fn head(&self) -> impl Future<Output = Result<Metadata, Status>> + Send + '_ {
+        std::future::poll_fn(move |cx| {
+            let mut inner = lock(&self.cell.inner);
+            if let Some(head) = &inner.head {
+                return Poll::Ready(Ok(head.clone()));
+            }
+            if !inner.incoming.is_empty() {
+                return Poll::Ready(Ok(Metadata::new()));
+            }
+            match &inner.end {
+                Some(end) => Poll::Ready(end.clone().map(|()| Metadata::new())),
+                None => {
+                    inner.receiver = Some(cx.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+    }
+
+    pub(crate) fn trailers(&self) -> Metadata {
+        lock(&self.cell.inner).trailers.clone()
+    }
+
+    pub(crate) fn send(&self, message: Bytes) -> impl Future<Output = Result<(), Status>> + Send + '_ {
+        let mut message = Some(message);
+        std::future::poll_fn(move |cx| {
+            let mut state = lock(&self.link.state);
+            {
+                let mut inner = lock(&self.cell.inner);
+                if let Some(status) = &inner.gone {
+                    return Poll::Ready(Err(status.clone()));
+                }
+                inner.sender = Some(cx.waker().clone());
+            }
+            let Some(whole) = message.take() else { return Poll::Pending };
+            match state.protocol.send(self.key, whole) {
+                Ok(()) => {
+                    Link::wake_driver(state);
+                    Poll::Ready(Ok(()))
+                }
+                Err(SendError::Full(back)) => {
+                    message = Some(back);
+                    Poll::Pending
+                }
+                Err(SendError::Refused(status)) => Poll::Ready(Err(status)),
+                Err(SendError::Gone) => Poll::Ready(Err(cancelled())),
+            }
+        })
+    }
+
+    pub(crate) fn send_metadata(&self, metadata: Metadata) -> Result<(), Status> {
+        let mut state = lock(&self.link.state);
+        state.protocol.send_head(self.key, metadata)?;
+        Link::wake_driver(state);
+        Ok(())
+    }
+
+    pub(crate) fn finish(&self) {
+        let mut state = lock(&self.link.state);
+        state.protocol.finish(self.key);
+        Link::wake_driver(state);
+    }
+
+    /// Returns the credit of what was never taken.
+    pub(crate) fn release(&self) {
+        let unread: usize = lock(&self.cell.inner).incoming.drain(..).map(|(_, credit)| credit).sum();
+        self.consumed(unread);
+    }
+
+    /// Gives the call up: the peer is told, and both directions end with CANCELLED. Does nothing once it is over.
+    pub(crate) fn cancel(&self) {
+        let mut actions = Actions::default();
+        let mut state = lock(&self.link.state);
+        if let Some(Slot::Stream(cell)) = state.take(self.key) {
+            state.protocol.reset(self.key, ErrorCode::CANCEL);
+            cell.end(Err(cancelled()), &mut actions);
+        }
+        Link::wake_driver(state);
+        self.release();
+        actions.wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// Moves bytes between a transport and the protocol until the connection is over.
+pub(crate) struct Driver {
+    link: Arc<Link>,
+    transport: Box<dyn Transport>,
+    router: Option<Arc<Router>>,
+    buffer: ReadBuffer,
+    transmit: TransmitBuffer,
+    timer: Box<dyn Timer>,
+    timer_at: Option<Time>,
+    actions: Actions,
+    read_size: usize,
+    flushed: bool,
+    /// Over, as soon as what is queued is written.
+    ended: Option<Status>,
+}
+
+impl Driver {
+    fn run_actions(&mut self) -> bool {
+        let Actions { wakers, completed, calls } = &mut self.actions;
+        let any = !calls.is_empty();
+        for (sink, token, result) in completed.drain(..) {
+            sink.complete(token, result);
+        }
+        wakers.drain(..).for_each(Waker::wake);
+        if let Some(router) = &self.router
+            && any
+        {
+            // All free permits are taken in one go and what is left of them is given back: a handler that answers at
+            // once costs no lock of its own.
+            let mut replies = Vec::with_capacity(calls.len());
+            let mut waiting = VecDeque::new();
+            let mut free = lock(&self.link.state).reserve(router.max_running());
+            for call in calls.drain(..) {
+                if free == 0 {
+                    waiting.push_back(call);
+                    continue;
+                }
+                let key = call.stream.key;
+                match router.start(call) {
+                    Some(outcome) => replies.push((key, outcome)),
+                    None => free -= 1,
+                }
+            }
+            let mut state = lock(&self.link.state);
+            for (key, outcome) in replies {
+                state.take(key);
+                state.protocol.respond(key, outcome);
+            }
+            state.running -= free;
+            state.queued.append(&mut waiting);
+            // A permit that came back meanwhile found the queue empty: hand it on.
+            while state.running < router.max_running()
+                && let Some(next) = state.queued.pop_front()
+            {
+                state.running += 1;
+                drop(state);
+                router.start_holding_permit(next, &self.link);
+                state = lock(&self.link.state);
+            }
+        }
+        any
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.transmit.is_empty() {
+            let written = match self.transport.carrier() {
+                Carrier::Bytes => {
+                    let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+                    let count = self.transmit.parts(&mut parts);
+                    std::task::ready!(self.transport.poll_write(cx, &parts[..count]))?
+                }
+                Carrier::Messages => {
+                    let mut parts = vec![IoSlice::new(&[]); self.transmit.part_count()];
+                    let count = self.transmit.parts(&mut parts);
+                    std::task::ready!(self.transport.poll_write(cx, &parts[..count]))?
+                }
+            };
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.link.bytes_out.fetch_add(written as u64, Relaxed);
+            self.transmit.consume(written);
+            self.flushed = false;
+        }
+        if !self.flushed {
+            std::task::ready!(self.transport.poll_flush(cx))?;
+            self.flushed = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Reads once; whether anything came.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> bool {
+        let bytes = &mut self.buffer.bytes;
+        if bytes.capacity() - bytes.len() < self.read_size / 4 {
+            bytes.reserve(self.read_size);
+        }
+        match self.transport.poll_read(cx, &mut self.buffer) {
+            Poll::Pending => false,
+            Poll::Ready(Ok(0)) => {
+                self.ended = Some(lock(&self.link.state).protocol.handle_end(&self.buffer.bytes));
+                false
+            }
+            Poll::Ready(Ok(count)) => {
+                self.link.bytes_in.fetch_add(count as u64, Relaxed);
+                if count >= self.read_size / 2 {
+                    self.read_size = (self.read_size * 2).min(READ_MAX);
+                }
+                true
+            }
+            Poll::Ready(Err(error)) => {
+                self.ended = Some(lost(&error));
+                false
+            }
+        }
+    }
+
+    /// One turn under the lock: bytes and time in, events out, frames out.
+    fn turn(&mut self, cx: &Context<'_>) {
+        let now = self.link.runtime.now();
+        let mut guard = lock(&self.link.state);
+        let state = &mut *guard;
+        match &mut state.driver {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        state.dirty = false;
+        let mut result = match self.transport.carrier() {
+            Carrier::Bytes => state.protocol.handle_read(now, &mut self.buffer.bytes),
+            Carrier::Messages => state.protocol.handle_message(now, &mut self.buffer.bytes),
+        };
+        if result.is_ok() && state.protocol.poll_timeout().is_some_and(|at| at <= now) {
+            result = state.protocol.handle_timeout(now);
+        }
+        state.dispatch(&self.link, &mut self.actions);
+        if self.ended.is_none() {
+            if let Err(error) = result {
+                self.ended = Some(error.status());
+            } else if let Some(status) = state.abort.take() {
+                self.ended = Some(status);
+            } else if let Some(at) = state.closing {
+                let idle = state.protocol.streams() == 0
+                    && !state.protocol.wants_transmit()
+                    && self.transmit.is_empty();
+                if idle || at <= now {
+                    self.ended = Some(Status::from_reason(
+                        Reason::CONNECTION_LOST,
+                        "the connection was closed while draining",
+                    ));
+                }
+            }
+        }
+        state.protocol.poll_transmit(now, &mut self.transmit, TRANSMIT_BUDGET);
+        // Writing may have made room for senders, or ended streams.
+        state.dispatch(&self.link, &mut self.actions);
+        let next = [state.protocol.poll_timeout(), state.closing].into_iter().flatten().min();
+        drop(guard);
+        if next != self.timer_at {
+            self.timer_at = next;
+            self.timer.reset(next);
+        }
+    }
+}
+
+fn lost(error: &io::Error) -> Status {
+    Status::from_reason(Reason::CONNECTION_LOST, format!("the connection was lost: {error}"))
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        for _ in 0..MAX_TURNS {
+            let read = this.ended.is_none() && this.poll_read(cx);
+            this.turn(cx);
+            let called = this.run_actions();
+            if called {
+                // Handlers that answered at once: their answers share this turn's write.
+                this.turn(cx);
+                this.run_actions();
+            }
+            let written = match this.poll_write(cx) {
+                Poll::Ready(Ok(())) => true,
+                Poll::Pending => false,
+                Poll::Ready(Err(error)) => {
+                    this.ended.get_or_insert_with(|| lost(&error));
+                    this.transmit = TransmitBuffer::default();
+                    true
+                }
+            };
+            if this.ended.is_some() {
+                if !written {
+                    // A peer that does not read its GOAWAY is not waited for beyond what the transport took.
+                    this.transmit = TransmitBuffer::default();
+                }
+                let _ = this.transport.poll_close(cx);
+                return this.finish();
+            }
+            let more = {
+                let state = lock(&this.link.state);
+                (written && state.protocol.wants_transmit()) || state.dirty
+            };
+            let due = this.timer.poll(cx).is_ready();
+            if due {
+                this.timer_at = None;
+                this.timer.reset(None);
+            }
+            if !read && !more && !due {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Driver {
+    fn finish(&mut self) -> Poll<()> {
+        let status = self
+            .ended
+            .take()
+            .unwrap_or_else(|| Status::from_reason(Reason::CONNECTION_LOST, "the connection ended"));
+        lock(&self.link.state).close(status, &mut self.actions);
+        self.actions.calls.clear();
+        self.run_actions();
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Driver {
+    /// A runtime that stops drops the driver: nobody may wait for ever.
+    fn drop(&mut self) {
+        let open = lock(&self.link.state).closed.is_none();
+        if open {
+            self.ended
+                .get_or_insert_with(|| Status::from_reason(Reason::CONNECTION_LOST, "the runtime stopped"));
+            let _ = self.finish();
+        }
+    }
+}

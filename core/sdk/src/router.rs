@@ -1,0 +1,207 @@
+//! From a method's path to its handler, and the handler's run: inline first, as a task when it has to wait.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
+
+use crate::{
+    HandlerFuture, MessageHandler, Reply, ServerCall,
+    connection::{Link, StreamHandle},
+    handler::First,
+};
+
+/// A call that came in and has no handler yet.
+pub(crate) struct Arrived {
+    pub(crate) stream: StreamHandle,
+    pub(crate) method: Bytes,
+    pub(crate) metadata: Metadata,
+    pub(crate) priority: Priority,
+    pub(crate) message: Option<Bytes>,
+    pub(crate) end: bool,
+}
+
+impl Arrived {
+    /// Whether its caller gave it up while it waited for a permit.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.stream.gone().is_some()
+    }
+}
+
+type Outcome = Result<Finish, Status>;
+
+/// Handlers by path. `/a/b` is exact; `/a/*` takes every path below `/a/` that no exact or longer one takes.
+pub(crate) struct Router {
+    exact: HashMap<String, Arc<dyn MessageHandler>>,
+    /// Longest first.
+    prefixes: Vec<(String, Arc<dyn MessageHandler>)>,
+    max_running: usize,
+}
+
+impl Router {
+    pub(crate) fn new(max_running: usize) -> Self {
+        Self { exact: HashMap::new(), prefixes: Vec::new(), max_running }
+    }
+
+    /// Adds a handler.
+    ///
+    /// # Errors
+    /// INVALID_CONFIGURATION for a path that does not begin with `/` or is taken.
+    pub(crate) fn add(&mut self, path: String, handler: Arc<dyn MessageHandler>) -> Result<(), Status> {
+        let invalid = |why: &str| {
+            Err(Status::from_reason(Reason::INVALID_CONFIGURATION, format!("handler path {path:?} {why}")))
+        };
+        if !path.starts_with('/') {
+            return invalid("does not begin with /");
+        }
+        match path.strip_suffix('*') {
+            Some(prefix) if prefix.contains('*') || !prefix.ends_with('/') => {
+                invalid("may have one *, after the last /")
+            }
+            Some(prefix) => {
+                if self.prefixes.iter().any(|(other, _)| other == prefix) {
+                    return invalid("has a handler already");
+                }
+                self.prefixes.push((prefix.to_owned(), handler));
+                self.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+                Ok(())
+            }
+            None if path.contains('*') => invalid("may have one *, after the last /"),
+            None if self.exact.contains_key(&path) => invalid("has a handler already"),
+            None => {
+                self.exact.insert(path, handler);
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) fn max_running(&self) -> usize {
+        self.max_running
+    }
+
+    fn find(&self, method: &str) -> Option<&Arc<dyn MessageHandler>> {
+        self.exact.get(method).or_else(|| {
+            self.prefixes
+                .iter()
+                .find(|(prefix, _)| method.starts_with(prefix.as_str()))
+                .map(|(_, handler)| handler)
+        })
+    }
+
+    /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one.
+    pub(crate) fn start(self: &Arc<Self>, arrived: Arrived) -> Option<Outcome> {
+        let Arrived { stream, method, metadata, priority, message, end } = arrived;
+        let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
+            let method = String::from_utf8_lossy(&method).into_owned();
+            return Some(Err(Status::from_reason(
+                Reason::UNKNOWN_METHOD,
+                format!("unknown method {method}"),
+            )));
+        };
+        if let Some(message) = &message {
+            stream.consumed(message.len());
+        }
+        let first = match (message, end) {
+            (Some(message), end) => First::Message(message, end),
+            (None, true) => First::End,
+            (None, false) => First::None,
+        };
+        let task_stream = stream.clone();
+        let call = ServerCall { stream, method, metadata, priority, first };
+        let mut future = match catch_unwind(AssertUnwindSafe(|| handler.handle(call))) {
+            Ok(future) => future,
+            Err(panic) => return Some(Err(panicked(&panic))),
+        };
+        match poll(&mut future, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => {
+                let runtime = task_stream.link.runtime.clone();
+                runtime.spawn(Box::pin(Run {
+                    router: self.clone(),
+                    stream: task_stream,
+                    future: Some(future),
+                }));
+                None
+            }
+        }
+    }
+}
+
+impl Router {
+    /// Starts a call that waited, with a permit that is taken for it, and those after it while they end at once.
+    pub(crate) fn start_holding_permit(self: &Arc<Self>, first: Arrived, link: &Link) {
+        let mut next = Some(first);
+        while let Some(arrived) = next {
+            let key = arrived.stream.key;
+            match self.start(arrived) {
+                // It runs, and has the permit.
+                None => return,
+                Some(outcome) => link.respond(key, outcome),
+            }
+            next = link.release_permit();
+        }
+    }
+}
+
+fn poll(future: &mut HandlerFuture, cx: &mut Context<'_>) -> Poll<Outcome> {
+    match catch_unwind(AssertUnwindSafe(|| Pin::new(future).poll(cx))) {
+        Ok(Poll::Pending) => Poll::Pending,
+        Ok(Poll::Ready(result)) => Poll::Ready(result.map(|Reply { message, metadata, trailers }| Finish {
+            message,
+            metadata,
+            trailers,
+        })),
+        Err(panic) => Poll::Ready(Err(panicked(&panic))),
+    }
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> Status {
+    let text = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message");
+    let text: String = text.chars().take(200).collect();
+    Status::from_reason(Reason::HANDLER_PANICKED, format!("the handler panicked: {text}"))
+}
+
+/// A handler that had to wait. Holds its permit until it ends, or until its call is gone.
+struct Run {
+    router: Arc<Router>,
+    stream: StreamHandle,
+    future: Option<HandlerFuture>,
+}
+
+impl Future for Run {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if let Some(future) = &mut this.future {
+            if this.stream.poll_gone(cx).is_none() {
+                let outcome = std::task::ready!(poll(future, cx));
+                this.stream.link.respond(this.stream.key, outcome);
+            }
+            this.future = None;
+        }
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Run {
+    /// However the task ends, the permit goes on: to the next call in line, or back.
+    fn drop(&mut self) {
+        self.future = None;
+        let link = &self.stream.link;
+        if let Some(next) = link.release_permit() {
+            self.router.start_holding_permit(next, link);
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! The server: listeners, the connections they accept, and a graceful end.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Notify, watch},
+    task::JoinSet,
+};
+use valkyrie_protocol::{Limits, Reason, Status};
+
+use crate::{
+    BoxFuture, ConnectionInfo, Endpoint, Listener, MessageHandler, Peer, Runtime, TokioRuntime, Transport,
+    ValkyrieServer,
+    connection::{Link, lock},
+    router::Router,
+    transport::{memory::MemoryListener, socket::Socket},
+};
+
+/// How long a new connection may take to say which protocol it speaks.
+const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long accepting rests after an error such as "too many open files": doubled from the first to the second.
+const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// Describes a server; [`ServerBuilder::build`] binds it.
+#[must_use = "a builder does nothing until it is built"]
+pub struct ServerBuilder {
+    binds: Vec<String>,
+    handlers: Vec<(String, Arc<dyn MessageHandler>)>,
+    limits: Limits,
+    max_running_handlers: usize,
+    max_connections: usize,
+    drain_timeout_ms: u64,
+    origins: Vec<String>,
+    listeners: Vec<Box<dyn Listener>>,
+}
+
+impl Default for ServerBuilder {
+    fn default() -> Self {
+        Self {
+            binds: Vec::new(),
+            handlers: Vec::new(),
+            limits: Limits::default(),
+            max_running_handlers: 256,
+            max_connections: 65_536,
+            drain_timeout_ms: 30_000,
+            origins: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+}
+
+impl ServerBuilder {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Listens there too: `host:port`, `tcp://host:port`, `unix:///path`, `memory:name`. A TCP port answers WebSocket
+    /// handshakes as well. Port 0 lets the system choose.
+    pub fn bind(mut self, endpoint: impl Into<String>) -> Self {
+        self.binds.push(endpoint.into());
+        self
+    }
+
+    /// Answers the calls of a path: `/a/b`, or `/a/*` for everything below `/a/` without a longer match.
+    pub fn handler(mut self, path: impl Into<String>, handler: impl MessageHandler) -> Self {
+        self.handlers.push((path.into(), Arc::new(handler)));
+        self
+    }
+
+    /// What each connection is ready to receive. Default [`Limits::default`].
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Handlers that run at once for one connection; further calls wait in order. Default 256.
+    pub fn max_running_handlers(mut self, most: usize) -> Self {
+        self.max_running_handlers = most;
+        self
+    }
+
+    /// Connections at once; further ones are closed as they come. Default 65,536.
+    pub fn max_connections(mut self, most: usize) -> Self {
+        self.max_connections = most;
+        self
+    }
+
+    /// How long a shutdown lets calls finish, in milliseconds. Default 30,000.
+    pub fn drain_timeout_ms(mut self, timeout_ms: u64) -> Self {
+        self.drain_timeout_ms = timeout_ms;
+        self
+    }
+
+    /// Lets pages of that origin (`https://app.example`, or `*`) connect by WebSocket, beside same-origin and loopback
+    /// pages, which always may.
+    pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
+        self.origins.push(origin.into());
+        self
+    }
+
+    /// Accepts connections of a transport from outside.
+    pub fn listener(mut self, listener: Box<dyn Listener>) -> Self {
+        self.listeners.push(listener);
+        self
+    }
+
+    /// Binds every address. Nothing is accepted before [`Server::start`].
+    ///
+    /// # Errors
+    /// INVALID_CONFIGURATION, INVALID_ENDPOINT or UNSUPPORTED_SCHEME for what is written wrong; BIND_FAILED with the
+    /// address and the system's reason.
+    pub async fn build(self) -> Result<Server, Status> {
+        let invalid = |message: String| Err(Status::from_reason(Reason::INVALID_CONFIGURATION, message));
+        let Some(runtime) = TokioRuntime::current() else {
+            return invalid("no tokio runtime is current; build inside one".into());
+        };
+        if self.binds.is_empty() && self.listeners.is_empty() {
+            return invalid("no address; call .bind(\"127.0.0.1:8080\")".into());
+        }
+        if self.max_running_handlers == 0 || self.max_connections == 0 {
+            return invalid("max_running_handlers and max_connections are at least 1".into());
+        }
+        let mut router = Router::new(self.max_running_handlers);
+        for (path, handler) in self.handlers {
+            router.add(path, handler)?;
+        }
+        let mut bound = Vec::new();
+        for text in &self.binds {
+            bound.push(Bound::bind(text).await?);
+        }
+        bound.extend(self.listeners.into_iter().map(Bound::Other));
+        Ok(Server {
+            local_addr: bound.iter().find_map(Bound::local_addr),
+            endpoints: bound.iter().flat_map(Bound::endpoints).collect(),
+            bound: Mutex::new(Some(bound)),
+            shared: Arc::new(Shared {
+                router: Arc::new(router),
+                runtime: Arc::new(runtime),
+                limits: self.limits,
+                origins: self.origins,
+                max_connections: self.max_connections,
+                drain_timeout: Duration::from_millis(self.drain_timeout_ms),
+                links: Mutex::default(),
+                accepted: AtomicU64::new(0),
+                refused: AtomicU64::new(0),
+                opening: AtomicUsize::new(0),
+                calls_before: AtomicU64::new(0),
+                phase: watch::Sender::new(Phase::Serving),
+                changed: Notify::new(),
+            }),
+        })
+    }
+}
+
+enum Bound {
+    Tcp(TcpListener, SocketAddr),
+    #[cfg(unix)]
+    Unix(tokio::net::UnixListener, PathBuf),
+    Other(Box<dyn Listener>),
+}
+
+impl Bound {
+    async fn bind(text: &str) -> Result<Self, Status> {
+        let endpoint = Endpoint::parse(text)?;
+        let failed = |error: io::Error| {
+            Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}"))
+        };
+        match endpoint.scheme() {
+            "tcp" | "ws" => {
+                let listener = TcpListener::bind(endpoint.authority()).await.map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                Ok(Self::Tcp(listener, address))
+            }
+            #[cfg(unix)]
+            "unix" => {
+                let path = PathBuf::from(endpoint.address());
+                let listener = bind_unix(&path).map_err(failed)?;
+                Ok(Self::Unix(listener, path))
+            }
+            "memory" => Ok(Self::Other(Box::new(MemoryListener::bind(endpoint.address()).map_err(failed)?))),
+            scheme => Err(Status::from_reason(
+                Reason::UNSUPPORTED_SCHEME,
+                format!("a server cannot listen on the scheme {scheme} of {endpoint}"),
+            )),
+        }
+    }
+
+    fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(_, address) => Some(*address),
+            #[cfg(unix)]
+            Self::Unix(..) => None,
+            Self::Other(listener) => listener.local_addr(),
+        }
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        match self {
+            #[cfg(feature = "websocket")]
+            Self::Tcp(_, address) => vec![format!("tcp://{address}"), format!("ws://{address}")],
+            #[cfg(not(feature = "websocket"))]
+            Self::Tcp(_, address) => vec![format!("tcp://{address}")],
+            #[cfg(unix)]
+            Self::Unix(_, path) => vec![format!("unix://{}", path.display())],
+            Self::Other(listener) => vec![listener.endpoint()],
+        }
+    }
+
+    async fn accept(&mut self) -> io::Result<Accepted> {
+        match self {
+            Self::Tcp(listener, _) => {
+                listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from))
+            }
+            #[cfg(unix)]
+            Self::Unix(listener, _) => {
+                let (stream, _) = listener.accept().await?;
+                let uid = stream.peer_cred().ok().map(|cred| cred.uid());
+                let peer = Peer { endpoint: "unix:".to_owned(), uid };
+                Ok(Accepted::Ready(Box::new(Socket(stream)), peer))
+            }
+            Self::Other(listener) => {
+                let (transport, peer) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await?;
+                Ok(Accepted::Ready(transport, peer))
+            }
+        }
+    }
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        #[cfg(unix)]
+        if let Self::Unix(_, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Binds a Unix socket of mode 0600. A socket that nobody listens on any more is replaced; anything else at the path
+/// is left alone.
+#[cfg(unix)]
+fn bind_unix(path: &std::path::Path) -> io::Result<tokio::net::UnixListener> {
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
+        }
+        match std::os::unix::net::UnixStream::connect(path) {
+            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there")),
+            Err(_) => std::fs::remove_file(path)?,
+        }
+    }
+    let listener = tokio::net::UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+enum Accepted {
+    Tcp(TcpStream, SocketAddr),
+    Ready(Box<dyn Transport>, Peer),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    Draining,
+    Stopping,
+}
+
+struct Shared {
+    router: Arc<Router>,
+    runtime: Arc<dyn Runtime>,
+    limits: Limits,
+    origins: Vec<String>,
+    max_connections: usize,
+    drain_timeout: Duration,
+    links: Mutex<HashMap<u64, Arc<Link>>>,
+    accepted: AtomicU64,
+    refused: AtomicU64,
+    /// Connections that have not said their protocol yet.
+    opening: AtomicUsize,
+    /// Calls of connections that are over.
+    calls_before: AtomicU64,
+    phase: watch::Sender<Phase>,
+    changed: Notify,
+}
+
+/// A bound server.
+pub struct Server {
+    bound: Mutex<Option<Vec<Bound>>>,
+    local_addr: Option<SocketAddr>,
+    endpoints: Vec<String>,
+    shared: Arc<Shared>,
+}
+
+/// Counts of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerStats {
+    /// Connections now.
+    pub connections: usize,
+    /// Connections accepted since the start.
+    pub connections_total: u64,
+    /// Connections closed as they came because there were too many.
+    pub connections_refused: u64,
+    /// Calls since the start.
+    pub calls_total: u64,
+    /// Streams open now.
+    pub streams: usize,
+    /// Whether the server is shutting down.
+    pub draining: bool,
+}
+
+/// Ends and observes a server from anywhere. Cheap to clone.
+#[derive(Clone)]
+pub struct ServerControl(Arc<Shared>);
+
+impl Server {
+    /// Serves until shut down. May be called once.
+    ///
+    /// # Errors
+    /// INVALID_CONFIGURATION when it was started before.
+    ///
+    /// # Cancel safety
+    /// Dropping the future stops accepting and cuts every connection.
+    pub async fn start(&self) -> Result<(), Status> {
+        let Some(bound) = lock(&self.bound).take() else {
+            return Err(Status::from_reason(Reason::INVALID_CONFIGURATION, "the server was started before"));
+        };
+        let mut tasks = JoinSet::new();
+        for listener in bound {
+            tasks.spawn(self.shared.clone().accept_loop(listener));
+        }
+        let _cut = CutOnDrop(&self.shared);
+        while tasks.join_next().await.is_some() {}
+        self.shared.drained().await;
+        Ok(())
+    }
+
+    /// The first socket address it listens on, with the port that the system chose.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.local_addr
+    }
+
+    /// Where it listens, as endpoints that a client can use.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.endpoints.clone()
+    }
+
+    /// A handle that ends and observes the server.
+    pub fn control(&self) -> ServerControl {
+        ServerControl(self.shared.clone())
+    }
+}
+
+struct CutOnDrop<'a>(&'a Shared);
+
+impl Drop for CutOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cut();
+    }
+}
+
+impl ServerControl {
+    /// Takes no new connections and no new calls; those that run go on. Does not wait.
+    pub fn drain(&self) {
+        self.0.drain();
+    }
+
+    /// Drains, waits until every call has ended or the drain timeout has passed, and closes.
+    pub async fn shutdown(&self) {
+        self.0.drain();
+        self.0.drained().await;
+    }
+
+    /// Closes at once; calls in flight are cut.
+    pub fn shutdown_now(&self) {
+        self.0.drain();
+        self.0.cut();
+    }
+
+    /// Counts.
+    pub fn stats(&self) -> ServerStats {
+        let infos = self.connections();
+        ServerStats {
+            connections: infos.len(),
+            connections_total: self.0.accepted.load(Relaxed),
+            connections_refused: self.0.refused.load(Relaxed),
+            calls_total: self.0.calls_before.load(Relaxed) + infos.iter().map(|info| info.calls).sum::<u64>(),
+            streams: infos.iter().map(|info| info.streams).sum(),
+            draining: *self.0.phase.borrow() != Phase::Serving,
+        }
+    }
+
+    /// Every connection.
+    pub fn connections(&self) -> Vec<ConnectionInfo> {
+        lock(&self.0.links).values().map(|link| link.info()).collect()
+    }
+}
+
+impl Shared {
+    async fn accept_loop(self: Arc<Self>, mut listener: Bound) {
+        let mut phase = self.phase.subscribe();
+        let mut rest = ACCEPT_BACKOFF.0;
+        loop {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+            };
+            match accepted {
+                Ok(accepted) => {
+                    rest = ACCEPT_BACKOFF.0;
+                    self.accepted.fetch_add(1, Relaxed);
+                    let open = lock(&self.links).len() + self.opening.load(Relaxed);
+                    if open >= self.max_connections {
+                        self.refused.fetch_add(1, Relaxed);
+                        continue;
+                    }
+                    self.opening.fetch_add(1, Relaxed);
+                    tokio::spawn(Opening(self.clone()).serve(accepted));
+                }
+                // Out of descriptors, or a connection that died in the queue: those that stand go on (F53).
+                Err(_) => {
+                    tokio::time::sleep(rest).await;
+                    rest = (rest * 2).min(ACCEPT_BACKOFF.1);
+                }
+            }
+        }
+    }
+
+    fn drain(&self) {
+        let first = self.phase.send_if_modified(|phase| {
+            let first = *phase == Phase::Serving;
+            if first {
+                *phase = Phase::Draining;
+            }
+            first
+        });
+        if first {
+            let deadline = self.runtime.now().after(self.drain_timeout);
+            for link in lock(&self.links).values() {
+                link.close(deadline, "the server is shutting down");
+            }
+        }
+    }
+
+    fn cut(&self) {
+        self.phase.send_replace(Phase::Stopping);
+        for link in lock(&self.links).values() {
+            link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped"));
+        }
+    }
+
+    async fn drained(&self) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if lock(&self.links).is_empty() && self.opening.load(Relaxed) == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// A connection that has not said its protocol yet.
+struct Opening(Arc<Shared>);
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.0.opening.fetch_sub(1, Relaxed);
+        self.0.changed.notify_waiters();
+    }
+}
+
+impl Opening {
+    async fn serve(self, accepted: Accepted) {
+        let shared = self.0.clone();
+        let mut phase = shared.phase.subscribe();
+        let opened = tokio::select! {
+            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.open(accepted)) => opened,
+            _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return,
+        };
+        // A stranger that says nothing, or not enough, is closed without a word.
+        let Ok(Ok((transport, peer))) = opened else { return };
+        let (link, driver) =
+            Link::new(transport, peer, shared.limits, shared.runtime.clone(), Some(shared.router.clone()));
+        lock(&shared.links).insert(link.id, link.clone());
+        drop(self);
+        match *shared.phase.borrow() {
+            Phase::Serving => {}
+            Phase::Draining => {
+                link.close(shared.runtime.now().after(shared.drain_timeout), "the server is shutting down");
+            }
+            Phase::Stopping => link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped")),
+        }
+        driver.await;
+        shared.calls_before.fetch_add(link.info().calls, Relaxed);
+        lock(&shared.links).remove(&link.id);
+        shared.changed.notify_waiters();
+    }
+}
+
+impl Shared {
+    async fn open(&self, accepted: Accepted) -> io::Result<(Box<dyn Transport>, Peer)> {
+        match accepted {
+            Accepted::Ready(transport, peer) => Ok((transport, peer)),
+            Accepted::Tcp(stream, from) => {
+                stream.set_nodelay(true)?;
+                let mut first = [0];
+                if stream.peek(&mut first).await? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                #[cfg(feature = "websocket")]
+                if first[0] == b'G' {
+                    let peer = Peer { endpoint: format!("ws://{from}"), uid: None };
+                    return Ok((crate::transport::websocket::accept(stream, &self.origins).await?, peer));
+                }
+                let peer = Peer { endpoint: format!("tcp://{from}"), uid: None };
+                Ok((Box::new(Socket(stream)), peer))
+            }
+        }
+    }
+}
+
+impl ValkyrieServer for Server {
+    fn start(&self) -> BoxFuture<'_, Result<(), Status>> {
+        Box::pin(self.start())
+    }
+
+    fn endpoints(&self) -> Vec<String> {
+        self.endpoints()
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async { self.control().shutdown().await })
+    }
+}

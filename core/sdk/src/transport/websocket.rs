@@ -1,0 +1,185 @@
+//! ws://: one binary message holds whole frames, never a split one (PROTOCOL.md, "Carriers").
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Sink, Stream};
+use tokio::net::TcpStream;
+use tokio_tungstenite::{
+    WebSocketStream, accept_hdr_async_with_config, client_async_with_config,
+    tungstenite::{
+        self, Message,
+        client::IntoClientRequest,
+        handshake::server::{ErrorResponse, Request, Response},
+        http::{HeaderValue, StatusCode, header},
+        protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
+    },
+};
+
+use super::socket::connect_tcp;
+use crate::{BoxFuture, Carrier, Connector, Endpoint, ReadBuffer, Transport};
+
+/// The subprotocol of version 1.
+const SUBPROTOCOL: &str = "valkyrie.1";
+/// No carrier message is longer: a turn's frames, and the largest frame on top.
+const MAX_MESSAGE: usize = 4 << 20;
+
+fn config() -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(8 << 10)
+        .write_buffer_size(0)
+        .max_message_size(Some(MAX_MESSAGE))
+        .max_frame_size(Some(MAX_MESSAGE))
+}
+
+struct WebSocket {
+    stream: WebSocketStream<TcpStream>,
+    closing: bool,
+}
+
+fn failed(error: tungstenite::Error) -> io::Error {
+    match error {
+        tungstenite::Error::Io(error) => error,
+        other => io::Error::new(io::ErrorKind::InvalidData, other),
+    }
+}
+
+impl Transport for WebSocket {
+    fn carrier(&self) -> Carrier {
+        Carrier::Messages
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        loop {
+            return Poll::Ready(match ready!(Pin::new(&mut self.stream).poll_next(cx)) {
+                None
+                | Some(Ok(Message::Close(_)))
+                | Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => {
+                    Ok(0)
+                }
+                Some(Ok(Message::Binary(bytes))) if bytes.is_empty() => continue,
+                Some(Ok(Message::Binary(bytes))) => {
+                    let len = bytes.len();
+                    into.push(bytes);
+                    Ok(len)
+                }
+                Some(Ok(Message::Text(_))) => {
+                    self.closing = true;
+                    let frame =
+                        CloseFrame { code: CloseCode::Unsupported, reason: "text is not spoken here".into() };
+                    // Best effort: the connection ends either way.
+                    if Pin::new(&mut self.stream).poll_ready(cx).is_ready() {
+                        let _ = Pin::new(&mut self.stream).start_send(Message::Close(Some(frame)));
+                        let _ = Pin::new(&mut self.stream).poll_flush(cx);
+                    }
+                    Err(io::Error::new(io::ErrorKind::InvalidData, "the peer sent a text message"))
+                }
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Err(error)) => Err(failed(error)),
+            });
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        ready!(Pin::new(&mut self.stream).poll_ready(cx)).map_err(failed)?;
+        let mut message = BytesMut::with_capacity(parts.iter().map(|part| part.len()).sum());
+        parts.iter().for_each(|part| message.extend_from_slice(part));
+        let len = message.len();
+        Pin::new(&mut self.stream).start_send(Message::Binary(Bytes::from(message))).map_err(failed)?;
+        Poll::Ready(Ok(len))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx).map_err(failed)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.closing {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.stream).poll_close(cx).map_err(failed)
+    }
+}
+
+pub(crate) struct Ws;
+
+impl Connector for Ws {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let authority = endpoint.authority();
+            let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+            let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+            let stream = connect_tcp(&address).await?;
+            let mut request = endpoint.to_string().into_client_request().map_err(failed)?;
+            request
+                .headers_mut()
+                .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+            let (stream, _) =
+                client_async_with_config(request, stream, Some(config())).await.map_err(failed)?;
+            Ok(Box::new(WebSocket { stream, closing: false }) as Box<dyn Transport>)
+        })
+    }
+}
+
+/// Answers a WebSocket handshake. A page's origin must be this server's own, loopback, or one of `origins`.
+pub(crate) async fn accept(stream: TcpStream, origins: &[String]) -> io::Result<Box<dyn Transport>> {
+    // The error type is the library's.
+    #[allow(clippy::result_large_err, reason = "tungstenite's callback fixes the type")]
+    let check = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {
+        let text = |name| request.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+        if let Some(origin) = text(header::ORIGIN)
+            && !origin_allowed(origin, text(header::HOST), origins)
+        {
+            let mut refused = ErrorResponse::new(Some(format!("origin {origin:?} is not allowed")));
+            *refused.status_mut() = StatusCode::FORBIDDEN;
+            return Err(refused);
+        }
+        if let Some(offered) = text(header::SEC_WEBSOCKET_PROTOCOL) {
+            if !offered.split(',').any(|one| one.trim() == SUBPROTOCOL) {
+                let mut refused = ErrorResponse::new(Some(format!("the subprotocol is {SUBPROTOCOL}")));
+                *refused.status_mut() = StatusCode::BAD_REQUEST;
+                return Err(refused);
+            }
+            response
+                .headers_mut()
+                .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+        }
+        Ok(response)
+    };
+    let stream = accept_hdr_async_with_config(stream, check, Some(config())).await.map_err(failed)?;
+    Ok(Box::new(WebSocket { stream, closing: false }))
+}
+
+fn origin_allowed(origin: &str, host: Option<&str>, origins: &[String]) -> bool {
+    if origins.iter().any(|allowed| allowed == "*" || allowed == origin) {
+        return true;
+    }
+    let Some((_, authority)) = origin.split_once("://") else { return false };
+    let name = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((inside, _)) => inside,
+        None => authority.rsplit_once(':').map_or(authority, |(name, _)| name),
+    };
+    let loopback = name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    loopback || host.is_some_and(|host| host.eq_ignore_ascii_case(authority))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::origin_allowed;
+
+    #[test]
+    fn a_foreign_page_is_refused() {
+        let listed = ["https://app.example".to_owned()];
+        assert!(origin_allowed("http://localhost:3000", Some("10.0.0.1:80"), &[]));
+        assert!(origin_allowed("http://[::1]:3000", None, &[]));
+        assert!(origin_allowed("https://api.example", Some("api.example"), &[]));
+        assert!(origin_allowed("https://app.example", Some("api.example"), &listed));
+        assert!(!origin_allowed("https://evil.example", Some("api.example"), &listed));
+        assert!(!origin_allowed("https://localhost.evil.example", Some("api.example"), &[]));
+        assert!(!origin_allowed("null", Some("api.example"), &[]));
+    }
+}

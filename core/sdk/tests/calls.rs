@@ -1,0 +1,344 @@
+//! Calls of every shape over every built-in transport, against a real server.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use tokio::sync::Notify;
+use valkyrie_sdk::{
+    Bytes, CallOptions, Class, Client, Code, EchoHandler, Metadata, Reason, Reply, Server, ServerBuilder,
+    ServerControl, Status, handler_fn,
+};
+
+/// Handlers that a test watches.
+#[derive(Default)]
+struct Watch {
+    started: Notify,
+    dropped: Notify,
+    running: AtomicUsize,
+}
+
+struct Running(Arc<Watch>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, SeqCst);
+        self.0.dropped.notify_one();
+    }
+}
+
+async fn serve(binds: &[&str]) -> (Vec<String>, ServerControl, Arc<Watch>) {
+    let watch = Arc::new(Watch::default());
+    let watched = watch.clone();
+    let mut builder = ServerBuilder::new().drain_timeout_ms(2_000);
+    for bind in binds {
+        builder = builder.bind(*bind);
+    }
+    let server: Server = builder
+        .handler("/echo", EchoHandler)
+        .handler(
+            "/hang",
+            handler_fn(move |_call| {
+                let watch = watched.clone();
+                async move {
+                    watch.running.fetch_add(1, SeqCst);
+                    let _running = Running(watch.clone());
+                    watch.started.notify_one();
+                    std::future::pending::<Result<Reply, Status>>().await
+                }
+            }),
+        )
+        .handler(
+            "/count",
+            handler_fn(|mut call| async move {
+                let count: usize = String::from_utf8_lossy(&call.message().await?).parse().unwrap_or(0);
+                for number in 0..count {
+                    call.send(number.to_string()).await?;
+                }
+                Ok(Reply::end())
+            }),
+        )
+        .handler(
+            "/sum",
+            handler_fn(|mut call| async move {
+                let mut sum = 0usize;
+                while let Some(message) = call.recv().await? {
+                    sum += message.len();
+                }
+                Ok(Reply::message(sum.to_string()))
+            }),
+        )
+        .handler(
+            "/status/*",
+            handler_fn(|mut call| async move {
+                let number = call.method().rsplit('/').next().and_then(|text| text.parse().ok()).unwrap_or(2);
+                let message = String::from_utf8_lossy(&call.message().await?).into_owned();
+                Err(Status::new(Code::from_number(number), message)
+                    .with_detail("test.Detail", "d")
+                    .with_pushback(Duration::from_millis(7)))
+            }),
+        )
+        .handler(
+            "/metadata",
+            handler_fn(|call| async move {
+                let metadata = call.metadata().clone();
+                Ok(Reply::message("ok").with_metadata(metadata.clone()).with_trailers(metadata))
+            }),
+        )
+        .handler("/panic", handler_fn(|_call| async move { panic!("on purpose") }))
+        .handler("/nothing", handler_fn(|_call| async move { Ok(Reply::end()) }))
+        .build()
+        .await
+        .unwrap();
+    let endpoints = server.endpoints();
+    let control = server.control();
+    tokio::spawn(async move { server.start().await });
+    (endpoints, control, watch)
+}
+
+fn unique(name: &str) -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst))
+}
+
+async fn every_shape(endpoint: &str) {
+    let client = Client::connect(endpoint).await.unwrap();
+    assert_eq!(client.request("Hello, World!").await.unwrap(), "Hello, World!", "{endpoint}");
+    for size in [0, 1, 32, 16 << 10, (16 << 10) + 1, 64 << 10, (64 << 10) + 1, 1 << 20, 4 << 20] {
+        let message = Bytes::from(vec![(size % 251) as u8; size]);
+        assert_eq!(
+            client.call("/echo", message.clone()).await.unwrap().message,
+            message,
+            "{endpoint} {size}"
+        );
+    }
+
+    let mut counted = client.stream("/count", "500", CallOptions::new()).await.unwrap();
+    for number in 0..500 {
+        assert_eq!(counted.recv().await.unwrap().unwrap(), number.to_string());
+    }
+    assert_eq!(counted.recv().await.unwrap(), None);
+    assert_eq!(counted.recv().await.unwrap(), None);
+
+    let (mut send, mut recv) = client.open("/sum", CallOptions::new()).await.unwrap();
+    for _ in 0..64 {
+        send.send(vec![7; 100_000]).await.unwrap();
+    }
+    send.finish().await.unwrap();
+    assert_eq!(send.send("late").await.unwrap_err().reason(), Reason::STREAM_MISUSE);
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "6400000");
+    assert_eq!(recv.recv().await.unwrap(), None);
+
+    let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    for number in 0..100u32 {
+        send.send(number.to_string()).await.unwrap();
+        assert_eq!(recv.recv().await.unwrap().unwrap(), number.to_string());
+    }
+    send.finish().await.unwrap();
+    assert_eq!(recv.recv().await.unwrap(), None);
+    client.close().await;
+    assert_eq!(client.request("late").await.unwrap_err().reason(), Reason::CLIENT_CLOSED);
+    client.close().await;
+}
+
+#[tokio::test]
+async fn every_shape_works_over_memory() {
+    let endpoint = format!("memory:{}", unique("shapes"));
+    serve(&[&endpoint]).await;
+    every_shape(&endpoint).await;
+}
+
+#[tokio::test]
+async fn every_shape_works_over_tcp_and_websocket_on_one_port() {
+    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
+    for endpoint in endpoints {
+        every_shape(&endpoint).await;
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn every_shape_works_over_a_unix_socket_of_mode_0600() {
+    use std::os::unix::fs::PermissionsExt;
+    let path = std::env::temp_dir().join(unique("valkyrie-shapes"));
+    let endpoint = format!("unix://{}", path.display());
+    let (_, control, _) = serve(&[&endpoint]).await;
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    every_shape(&endpoint).await;
+    control.shutdown().await;
+}
+
+#[tokio::test]
+async fn metadata_goes_both_ways() {
+    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let metadata = Metadata::new()
+        .with("text", "value")
+        .unwrap()
+        .with("data-bin", Bytes::from_static(b"\x00\xff\r\n"))
+        .unwrap();
+    let options = CallOptions::new().with_metadata(metadata.clone());
+    let response = client.call_with("/metadata", "", options).await.unwrap();
+    assert_eq!(response.metadata, metadata);
+    assert_eq!(response.trailers, metadata);
+}
+
+#[tokio::test]
+async fn every_status_code_arrives_with_its_message_and_details() {
+    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    for number in (1..=16).chain([99]) {
+        let status = client.call(&format!("/status/{number}"), "a reason").await.unwrap_err();
+        assert_eq!((status.code().number(), status.message()), (number, "a reason"));
+        assert_eq!((status.reason(), status.class()), (Reason::NONE, Class::Application));
+        assert_eq!(status.details()[0].value, "d");
+        assert_eq!(status.pushback(), Some(Duration::from_millis(7)));
+    }
+}
+
+#[tokio::test]
+async fn the_librarys_own_errors_have_their_reasons() {
+    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let reason = |result: Result<_, Status>| result.map(|_: valkyrie_sdk::Response| ()).unwrap_err().reason();
+    assert_eq!(reason(client.call("/unknown", "").await), Reason::UNKNOWN_METHOD);
+    assert_eq!(reason(client.call("unknown", "").await), Reason::INVALID_METHOD);
+    assert_eq!(reason(client.call("/panic", "").await), Reason::HANDLER_PANICKED);
+    assert_eq!(reason(client.call("/nothing", "").await), Reason::MISSING_MESSAGE);
+    assert_eq!(reason(client.call("/echo", vec![0; (4 << 20) + 1]).await), Reason::MESSAGE_TOO_LARGE);
+    let large = Metadata::new().with("large", "v".repeat(20_000)).unwrap();
+    let options = CallOptions::new().with_metadata(large);
+    assert_eq!(reason(client.call_with("/echo", "", options).await), Reason::METADATA_TOO_LARGE);
+    let options = CallOptions::new().with_timeout(Duration::from_millis(30));
+    assert_eq!(reason(client.call_with("/hang", "", options).await), Reason::DEADLINE_EXCEEDED);
+    // The connection took no harm.
+    assert_eq!(client.request("still here").await.unwrap(), "still here");
+
+    let built = |endpoint: &str| {
+        Client::builder().endpoint(endpoint).connect_lazily().map(drop).unwrap_err().reason()
+    };
+    assert_eq!(built("nonsense"), Reason::INVALID_ENDPOINT);
+    assert_eq!(built("carrier-pigeon://loft"), Reason::UNSUPPORTED_SCHEME);
+    let absent = Client::connect("tcp://127.0.0.1:1").await.map(drop).unwrap_err();
+    assert_eq!((absent.code(), absent.reason()), (Code::Unavailable, Reason::CONNECT_FAILED));
+    let absent = Client::connect("tcp://no-such-host.invalid:80").await.map(drop).unwrap_err();
+    assert_eq!(absent.reason(), Reason::NAME_RESOLUTION);
+    let taken = ServerBuilder::new().bind(endpoints[0].clone()).build().await.map(drop).unwrap_err();
+    assert_eq!(taken.reason(), Reason::BIND_FAILED);
+}
+
+#[tokio::test]
+async fn a_cancelled_or_expired_call_drops_its_handler() {
+    let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.call_with("/hang", "", CallOptions::new().with_timeout(Duration::MAX)).await }
+    });
+    watch.started.notified().await;
+    call.abort();
+    watch.dropped.notified().await;
+
+    let options = CallOptions::new().with_timeout(Duration::from_millis(50));
+    assert_eq!(client.call_with("/hang", "", options).await.unwrap_err().code(), Code::DeadlineExceeded);
+    watch.dropped.notified().await;
+
+    let (send, recv) = client.open("/hang", CallOptions::new()).await.unwrap();
+    watch.started.notified().await;
+    watch.started.notified().await;
+    drop(send);
+    watch.dropped.notified().await;
+    drop(recv);
+    assert_eq!(watch.running.load(SeqCst), 0);
+    assert_eq!(client.connections()[0].streams, 0);
+}
+
+#[tokio::test]
+async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits() {
+    let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let mut slow = client.stream("/count", "20000", CallOptions::new()).await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..1_000u32 {
+        let client = client.clone();
+        calls.spawn(async move { (number, client.request(number.to_string()).await.unwrap()) });
+    }
+    while let Some(done) = calls.join_next().await {
+        let (number, answer) = done.unwrap();
+        assert_eq!(answer, number.to_string());
+    }
+    assert_eq!(control.stats().connections, 1);
+    let mut count = 0;
+    while slow.recv().await.unwrap().is_some() {
+        count += 1;
+    }
+    assert_eq!(count, 20_000);
+}
+
+#[tokio::test]
+async fn more_calls_than_streams_wait_their_turn() {
+    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..3_000u32 {
+        let client = client.clone();
+        let method = if number % 2 == 0 { "/sum" } else { "/echo" };
+        calls.spawn(async move { client.call(method, number.to_string()).await });
+    }
+    while let Some(done) = calls.join_next().await {
+        done.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_lets_calls_finish_and_refuses_new_ones() {
+    let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    send.send("before").await.unwrap();
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "before");
+    control.drain();
+    send.send("after").await.unwrap();
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "after");
+    assert_eq!(client.request("new").await.unwrap_err().code(), Code::Unavailable);
+    send.finish().await.unwrap();
+    assert_eq!(recv.recv().await.unwrap(), None);
+    control.shutdown().await;
+    assert_eq!(control.stats().connections, 0);
+}
+
+#[tokio::test]
+async fn a_lost_server_ends_streams_and_the_next_call_dials_again() {
+    let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let (_send, mut recv) = client.open("/hang", CallOptions::new()).await.unwrap();
+    client.request("up").await.unwrap();
+    control.shutdown_now();
+    let status = recv.recv().await.unwrap_err();
+    assert_eq!((status.code(), status.reason()), (Code::Unavailable, Reason::CONNECTION_LOST));
+    control.shutdown().await;
+
+    let address = endpoints[0].clone();
+    let server = ServerBuilder::new().bind(address).handler("/echo", EchoHandler).build().await.unwrap();
+    tokio::spawn(async move { server.start().await });
+    assert_eq!(client.request("again").await.unwrap(), "again");
+}
+
+#[tokio::test]
+async fn closing_the_client_at_once_cancels_what_runs() {
+    let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let call = tokio::spawn({
+        let client = client.clone();
+        async move { client.call("/hang", "").await }
+    });
+    watch.started.notified().await;
+    client.close_now();
+    let status = call.await.unwrap().unwrap_err();
+    assert_eq!((status.code(), status.reason()), (Code::Cancelled, Reason::CLIENT_CLOSED));
+    watch.dropped.notified().await;
+}
