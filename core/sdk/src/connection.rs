@@ -849,7 +849,8 @@ impl Future for Driver {
             }
             let more = {
                 let state = lock(&this.link.state);
-                (written && state.protocol.wants_transmit()) || state.dirty
+                let over = state.closing.is_some() && state.protocol.streams() == 0;
+                (written && (state.protocol.wants_transmit() || over)) || state.dirty
             };
             let due = this.timer.poll(cx).is_ready();
             if due {

@@ -1,0 +1,26 @@
+//! The boundary between the core and every other language, free of any of them.
+//!
+//! An adapter submits operations and drains completions; nothing else crosses. **Exactly one completion per accepted
+//! operation**: on success, error, panic, cancel, close and fork. A refused submission (an `Err` return) never
+//! completes. Native threads only push to a [`Queue`] and wake it once when it goes from empty to non-empty; they never
+//! enter the host's language. Nothing runs before the first operation: no thread and no socket at load.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+mod handle;
+mod operation;
+mod queue;
+mod runtime;
+
+// The public interface is:
+pub use handle::Handle;
+pub use operation::{
+    CallOptions, ClientOptions, call, cancel, client_free, close, connect, half_close, in_flight, open, recv,
+    send, shutdown, stream_cancel, stream_free,
+};
+pub use queue::{Completion, End, Queue, Value};
+pub use valkyrie_sdk::{Bytes, Class, Code, Detail, Metadata, Priority, Reason, Response, Status, VERSION};
+
+/// The version and a hash of the core's sources: equal in every language that carries the same core.
+pub fn version() -> &'static str {
+    concat!(env!("CARGO_PKG_VERSION"), " (core ", env!("VALKYRIE_CORE_HASH"), ")")
+}

@@ -1,0 +1,174 @@
+//! The boundary as an adapter uses it, against a real server on a real socket.
+
+use std::{sync::Arc, time::Duration};
+
+use valkyrie_bridge::{
+    Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Queue, Reason, Status, Value, call, cancel,
+    client_free, close, connect, half_close, open, recv, send, stream_free,
+};
+use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
+
+/// A server on a runtime of its own, so that the bridge's is not involved.
+fn server() -> String {
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let server = ServerBuilder::new()
+                .bind("127.0.0.1:0")
+                .handler("/echo", EchoHandler)
+                .handler("/hang", handler_fn(|_| std::future::pending::<Result<Reply, Status>>()))
+                .build()
+                .await
+                .unwrap();
+            tell.send(server.endpoints()[0].clone()).unwrap();
+            server.start().await.unwrap();
+        });
+    });
+    told.recv().unwrap()
+}
+
+fn next(queue: &Arc<Queue>) -> Completion {
+    let mut out = Vec::new();
+    // A hang is bounded far above anything that should take that long.
+    assert!(queue.wait(Some(Duration::from_secs(60))), "nothing completed");
+    assert_eq!(queue.drain(&mut out, 1), 1);
+    out.pop().unwrap()
+}
+
+fn connected(queue: &Arc<Queue>, endpoint: &str) -> Handle {
+    let (client, op) = connect(queue, endpoint, ClientOptions::default()).unwrap();
+    let completion = next(queue);
+    assert_eq!(completion.op, op);
+    assert!(matches!(completion.outcome, Ok(Value::Done)), "{completion:?}");
+    client
+}
+
+#[test]
+fn a_call_completes_once_with_its_answer() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    let op = call(client, &queue, "/echo", Bytes::from_static(b"hello"), CallOptions::default()).unwrap();
+    let completion = next(&queue);
+    assert_eq!(completion.op, op);
+    assert!(matches!(completion.outcome, Ok(Value::Response(response)) if response.message == "hello"));
+    let op = close(client, &queue).unwrap();
+    assert_eq!(next(&queue).op, op);
+    let refused = call(client, &queue, "/echo", Bytes::new(), CallOptions::default()).unwrap_err();
+    assert_eq!(refused.reason(), Reason::CLIENT_CLOSED);
+    close(client, &queue).unwrap();
+    next(&queue);
+    client_free(client);
+    client_free(client);
+    assert_eq!(close(client, &queue).unwrap_err().reason(), Reason::CLIENT_CLOSED);
+}
+
+#[test]
+fn many_completions_cost_few_wakes() {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    let wakes = Arc::new(AtomicUsize::new(0));
+    let (tell, told) = std::sync::mpsc::channel();
+    let queue = Queue::new({
+        let wakes = wakes.clone();
+        move || {
+            wakes.fetch_add(1, SeqCst);
+            tell.send(()).unwrap();
+        }
+    });
+    let (client, _) = connect(&queue, &server(), ClientOptions::default()).unwrap();
+    for _ in 0..1_000 {
+        call(client, &queue, "/echo", Bytes::from_static(b"x"), CallOptions::default()).unwrap();
+    }
+    let mut out = Vec::new();
+    while out.len() < 1_001 {
+        told.recv_timeout(Duration::from_secs(60)).unwrap();
+        while queue.drain(&mut out, 64) > 0 {}
+    }
+    assert!(out.iter().all(|completion| completion.outcome.is_ok()));
+    let mut ops: Vec<_> = out.iter().map(|completion| completion.op).collect();
+    ops.sort_unstable();
+    ops.dedup();
+    assert_eq!(ops.len(), 1_001, "an operation completed twice");
+    client_free(client);
+}
+
+#[test]
+fn a_cancelled_call_completes_once_with_cancelled() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    let op = call(client, &queue, "/hang", Bytes::new(), CallOptions::default()).unwrap();
+    cancel(op);
+    cancel(op);
+    let completion = next(&queue);
+    assert_eq!((completion.op, completion.outcome.unwrap_err().code()), (op, Code::Cancelled));
+    client_free(client);
+    assert!(!queue.wait(Some(Duration::from_millis(50))), "it completed twice");
+}
+
+#[test]
+fn streams_carry_messages_and_their_end() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
+    for number in 0..10 {
+        send(stream, &queue, Bytes::from(number.to_string())).unwrap();
+        assert!(next(&queue).outcome.is_ok());
+    }
+    half_close(stream, &queue).unwrap();
+    assert!(next(&queue).outcome.is_ok());
+    let mut got = Vec::new();
+    loop {
+        recv(stream, &queue, 4).unwrap();
+        let Ok(Value::Messages { messages, end }) = next(&queue).outcome else { panic!("no messages") };
+        assert!(messages.len() <= 4);
+        got.extend(messages);
+        if end.is_some() {
+            break;
+        }
+    }
+    assert_eq!(got, (0..10).map(|number| Bytes::from(number.to_string())).collect::<Vec<_>>());
+    stream_free(stream);
+    assert_eq!(recv(stream, &queue, 1).unwrap_err().reason(), Reason::STREAM_MISUSE);
+    client_free(client);
+}
+
+#[test]
+fn freeing_a_stream_completes_what_waits_on_it() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    let stream = open(client, &queue, "/hang", CallOptions::default()).unwrap();
+    let op = recv(stream, &queue, 1).unwrap();
+    stream_free(stream);
+    let completion = next(&queue);
+    assert_eq!((completion.op, completion.outcome.unwrap_err().code()), (op, Code::Cancelled));
+    client_free(client);
+}
+
+#[test]
+fn an_absent_server_is_unavailable_and_a_bad_endpoint_is_refused() {
+    let queue = Queue::blocking();
+    let (client, _) = connect(&queue, "tcp://127.0.0.1:1", ClientOptions::default()).unwrap();
+    assert_eq!(next(&queue).outcome.unwrap_err().reason(), Reason::CONNECT_FAILED);
+    client_free(client);
+    let refused = connect(&queue, "nonsense", ClientOptions::default()).unwrap_err();
+    assert_eq!(refused.reason(), Reason::INVALID_ENDPOINT);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_descriptor_is_readable_while_something_waits() {
+    let readable = |fd: i32, timeout_ms: i32| {
+        let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd is passed, and its count is 1.
+        unsafe { libc::poll(&raw mut poll, 1, timeout_ms) == 1 }
+    };
+    let queue = Queue::with_fd().unwrap();
+    let fd = queue.fd().unwrap();
+    assert!(!readable(fd, 0));
+    let (client, _) = connect(&queue, &server(), ClientOptions::default()).unwrap();
+    assert!(readable(fd, 60_000));
+    let mut out = Vec::new();
+    queue.drain(&mut out, usize::MAX);
+    assert!(!readable(fd, 0));
+    client_free(client);
+}
