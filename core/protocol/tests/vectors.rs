@@ -1,0 +1,322 @@
+//! The wire vectors: every frame type as hex and as fields, and the broken ones with the code they deserve.
+//!
+//! `tests/vectors/v1.json` is data for every language. `VALKYRIE_BLESS=1 cargo test -p valkyrie-protocol --test
+//! vectors` writes it again after an intended change; vectors of a released version are never changed, only added to.
+
+use bytes::BytesMut;
+use serde_json::{Value, json};
+use valkyrie_protocol::{
+    Call, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, GoAway, HEADER_LEN,
+    Head, Hello, OPTIONAL_ID, Ping, Reset, Role, StatusRecord, Time, Window,
+};
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// A frame with both checksums right.
+fn frame(frame_type: u8, flags: u16, stream: u64, priority: u8, record: &[u8], payload: &[u8]) -> Vec<u8> {
+    let body = [record, payload].concat();
+    let header = FrameHeader {
+        frame_type: FrameType(frame_type),
+        flags,
+        stream,
+        payload_len: payload.len() as u32,
+        metadata_len: record.len() as u32,
+        priority,
+        epoch: 0,
+        payload_crc: if body.is_empty() { 0 } else { crc32c::crc32c(&body) },
+    };
+    [&header.encode()[..], &body].concat()
+}
+
+macro_rules! record {
+    ($record:expr) => {{
+        let mut out = BytesMut::new();
+        $record.encode(&mut out);
+        out.to_vec()
+    }};
+}
+
+fn pairs(entries: &[(&str, &[u8])]) -> Value {
+    entries.iter().map(|(key, value)| json!([key, hex(value)])).collect()
+}
+
+fn extensions(entries: &[(u32, &[u8])]) -> Value {
+    entries.iter().map(|(id, value)| json!([id, hex(value)])).collect()
+}
+
+fn good(name: &str, kind: &str, frame: Vec<u8>, record: Value) -> Value {
+    let header = FrameHeader::decode(frame.first_chunk::<HEADER_LEN>().unwrap()).unwrap();
+    let payload = &frame[HEADER_LEN + header.metadata_len as usize..];
+    json!({
+        "name": name,
+        "hex": hex(&frame),
+        "type": kind,
+        "flags": header.flags,
+        "stream": header.stream,
+        "priority": header.priority,
+        "record": record,
+        "payload": hex(payload),
+    })
+}
+
+fn hello_bytes() -> Vec<u8> {
+    let hello =
+        Hello { min_version: 1, max_version: 1, features: 0, settings: vec![(1, 65_536)], extensions: vec![] };
+    frame(0x01, 0, 0, 0, &record!(hello), b"")
+}
+
+fn call_bytes(stream: u64, flags: u16, method: &str, payload: &[u8]) -> Vec<u8> {
+    let call =
+        Call { method, timeout_us: 0, codec: 0, schema: 0, metadata: vec![], extensions: vec![] };
+    frame(0x10, flags, stream, 1, &record!(call), payload)
+}
+
+fn frames() -> Vec<Value> {
+    let settings = vec![(1, 65_536), (2, 4 << 20), (3, 16_384), (4, 1_024), (5, 262_144), (6, 1 << 20)];
+    let mut out = Vec::new();
+    for (name, settings, extensions_in) in [
+        ("hello with every setting", settings.clone(), vec![]),
+        ("hello with a setting and an extension to skip", vec![(OPTIONAL_ID | 99, u64::MAX)], vec![(OPTIONAL_ID | 7, &b"grease"[..])]),
+    ] {
+        let hello =
+            Hello { min_version: 1, max_version: 1, features: 0, settings, extensions: extensions_in };
+        let fields = json!({"min_version": 1, "max_version": 1, "features": 0,
+            "settings": hello.settings.iter().map(|(id, value)| json!([id, value])).collect::<Value>(),
+            "extensions": extensions(&hello.extensions)});
+        out.push(good(name, "HELLO", frame(0x01, 0, 0, 0, &record!(hello), b""), fields));
+    }
+    for (name, kind, number) in [("ping", "PING", 0x03), ("pong", "PONG", 0x04)] {
+        let ping = Ping { data: 0x0123_4567_89ab_cdef, extensions: vec![] };
+        let fields = json!({"data": ping.data, "extensions": []});
+        out.push(good(name, kind, frame(number, 0, 0, 0, &record!(ping), b""), fields));
+    }
+    for (name, code, message, ext) in [
+        ("go away without error", 0u16, "the server is shutting down", vec![]),
+        ("go away for the version", 6, "no shared version", vec![(1u32, &[1u8, 1][..])]),
+    ] {
+        let go_away = GoAway { last_stream: 41, code, message, extensions: ext };
+        let fields = json!({"last_stream": 41, "code": code, "message": message, "extensions": extensions(&go_away.extensions)});
+        out.push(good(name, "GOAWAY", frame(0x05, 0, 0, 0, &record!(go_away), b""), fields));
+    }
+    for (name, stream, offset) in [("window of the connection", 0, 1u64 << 20), ("window of a stream", 7, 250)] {
+        let window = Window { offset, extensions: vec![] };
+        let fields = json!({"offset": offset, "extensions": []});
+        out.push(good(name, "WINDOW", frame(0x06, 0, stream, 0, &record!(window), b""), fields));
+    }
+    let many: Vec<(&str, &[u8])> = vec![("request-id", b"a1b2"), ("trace-bin", &[0, 1, 0xfe, 0xff])];
+    for (name, method, timeout_us, metadata, flags, priority, payload) in [
+        ("unary call in one frame", "/echo", 5_000_000, vec![], FLAG_END | FLAG_MESSAGE, 1, &b"Hello, World!"[..]),
+        ("unary call with an empty message", "/echo", 0, vec![], FLAG_END | FLAG_MESSAGE, 1, b""),
+        ("call that opens a stream", "/pkg.Service/Upload", 0, many.clone(), 0, 2, b""),
+        ("call whose message goes on", "/echo", 250, vec![], FLAG_MESSAGE | FLAG_MORE, 0, b"first part"),
+        ("call that half-closes without a message", "/echo", 65_536, vec![], FLAG_END, 1, b""),
+    ] {
+        let call = Call { method, timeout_us, codec: 0, schema: 0, metadata, extensions: vec![] };
+        let fields = json!({"method": method, "timeout_us": timeout_us, "codec": 0, "schema": 0,
+            "metadata": pairs(&call.metadata), "extensions": []});
+        out.push(good(name, "CALL", frame(0x10, flags, 1, priority, &record!(call), payload), fields));
+    }
+    let head = Head { metadata: many.clone(), extensions: vec![] };
+    let fields = json!({"metadata": pairs(&many), "extensions": []});
+    out.push(good("head", "HEAD", frame(0x11, 0, 1, 1, &record!(head), b""), fields));
+    for (name, flags, payload) in [
+        ("whole message", FLAG_MESSAGE, &b"message"[..]),
+        ("fragment", FLAG_MESSAGE | FLAG_MORE, b"frag"),
+        ("last message of a sender", FLAG_MESSAGE | FLAG_END, b""),
+        ("half-close", FLAG_END, b""),
+    ] {
+        out.push(good(name, "MESSAGE", frame(0x12, flags, 3, 1, b"", payload), Value::Null));
+    }
+    for (name, code, reason, message, details, pushback_ms, metadata, trailers, flags, payload) in [
+        ("status ok with the answer", 0u32, 0u16, "", vec![], None, vec![], vec![], FLAG_END | FLAG_MESSAGE, &b"Hello, World!"[..]),
+        ("status ok after a stream", 0, 0, "", vec![], None, vec![], many.clone(), FLAG_END, b""),
+        ("status with everything", 8, 0, "quota is used up", vec![("test.Quota", &[1u8, 2, 3][..])], Some(1_500u64), many.clone(), many.clone(), FLAG_END, b""),
+        ("status of the library", 12, 112, "unknown method /nope", vec![], None, vec![], vec![], FLAG_END, b""),
+        ("status with an unknown code that must not be retried", 4_242, 60_000, "\u{e9}\u{1f680}", vec![], Some(u64::MAX), vec![], vec![], FLAG_END, b""),
+    ] {
+        let status = StatusRecord { code, reason, message, details, pushback_ms, metadata, trailers, extensions: vec![] };
+        let fields = json!({"code": code, "reason": reason, "message": message, "details": pairs(&status.details),
+            "pushback_ms": pushback_ms, "metadata": pairs(&status.metadata), "trailers": pairs(&status.trailers), "extensions": []});
+        out.push(good(name, "STATUS", frame(0x13, flags, 1, 1, &record!(status), payload), fields));
+    }
+    let reset = Reset { code: ErrorCode::CANCEL.number(), extensions: vec![] };
+    out.push(good("reset", "RESET", frame(0x14, 0, 5, 1, &record!(reset), b""), json!({"code": 11, "extensions": []})));
+    out.push(good("unknown optional frame", "0xc3", frame(0xc3, 0x0f00, 0, 0, b"any", b"thing"), Value::Null));
+    out
+}
+
+fn with_header(mut frame: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
+    frame[at] = value;
+    let crc = crc32c::crc32c(&frame[..36]);
+    frame[36..40].copy_from_slice(&crc.to_le_bytes());
+    frame
+}
+
+/// What a server must refuse, after a right HELLO unless the name says otherwise.
+fn broken() -> Vec<Value> {
+    let call = call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"x");
+    let flip = |mut bytes: Vec<u8>, at: usize| {
+        bytes[at] ^= 1;
+        bytes
+    };
+    let raw = |name: &str, error: &str, bytes: Vec<u8>| json!({"name": name, "hex": hex(&bytes), "error": error});
+    let unary = FLAG_END | FLAG_MESSAGE;
+    let unknown_setting = Hello { min_version: 1, max_version: 1, features: 0, settings: vec![(99, 1)], extensions: vec![] };
+    let newer = Hello { min_version: 2, max_version: 3, features: 0, settings: vec![], extensions: vec![] };
+    vec![
+        raw("first: http", "MAGIC", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
+        raw("first: tls", "MAGIC", vec![0x16, 3, 1, 0, 5]),
+        raw("first: a call before hello", "PROTOCOL", call.clone()),
+        raw("first: a newer version only", "VERSION", frame(0x01, 0, 0, 0, &record!(newer), b"")),
+        raw("first: a setting that is unknown and not optional", "SETTING", frame(0x01, 0, 0, 0, &record!(unknown_setting), b"")),
+        raw("first: a hello cut short", "RECORD", frame(0x01, 0, 0, 0, &[1, 1], b"")),
+        raw("a second hello", "PROTOCOL", hello_bytes()),
+        raw("a header bit flipped", "CHECKSUM", flip(call.clone(), 8)),
+        raw("a header checksum bit flipped", "CHECKSUM", flip(call.clone(), 36)),
+        raw("a payload bit flipped", "CHECKSUM", flip(call.clone(), call.len() - 1)),
+        raw("another version in the header", "VERSION", with_header(call.clone(), 4, 2)),
+        raw("a reserved flag", "PROTOCOL", with_header(call.clone(), 7, 0x80)),
+        raw("a reserved byte", "PROTOCOL", with_header(call.clone(), 30, 1)),
+        raw("a priority class of 3", "PROTOCOL", with_header(call.clone(), 24, 3)),
+        raw("a key epoch without a seal", "PROTOCOL", with_header(call.clone(), 25, 1)),
+        raw("a payload length of 4 GiB", "FRAME_SIZE", with_header(call.clone(), 19, 0xff)),
+        raw("a metadata length of 16 MiB", "FRAME_SIZE", with_header(call.clone(), 23, 1)),
+        raw("an unknown frame that is not optional", "UNKNOWN_FRAME", frame(0x42, 0, 0, 0, b"", b"")),
+        raw("a call of the server's parity", "STREAM_ID", call_bytes(2, unary, "/echo", b"")),
+        raw("a stream opened twice", "STREAM_ID", [call.clone(), call.clone()].concat()),
+        raw("stream ids that fall", "STREAM_ID", [call_bytes(9, unary, "/echo", b""), call_bytes(7, unary, "/echo", b"")].concat()),
+        raw("a message on a stream that was never opened", "PROTOCOL", frame(0x12, FLAG_MESSAGE, 99, 1, b"", b"x")),
+        raw("a message on stream 0", "PROTOCOL", frame(0x12, FLAG_MESSAGE, 0, 1, b"", b"x")),
+        raw("a ping on a stream", "PROTOCOL", frame(0x03, 0, 1, 0, &record!(Ping { data: 1, extensions: vec![] }), b"")),
+        raw("a payload without the message flag", "PROTOCOL", frame(0x12, 0, 1, 1, b"", b"x")),
+        raw("a fragment that is also the end", "PROTOCOL", frame(0x12, FLAG_MESSAGE | FLAG_MORE | FLAG_END, 1, 1, b"", b"x")),
+        raw("a status from the caller", "PROTOCOL", [call_bytes(1, 0, "/hang", b""), frame(0x13, FLAG_END, 1, 1, &record!(StatusRecord { code: 0, reason: 0, message: "", details: vec![], pushback_ms: None, metadata: vec![], trailers: vec![], extensions: vec![] }), b"")].concat()),
+        raw("a method without a slash", "RECORD", call_bytes(1, unary, "echo", b"")),
+        raw("a method with a line break", "RECORD", call_bytes(1, unary, "/a\r\nb", b"")),
+        raw("a list of 2^30 entries", "RECORD", frame(0x11, 0, 1, 1, &[0xfc, 0, 0, 0, 0x40, 0], b"")),
+        raw("an extension that is unknown and not optional", "RECORD", frame(0x10, unary, 1, 1, &record!(Call { method: "/echo", timeout_us: 0, codec: 0, schema: 0, metadata: vec![], extensions: vec![(5, b"")] }), b"")),
+        raw("a metadata key in upper case", "RECORD", frame(0x10, unary, 1, 1, &record!(Call { method: "/echo", timeout_us: 0, codec: 0, schema: 0, metadata: vec![("Key", b"")], extensions: vec![] }), b"")),
+        raw("a window far ahead", "FLOW_CONTROL", frame(0x06, 0, 0, 0, &record!(Window { offset: u64::MAX, extensions: vec![] }), b"")),
+    ]
+}
+
+#[test]
+fn the_committed_vectors_are_what_this_crate_writes() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/v1.json");
+    let ours = json!({"version": 1, "hello": hex(&hello_bytes()), "frames": frames(), "broken": broken()});
+    if std::env::var_os("VALKYRIE_BLESS").is_some() {
+        std::fs::write(path, format!("{ours:#}\n")).unwrap();
+    }
+    let committed: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert_eq!(committed, ours, "the wire changed; see the head of this file");
+}
+
+#[test]
+fn every_broken_vector_gets_its_code_and_one_go_away() {
+    for vector in broken() {
+        let name = vector["name"].as_str().unwrap();
+        let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+        let mut out = valkyrie_protocol::TransmitBuffer::default();
+        connection.poll_transmit(Time::default(), &mut out, usize::MAX);
+        let greeting = out.len();
+        let mut bytes = BytesMut::new();
+        if !name.starts_with("first: ") {
+            bytes.extend_from_slice(&hello_bytes());
+        }
+        bytes.extend_from_slice(&unhex(vector["hex"].as_str().unwrap()));
+        let error = connection.handle_read(Time::default(), &mut bytes).unwrap_err();
+        assert_eq!(error.code.name(), vector["error"].as_str().unwrap(), "{name}: {error}");
+        // Told once, and then nothing more is read or said.
+        connection.poll_transmit(Time::default(), &mut out, usize::MAX);
+        assert!(out.len() > greeting, "{name}: no go-away");
+        assert!(out.len() < greeting + 1_024, "{name}: {} bytes of answer", out.len() - greeting);
+        assert!(connection.handle_read(Time::default(), &mut BytesMut::from(&hello_bytes()[..])).is_err());
+        let before = out.len();
+        connection.poll_transmit(Time::default(), &mut out, usize::MAX);
+        assert_eq!(out.len(), before, "{name}");
+    }
+}
+
+#[test]
+fn any_split_of_the_bytes_gives_the_same_events() {
+    let whole: Vec<u8> = [
+        hello_bytes(),
+        call_bytes(1, FLAG_MESSAGE | FLAG_MORE, "/echo", b"first "),
+        frame(0xc3, 0, 0, 0, b"skip", b"me"),
+        frame(0x12, FLAG_MESSAGE | FLAG_END, 1, 1, b"", b"second"),
+        call_bytes(3, FLAG_END | FLAG_MESSAGE, "/echo", b"unary"),
+    ]
+    .concat();
+    let run = |cuts: &[usize]| {
+        let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+        let mut buffer = BytesMut::new();
+        let mut events = Vec::new();
+        let mut start = 0;
+        for end in cuts.iter().copied().chain([whole.len()]) {
+            buffer.extend_from_slice(&whole[start..end]);
+            start = end;
+            connection.handle_read(Time::default(), &mut buffer).unwrap();
+            events.extend(std::iter::from_fn(|| connection.poll_event()));
+        }
+        assert!(buffer.is_empty());
+        events
+    };
+    let expected = run(&[]);
+    assert_eq!(expected.len(), 3);
+    for cut in 0..=whole.len() {
+        assert_eq!(run(&[cut]), expected, "cut at {cut}");
+    }
+    let every: Vec<usize> = (1..whole.len()).collect();
+    assert_eq!(run(&every), expected, "one byte at a time");
+}
+
+#[test]
+fn an_end_inside_a_frame_is_told_from_a_clean_one() {
+    let call = call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"hello");
+    for len in 0..call.len() {
+        let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+        let mut buffer = BytesMut::from(&hello_bytes()[..]);
+        buffer.extend_from_slice(&call[..len]);
+        connection.handle_read(Time::default(), &mut buffer).unwrap();
+        assert_eq!(connection.poll_event(), Some(valkyrie_protocol::Event::Connected));
+        assert_eq!(connection.poll_event(), None, "a part of a frame was delivered");
+        let status = connection.handle_end(&buffer);
+        let expected = if len == 0 { "CONNECTION_LOST" } else { "TRUNCATED_FRAME" };
+        assert_eq!(status.reason().name(), expected, "{len} bytes");
+    }
+}
+
+#[test]
+fn a_claimed_length_allocates_nothing_ahead_of_its_check() {
+    let mut huge = call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"");
+    huge[16..20].copy_from_slice(&(16u32 << 20).to_le_bytes());
+    let huge = with_header(huge, 24, 1);
+    let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+    let mut buffer = BytesMut::from(&hello_bytes()[..]);
+    buffer.extend_from_slice(&huge);
+    let error = connection.handle_read(Time::default(), &mut buffer).unwrap_err();
+    assert_eq!(error.code, ErrorCode::FRAME_SIZE);
+    assert!(buffer.capacity() < 64 << 10, "{} bytes reserved", buffer.capacity());
+}
+
+#[test]
+fn an_unfinished_frame_and_a_silent_peer_run_out_of_time() {
+    let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+    let handshake = connection.poll_timeout().unwrap();
+    assert_eq!(handshake, Time::from_micros(5_000_000));
+    assert_eq!(connection.handle_timeout(handshake).unwrap_err().reason.name(), "HANDSHAKE_TIMEOUT");
+
+    let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+    let mut buffer = BytesMut::from(&hello_bytes()[..]);
+    buffer.extend_from_slice(&call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"hello")[..50]);
+    connection.handle_read(Time::from_micros(1), &mut buffer).unwrap();
+    let due = connection.poll_timeout().unwrap();
+    assert_eq!(due, Time::from_micros(10_000_001));
+    assert_eq!(connection.handle_timeout(due).unwrap_err().reason.name(), "FRAME_TIMEOUT");
+}
