@@ -117,7 +117,7 @@ impl Router {
         let call = ServerCall { stream, method, metadata, priority, first };
         let mut future = match catch_unwind(AssertUnwindSafe(|| handler.handle(call))) {
             Ok(future) => future,
-            Err(panic) => return Some(Err(panicked(&panic))),
+            Err(panic) => return Some(Err(panicked(&*panic))),
         };
         match poll(&mut future, &mut Context::from_waker(Waker::noop())) {
             Poll::Ready(outcome) => Some(outcome),
@@ -158,7 +158,7 @@ fn poll(future: &mut HandlerFuture, cx: &mut Context<'_>) -> Poll<Outcome> {
             metadata,
             trailers,
         })),
-        Err(panic) => Poll::Ready(Err(panicked(&panic))),
+        Err(panic) => Poll::Ready(Err(panicked(&*panic))),
     }
 }
 
