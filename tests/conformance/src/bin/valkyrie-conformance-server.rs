@@ -1,0 +1,46 @@
+//! The server that every language's runner calls. It prints its endpoints as one line of JSON and ends when its
+//! standard input closes, so that it never outlives whoever started it.
+#![forbid(unsafe_code)]
+
+use std::{error::Error, io::Write, process::ExitCode};
+
+use tokio::io::AsyncReadExt;
+use valkyrie_conformance::{Absent, Methods};
+use valkyrie_sdk::ServerBuilder;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match serve().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("valkyrie-conformance-server: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<(), Box<dyn Error>> {
+    let path = std::env::temp_dir().join(format!("valkyrie-conformance-{}", std::process::id()));
+    let absent = Absent::new()?;
+    let builder = ServerBuilder::new().bind("127.0.0.1:0").bind(format!("unix://{}", path.display()));
+    let server = Methods::new().register(builder).build().await?;
+    let address = server.local_addr().ok_or("no tcp address")?;
+    let endpoints = serde_json::json!({
+        "tcp": format!("tcp://{address}"),
+        "ws": format!("ws://{address}"),
+        "unix": format!("unix://{}", path.display()),
+        "absent_tcp": format!("tcp://{}", absent.address()?),
+        "absent_ws": format!("ws://{}", absent.address()?),
+        "absent_unix": format!("unix://{}.absent", path.display()),
+    });
+    println!("{endpoints}");
+    std::io::stdout().flush()?;
+    let (mut stdin, mut ignored) = (tokio::io::stdin(), Vec::new());
+    tokio::select! {
+        served = server.start() => served?,
+        _ = stdin.read_to_end(&mut ignored) => server.control().shutdown_now(),
+    }
+    // The unix socket outlives a server that is cut.
+    let _ = std::fs::remove_file(path);
+    Ok(())
+}

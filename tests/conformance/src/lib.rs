@@ -1,0 +1,9 @@
+//! The server that every language's runner calls, and the runner in Rust. What must happen is data: `cases.json`;
+//! what each action and method means is in `README.md`.
+#![forbid(unsafe_code)]
+
+mod runner;
+mod server;
+
+pub use runner::{Outcome, Settings, run};
+pub use server::{Absent, Methods, private_server};

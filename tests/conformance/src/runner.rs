@@ -1,0 +1,568 @@
+//! The Rust runner: one function per action of `README.md`. It knows nothing of a single case.
+
+use std::{
+    fmt,
+    pin::pin,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use serde_json::Value;
+use tokio::{task::JoinSet, time::timeout};
+use valkyrie_sdk::{CallOptions, Client, Code, Metadata, RecvStream, Response, SendStream, Status};
+
+/// A hang must become a failed case.
+const CASE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Where the runner finds the server and its absence.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The server's endpoint.
+    pub endpoint: String,
+    /// An endpoint of the same scheme where nobody listens.
+    pub absent: String,
+}
+
+/// What became of a case.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The case's name.
+    pub case: String,
+    /// Whether everything was as expected.
+    pub ok: bool,
+    /// What was expected and what came, or a remark.
+    pub detail: String,
+}
+
+impl fmt::Display for Outcome {
+    /// The runner's line of JSON.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        serde_json::json!({ "case": self.case, "ok": self.ok, "detail": self.detail }).fmt(f)
+    }
+}
+
+/// Runs every case of `cases` (the text of `cases.json`) and hands each outcome to `report` as it comes.
+///
+/// # Errors
+/// A sentence, when the cases cannot be read or the server cannot be reached.
+pub async fn run(settings: &Settings, cases: &str, mut report: impl FnMut(Outcome)) -> Result<(), String> {
+    let cases: Vec<Value> = serde_json::from_str(cases).map_err(|error| format!("cases: {error}"))?;
+    let client = Client::connect(&settings.endpoint).await.map_err(|status| status.to_string())?;
+    for case in cases {
+        let token = new_token();
+        let case = Case { fields: &case, token, settings, client: &client };
+        let result = match timeout(CASE_TIMEOUT, case.run()).await {
+            Ok(result) => result,
+            Err(_) => Err(format!("no end within {} s", CASE_TIMEOUT.as_secs())),
+        };
+        let ok = result.is_ok();
+        let detail = result.unwrap_or_else(|detail| detail);
+        report(Outcome { case: case.text("case").unwrap_or_default(), ok, detail });
+    }
+    client.close().await;
+    Ok(())
+}
+
+fn new_token() -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    format!("rust{}x{}", std::process::id(), NEXT.fetch_add(1, Relaxed))
+}
+
+/// `Ok` holds a remark, mostly empty; `Err` what went wrong.
+type Verdict = Result<String, String>;
+
+struct Case<'a> {
+    fields: &'a Value,
+    token: String,
+    settings: &'a Settings,
+    client: &'a Client,
+}
+
+/// What a call gave: the reply or nothing, and the status.
+struct Got {
+    reply: Bytes,
+    status: Option<Status>,
+    metadata: Metadata,
+    trailers: Metadata,
+}
+
+impl Got {
+    fn failed(status: Status) -> Self {
+        let (metadata, trailers) = (status.metadata().clone(), status.trailers().clone());
+        Self { reply: Bytes::new(), status: Some(status), metadata, trailers }
+    }
+
+    fn code(&self) -> Code {
+        self.status.as_ref().map_or(Code::Ok, Status::code)
+    }
+}
+
+impl From<Result<Response, Status>> for Got {
+    fn from(result: Result<Response, Status>) -> Self {
+        match result {
+            Ok(Response { message, metadata, trailers, .. }) => {
+                Self { reply: message, status: None, metadata, trailers }
+            }
+            Err(status) => Self::failed(status),
+        }
+    }
+}
+
+fn fail<T>(status: Status) -> Result<T, String> {
+    Err(format!("{status} ({})", status.reason()))
+}
+
+fn pattern(i: u64, size: usize) -> Vec<u8> {
+    // The remainder is below 251.
+    vec![(i % 251) as u8; size]
+}
+
+impl Case<'_> {
+    async fn run(&self) -> Verdict {
+        match self.text("action").unwrap_or_default().as_str() {
+            "request" => self.request().await,
+            "unary" => self.unary().await,
+            "server_stream" => self.server_stream().await,
+            "client_stream" => self.client_stream().await,
+            "bidi" => self.bidi().await,
+            "cancel_before" => self.cancel_before().await,
+            "cancel_during" => self.cancel_during().await,
+            "cancel_after" => self.cancel_after().await,
+            "cancel_stream" => self.cancel_stream().await,
+            "leave_stream" => self.leave_stream().await,
+            "in_flight" => self.in_flight().await,
+            "go_away" => self.go_away().await,
+            "connect" => self.connect().await,
+            "bad_metadata" => match self.metadata() {
+                Ok(_) => Err("the metadata was taken".into()),
+                Err(error) => Ok(error),
+            },
+            "wrong_type" => Ok("the compiler refuses it".into()),
+            "call_closed" => self.call_closed().await,
+            "double_close" => self.double_close().await,
+            "after_shutdown" => self.after_shutdown().await,
+            other => Err(format!("unknown action {other:?}")),
+        }
+    }
+
+    fn text(&self, key: &str) -> Option<String> {
+        Some(
+            self.fields
+                .get(key)?
+                .as_str()?
+                .replace("$TOKEN", &self.token)
+                .replace("$ABSENT", &self.settings.absent),
+        )
+    }
+
+    fn number(&self, key: &str) -> Option<u64> {
+        self.fields.get(key)?.as_u64()
+    }
+
+    fn size(&self) -> usize {
+        self.number("size").map_or(0, |size| usize::try_from(size).unwrap_or(usize::MAX))
+    }
+
+    fn method(&self) -> String {
+        self.text("method").unwrap_or_default()
+    }
+
+    fn message(&self) -> Result<Bytes, String> {
+        if let Some(text) = self.text("text") {
+            return Ok(text.into());
+        }
+        match self.text("hex") {
+            Some(hex) => from_hex(&hex),
+            None => Ok((0..self.size()).map(|i| (i % 251) as u8).collect()),
+        }
+    }
+
+    fn metadata(&self) -> Result<Metadata, String> {
+        let mut metadata = entries(&self.text("metadata").unwrap_or_default())?;
+        if let Some(size) = self.number("metadata_size") {
+            let value = "x".repeat(usize::try_from(size).unwrap_or(0));
+            metadata.insert("x-large", value).map_err(|error| error.to_string())?;
+        }
+        Ok(metadata)
+    }
+
+    fn options(&self) -> Result<CallOptions, String> {
+        let options = CallOptions::new().with_metadata(self.metadata()?);
+        Ok(match self.number("timeout_ms") {
+            Some(ms) => options.with_timeout(Duration::from_millis(ms)),
+            None => options,
+        })
+    }
+
+    /// Compares everything that the case names.
+    async fn check(&self, got: &Got) -> Verdict {
+        let mut wrong = Vec::new();
+        let mut compare = |what: &str, expected: Option<String>, got: String| {
+            if let Some(expected) = expected
+                && expected != got
+            {
+                wrong.push(format!("{what}: expected {expected:.80?}, got {got:.80?}"));
+            }
+        };
+        compare("code", self.text("code"), got.code().name().into());
+        compare("code number", self.shown("code_number"), got.code().number().to_string());
+        let status = got.status.as_ref();
+        compare("reason", self.text("reason"), status.map_or("", |s| s.reason().name()).into());
+        compare("status message", self.text("status_message"), status.map_or("", Status::message).into());
+        let detail = status.and_then(|status| status.details().first());
+        compare(
+            "detail type",
+            self.text("detail_type"),
+            detail.map_or_else(String::new, |d| d.type_name.clone()),
+        );
+        let detail =
+            detail.map_or_else(String::new, |detail| String::from_utf8_lossy(&detail.value).into_owned());
+        compare("detail", self.text("detail_text"), detail);
+        let pushback = status.and_then(Status::pushback).map_or(0, |pushback| pushback.as_millis());
+        compare("pushback", self.shown("pushback_ms"), pushback.to_string());
+        compare("reply", self.text("reply_text"), String::from_utf8_lossy(&got.reply).into_owned());
+        compare("reply size", self.shown("reply_size"), got.reply.len().to_string());
+        for (key, metadata) in [("expect_metadata", &got.metadata), ("expect_trailers", &got.trailers)] {
+            if let Some(expected) = self.text(key) {
+                compare(key, Some(format!("{:?}", entries(&expected)?)), format!("{metadata:?}"));
+            }
+        }
+        if self.number("reply_echo").is_some() && got.reply != self.message()? {
+            wrong.push(format!("the reply of {} bytes is not the message", got.reply.len()));
+        }
+        if let Some(most) = self.number("reply_max") {
+            let reply = std::str::from_utf8(&got.reply).ok().and_then(|reply| reply.parse::<u64>().ok());
+            if !reply.is_some_and(|reply| (1..=most).contains(&reply)) {
+                wrong.push(format!("reply: expected 1 to {most}, got {:?}", got.reply));
+            }
+        }
+        if !wrong.is_empty() {
+            if let Some(status) = status {
+                wrong.push(format!("status: {status:?}"));
+            }
+            return Err(wrong.join("; "));
+        }
+        self.check_dropped().await
+    }
+
+    fn shown(&self, key: &str) -> Option<String> {
+        self.number(key).map(|number| number.to_string())
+    }
+
+    async fn check_dropped(&self) -> Verdict {
+        if self.number("then_dropped").is_some() {
+            self.hang_until("dropped").await.map_err(|why| format!("the handler was not dropped: {why}"))?;
+        }
+        Ok(String::new())
+    }
+
+    async fn hang_until(&self, what: &str) -> Result<(), String> {
+        let metadata = entries(&format!("until={what}"))?;
+        let options = CallOptions::new().with_metadata(metadata).with_timeout(Duration::from_secs(30));
+        match self.client.call_with("/test/hang_stats", self.token.clone(), options).await {
+            Ok(_) => Ok(()),
+            Err(status) => fail(status),
+        }
+    }
+
+    async fn request(&self) -> Verdict {
+        let got = match self.text("text") {
+            Some(text) => self.client.request(text).await,
+            None => self.client.request(self.message()?).await,
+        };
+        self.check(&match got {
+            Ok(reply) => Got { reply, status: None, metadata: Metadata::new(), trailers: Metadata::new() },
+            Err(status) => Got::failed(status),
+        })
+        .await
+    }
+
+    async fn unary(&self) -> Verdict {
+        let got = self.client.call_with(&self.method(), self.message()?, self.options()?).await;
+        self.check(&got.into()).await
+    }
+
+    async fn server_stream(&self) -> Verdict {
+        let mut stream = match self
+            .client
+            .stream(&self.method(), self.text("text").unwrap_or_default(), self.options()?)
+            .await
+        {
+            Ok(stream) => stream,
+            Err(status) => return self.check(&Got::failed(status)).await,
+        };
+        let metadata = stream.metadata().await.unwrap_or_default();
+        let mut count = 0;
+        let status = loop {
+            match stream.recv().await {
+                Ok(Some(message)) => {
+                    if message != pattern(count, self.size()) {
+                        return Err(format!("message {count} of {} bytes is not the pattern", message.len()));
+                    }
+                    count += 1;
+                }
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        if Some(count) != self.number("count") {
+            return Err(format!(
+                "expected {:?} messages, got {count}, then {status:?}",
+                self.number("count")
+            ));
+        }
+        let trailers = stream.trailers().clone();
+        self.check(&match status {
+            None => Got { reply: Bytes::new(), status, metadata, trailers },
+            Some(status) => Got::failed(status),
+        })
+        .await
+    }
+
+    async fn open(&self) -> Result<(SendStream, RecvStream), String> {
+        self.client.open(&self.method(), self.options()?).await.or_else(fail)
+    }
+
+    async fn client_stream(&self) -> Verdict {
+        let (mut send, mut recv) = self.open().await?;
+        for i in 0..self.number("count").unwrap_or(0) {
+            // The call may be over already; receiving says how it ended.
+            if send.send(pattern(i, self.size())).await.is_err() {
+                break;
+            }
+        }
+        let _ = send.finish().await;
+        let reply = recv.recv().await;
+        let got = match reply {
+            Ok(Some(reply)) => {
+                let metadata = recv.metadata().await.or_else(fail)?;
+                match recv.recv().await {
+                    Ok(None) => Got { reply, status: None, metadata, trailers: recv.trailers().clone() },
+                    Ok(Some(_)) => return Err("more than one reply".into()),
+                    Err(status) => Got::failed(status),
+                }
+            }
+            Ok(None) => return Err("no reply".into()),
+            Err(status) => Got::failed(status),
+        };
+        self.check(&got).await
+    }
+
+    async fn bidi(&self) -> Verdict {
+        let (mut send, mut recv) = self.open().await?;
+        let count = self.number("count").unwrap_or(0);
+        let lockstep = self.number("lockstep") == Some(1);
+        for i in 0..count {
+            send.send(pattern(i, self.size())).await.or_else(fail)?;
+            if lockstep {
+                self.receive_pattern(&mut recv, i).await?;
+            }
+        }
+        send.finish().await.or_else(fail)?;
+        if !lockstep {
+            for i in 0..count {
+                self.receive_pattern(&mut recv, i).await?;
+            }
+        }
+        let got = match recv.recv().await {
+            Ok(None) => {
+                let trailers = recv.trailers().clone();
+                Got { reply: Bytes::new(), status: None, metadata: Metadata::new(), trailers }
+            }
+            Ok(Some(_)) => return Err("a message after the last".into()),
+            Err(status) => Got::failed(status),
+        };
+        self.check(&got).await
+    }
+
+    async fn receive_pattern(&self, recv: &mut RecvStream, i: u64) -> Result<(), String> {
+        match recv.recv().await.or_else(fail)? {
+            Some(message) if message == pattern(i, self.size()) => Ok(()),
+            Some(message) => Err(format!("message {i} of {} bytes is not the one sent", message.len())),
+            None => Err(format!("the end came before message {i}")),
+        }
+    }
+
+    /// Dropping a future that was never polled: nothing may have been sent.
+    async fn cancel_before(&self) -> Verdict {
+        let calls =
+            |client: &Client| client.connections().iter().map(|connection| connection.calls).sum::<u64>();
+        let before = calls(self.client);
+        let method = self.method();
+        drop(self.client.call_with(&method, self.message()?, self.options()?));
+        match calls(self.client) {
+            after if after == before => Ok("a future that is not polled sends nothing".into()),
+            after => Err(format!("{} calls were sent", after - before)),
+        }
+    }
+
+    async fn cancel_during(&self) -> Verdict {
+        let method = self.method();
+        {
+            let mut call = pin!(self.client.call_with(&method, self.message()?, self.options()?));
+            let mut started = pin!(self.hang_until("started"));
+            tokio::select! {
+                result = &mut call => return Err(format!("the call ended before the cancel: {result:?}")),
+                started = &mut started => started?,
+            }
+            // Here the call is dropped, which is how Rust cancels.
+        }
+        self.check_dropped().await
+    }
+
+    async fn cancel_after(&self) -> Verdict {
+        let method = self.method();
+        for _ in 0..2 {
+            let mut call = Box::pin(self.client.call_with(&method, self.message()?, self.options()?));
+            let got = call.as_mut().await;
+            drop(call);
+            self.check(&got.into()).await?;
+        }
+        Ok(String::new())
+    }
+
+    async fn cancel_stream(&self) -> Verdict {
+        let (mut send, mut recv) = self.open().await?;
+        send.send(self.message()?).await.or_else(fail)?;
+        self.hang_until("started").await?;
+        send.cancel();
+        match recv.recv().await {
+            Ok(message) => Err(format!("received {message:?} after the cancel")),
+            Err(status) => self.check(&Got::failed(status)).await,
+        }
+    }
+
+    async fn leave_stream(&self) -> Verdict {
+        let mut stream = self
+            .client
+            .stream(&self.method(), self.text("text").unwrap_or_default(), self.options()?)
+            .await
+            .or_else(fail)?;
+        self.take(&mut stream).await?;
+        drop(stream);
+        match self.client.request("still here").await {
+            Ok(_) => Ok(String::new()),
+            Err(status) => fail(status),
+        }
+    }
+
+    async fn take(&self, stream: &mut RecvStream) -> Result<(), String> {
+        for i in 0..self.number("count").unwrap_or(0) {
+            if stream.recv().await.or_else(fail)?.is_none() {
+                return Err(format!("the end came before message {i}"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn in_flight(&self) -> Verdict {
+        let mut calls = JoinSet::new();
+        for i in 0..self.number("count").unwrap_or(0) {
+            let (client, method, options) = (self.client.clone(), self.method(), self.options()?);
+            calls.spawn(async move { (i, client.call_with(&method, i.to_string(), options).await) });
+        }
+        while let Some(call) = calls.join_next().await {
+            match call.map_err(|error| error.to_string())? {
+                (i, Ok(response)) if response.message == i.to_string() => {}
+                (i, Ok(response)) => return Err(format!("call {i} got the reply {:?}", response.message)),
+                (_, Err(status)) => return fail(status),
+            }
+        }
+        Ok(String::new())
+    }
+
+    /// A client for a fresh server that may be shut down.
+    async fn private(&self) -> Result<Client, String> {
+        let scheme = self.client.endpoint().scheme().to_owned();
+        let endpoint = self.client.call("/test/private", scheme).await.or_else(fail)?.message;
+        Client::connect(&String::from_utf8_lossy(&endpoint)).await.or_else(fail)
+    }
+
+    async fn go_away(&self) -> Verdict {
+        let client = self.private().await?;
+        let text = self.text("text").unwrap_or_default();
+        let mut stream = client.stream(&self.method(), text, self.options()?).await.or_else(fail)?;
+        self.take(&mut stream).await?;
+        let how = self.text("how").unwrap_or_default();
+        // The answer may be lost with the server.
+        let _ = client.call("/test/shutdown", how).await;
+        let mut count = self.number("count").unwrap_or(0);
+        let status = loop {
+            match stream.recv().await {
+                Ok(Some(_)) => count += 1,
+                Ok(None) => break None,
+                Err(status) => break Some(status),
+            }
+        };
+        if let Some(total) = self.number("total")
+            && total != count
+        {
+            return Err(format!("expected {total} messages in all, got {count}, then {status:?}"));
+        }
+        let ended = Got { reply: Bytes::new(), status, metadata: Metadata::new(), trailers: Metadata::new() };
+        self.check(&ended).await?;
+        let then = Got::from(client.call("/echo", "anyone there?").await).code();
+        match self.text("then_code") {
+            Some(expected) if expected != then.name() => {
+                Err(format!("a later call: expected {expected}, got {then}"))
+            }
+            _ => Ok(String::new()),
+        }
+    }
+
+    async fn connect(&self) -> Verdict {
+        match Client::connect(&self.text("endpoint").unwrap_or_default()).await {
+            Ok(_) => Err("connected".into()),
+            Err(status) => self.check(&Got::failed(status)).await,
+        }
+    }
+
+    async fn own_client(&self) -> Result<Client, String> {
+        Client::connect(&self.settings.endpoint).await.or_else(fail)
+    }
+
+    async fn call_closed(&self) -> Verdict {
+        let client = self.own_client().await?;
+        client.close().await;
+        let got = client.call_with(&self.method(), self.message()?, self.options()?).await;
+        self.check(&got.into()).await
+    }
+
+    async fn double_close(&self) -> Verdict {
+        let client = self.own_client().await?;
+        client.close().await;
+        client.close().await;
+        Ok(String::new())
+    }
+
+    async fn after_shutdown(&self) -> Verdict {
+        let client = self.private().await?;
+        client.request("here").await.or_else(fail)?;
+        let _ = client.call("/test/shutdown", "now").await;
+        for _ in 0..100 {
+            let got = client.call_with(&self.method(), self.message()?, self.options()?).await;
+            if let Err(status) = got {
+                return self.check(&Got::failed(status)).await;
+            }
+        }
+        Err("100 calls succeeded after the shutdown".into())
+    }
+}
+
+fn from_hex(text: &str) -> Result<Bytes, String> {
+    let digits = text.as_bytes();
+    let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
+    digits.chunks(2).map(|pair| byte(pair).ok_or_else(|| format!("{text:?} is not hexadecimal"))).collect()
+}
+
+fn entries(text: &str) -> Result<Metadata, String> {
+    let mut metadata = Metadata::new();
+    for entry in text.split('&').filter(|entry| !entry.is_empty()) {
+        let (key, value) = entry.split_once('=').ok_or_else(|| format!("{entry:?} has no ="))?;
+        let value =
+            if key.ends_with("-bin") { from_hex(value)? } else { Bytes::copy_from_slice(value.as_bytes()) };
+        metadata.insert(key, value).map_err(|error| error.to_string())?;
+    }
+    Ok(metadata)
+}
