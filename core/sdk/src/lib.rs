@@ -3,6 +3,21 @@
 //! It owns sockets, deadlines and connections; what bytes mean is decided by `valkyrie-protocol`. It holds no language
 //! binding and reads no command line. Every fallible operation gives a [`Status`].
 //!
+//! ```
+//! use valkyrie_sdk::{ClientBuilder, EchoHandler, ServerBuilder};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), valkyrie_sdk::Status> {
+//! let server = ServerBuilder::new().bind("127.0.0.1:0").handler("/echo", EchoHandler).build().await?;
+//! let endpoint = server.endpoints()[0].clone();
+//! tokio::spawn(async move { server.start().await });
+//!
+//! let client = ClientBuilder::new().endpoint(endpoint).timeout_ms(5000).build().await?;
+//! assert_eq!(client.request("Hello, World!").await?, "Hello, World!");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Features: `native` (default) brings tokio and the `tcp://`, `unix://` and `memory:` transports; `websocket`
 //! (default) brings `ws://`. Without both the crate builds for wasm32, and the host hands in a [`Runtime`] and a
 //! [`Connector`].

@@ -46,6 +46,7 @@ pub(crate) struct Router {
 }
 
 impl Router {
+    #[cfg(feature = "native")]
     pub(crate) fn new(max_running: usize) -> Self {
         Self { exact: HashMap::new(), prefixes: Vec::new(), max_running }
     }
@@ -54,6 +55,7 @@ impl Router {
     ///
     /// # Errors
     /// INVALID_CONFIGURATION for a path that does not begin with `/` or is taken.
+    #[cfg(feature = "native")]
     pub(crate) fn add(&mut self, path: String, handler: Arc<dyn MessageHandler>) -> Result<(), Status> {
         let invalid = |why: &str| {
             Err(Status::from_reason(Reason::INVALID_CONFIGURATION, format!("handler path {path:?} {why}")))

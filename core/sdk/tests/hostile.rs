@@ -1,0 +1,220 @@
+//! Peers that break the rules, over real sockets: each gets its code, and an honest client beside it notices nothing.
+
+use std::{future::Future, io, sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use valkyrie_sdk::{
+    BoxFuture, CallOptions, Carrier, Client, Code, Connector, EchoHandler, Endpoint, ReadBuffer, Reason,
+    ServerBuilder, ServerControl, Transport, ValkyrieClient, ValkyrieServer,
+};
+
+async fn serve() -> (String, ServerControl) {
+    let server =
+        ServerBuilder::new().bind("127.0.0.1:0").handler("/echo", EchoHandler).build().await.unwrap();
+    let endpoint = server.endpoints()[0].clone();
+    let control = server.control();
+    tokio::spawn(async move { server.start().await });
+    (endpoint, control)
+}
+
+fn vectors() -> serde_json::Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/v1.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn unhex(value: &serde_json::Value) -> Vec<u8> {
+    let text = value.as_str().unwrap();
+    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+}
+
+/// A hang is bounded far above anything that should take that long.
+async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+#[tokio::test]
+async fn every_broken_vector_ends_its_connection_and_nobody_elses() {
+    let (endpoint, control) = serve().await;
+    let honest = Client::connect(&endpoint).await.unwrap();
+    let vectors = vectors();
+    for vector in vectors["broken"].as_array().unwrap() {
+        let name = vector["name"].as_str().unwrap();
+        // The sniffing port takes a G for the beginning of a WebSocket handshake.
+        if name == "first: http" {
+            continue;
+        }
+        let mut socket = TcpStream::connect(endpoint.trim_start_matches("tcp://")).await.unwrap();
+        if !name.starts_with("first: ") {
+            socket.write_all(&unhex(&vectors["hello"])).await.unwrap();
+        }
+        let _ = socket.write_all(&unhex(&vector["hex"])).await;
+        let mut answer = Vec::new();
+        // A reset instead of a clean end is a refusal all the same.
+        let _ = bounded(name, socket.read_to_end(&mut answer)).await;
+        assert!(answer.len() < 2_048, "{name}: {} bytes of answer", answer.len());
+        assert_eq!(honest.request("still here").await.unwrap(), "still here", "{name}");
+    }
+    bounded("the count of connections", async {
+        while control.stats().connections > 1 {
+            honest.request("again").await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_ours_is_named_for_what_it_is() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut socket, _) = listener.accept().await.unwrap();
+            let _ = socket.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        }
+    });
+    let client = Client::builder().endpoint(endpoint).lazy(true).build().await.unwrap();
+    let status = client.request("hello").await.unwrap_err();
+    assert_eq!(status.reason(), Reason::BAD_MAGIC, "{status}");
+}
+
+#[tokio::test]
+async fn a_server_that_says_nothing_costs_only_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    let client = Client::builder().endpoint(endpoint).timeout_ms(100).build().await.unwrap();
+    let (_socket, _) = listener.accept().await.unwrap();
+    let status = client.request("hello").await.unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(client.connections()[0].streams, 0);
+}
+
+#[tokio::test]
+async fn a_connection_cut_inside_an_answer_is_unavailable() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("tcp://{}", listener.local_addr().unwrap());
+    let hello = unhex(&vectors()["hello"]);
+    tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        // Waits for the call, so that there is something to cut.
+        let mut some = [0; 64];
+        socket.read_exact(&mut some).await.unwrap();
+        socket.write_all(&hello).await.unwrap();
+        socket.write_all(&hello[..20]).await.unwrap();
+        // Reads what is left, so that the end is a clean one and not a reset.
+        socket.shutdown().await.unwrap();
+        let mut rest = Vec::new();
+        let _ = socket.read_to_end(&mut rest).await;
+    });
+    let client = Client::connect(&endpoint).await.unwrap();
+    let status = client.request("hello").await.unwrap_err();
+    assert_eq!((status.code(), status.reason()), (Code::Unavailable, Reason::TRUNCATED_FRAME));
+}
+
+/// A transport from outside: a TCP stream that hands over one byte at a time, both ways.
+struct Slicer(TcpStream);
+
+struct Slicing;
+
+impl Connector for Slicing {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(endpoint.address()).await?;
+            Ok(Box::new(Slicer(stream)) as Box<dyn Transport>)
+        })
+    }
+}
+
+impl Transport for Slicer {
+    fn carrier(&self) -> Carrier {
+        Carrier::Bytes
+    }
+
+    fn poll_read(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+        into: &mut ReadBuffer,
+    ) -> std::task::Poll<io::Result<usize>> {
+        let mut byte = [0];
+        let mut buffer = tokio::io::ReadBuf::new(&mut byte);
+        std::task::ready!(tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.0), cx, &mut buffer))?;
+        into.put(buffer.filled());
+        std::task::Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    fn poll_write(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> std::task::Poll<io::Result<usize>> {
+        let first = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| &part[..1]);
+        tokio::io::AsyncWrite::poll_write(std::pin::Pin::new(&mut self.0), cx, first)
+    }
+
+    fn poll_close(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut self.0), cx)
+    }
+}
+
+#[tokio::test]
+async fn a_transport_from_outside_works_one_byte_at_a_time() {
+    let (endpoint, _) = serve().await;
+    let client = Client::builder()
+        .endpoint(endpoint.replace("tcp://", "slicer://"))
+        .connector("slicer", Arc::new(Slicing))
+        .timeout_ms(60_000)
+        .build()
+        .await
+        .unwrap();
+    let message = vec![7; 100_000];
+    assert_eq!(client.request(message.clone()).await.unwrap(), message);
+}
+
+#[tokio::test]
+async fn the_traits_are_object_safe_and_work_over_memory() {
+    let server: Arc<dyn ValkyrieServer> = Arc::new(
+        ServerBuilder::new().bind("memory:traits").handler("/echo", EchoHandler).build().await.unwrap(),
+    );
+    let running = tokio::spawn({
+        let server = server.clone();
+        async move { server.start().await }
+    });
+    let client: Box<dyn ValkyrieClient> = Box::new(Client::connect(&server.endpoints()[0]).await.unwrap());
+    let response = client.call("/echo", "hello".into(), CallOptions::new()).await.unwrap();
+    assert_eq!(response.message, "hello");
+    client.close().await;
+    server.shutdown().await;
+    running.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn memory_stays_flat_while_a_reader_stops() {
+    let server = ServerBuilder::new()
+        .bind("127.0.0.1:0")
+        .handler(
+            "/flood",
+            valkyrie_sdk::handler_fn(|mut call| async move {
+                loop {
+                    call.send(vec![1; 32 << 10]).await?;
+                }
+            }),
+        )
+        .handler("/echo", EchoHandler)
+        .build()
+        .await
+        .unwrap();
+    let endpoint = server.endpoints()[0].clone();
+    let control = server.control();
+    tokio::spawn(async move { server.start().await });
+    let client = Client::connect(&endpoint).await.unwrap();
+    let mut flood = client.stream("/flood", "", CallOptions::new()).await.unwrap();
+    assert!(flood.recv().await.unwrap().is_some());
+    // Other calls go on beside it, many times over, and the flood has not passed its window and its buffers.
+    for _ in 0..200 {
+        client.request(vec![2; 32 << 10]).await.unwrap();
+    }
+    let sent = control.connections()[0].bytes_out;
+    assert!(sent < 200 * (33 << 10) + (1 << 20), "{sent} bytes written for a reader that stopped");
+}
