@@ -1,0 +1,190 @@
+//! The support matrix: every conformance case, in every language, through the package that users install.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::package::{FRESH, read_json};
+use crate::step::{During, Outcome, Project, Steps, failed, run, run_and_read};
+use crate::web;
+
+const CASES: &str = "tests/conformance/cases.json";
+
+/// A column of the matrix: a language over one transport.
+struct Column {
+    language: &'static str,
+    scheme: &'static str,
+}
+
+/// Every language over every transport that it has.
+const COLUMNS: [Column; 10] = [
+    Column { language: "rust", scheme: "tcp" },
+    Column { language: "rust", scheme: "unix" },
+    Column { language: "rust", scheme: "ws" },
+    Column { language: "python", scheme: "tcp" },
+    Column { language: "python", scheme: "unix" },
+    Column { language: "node", scheme: "tcp" },
+    Column { language: "node", scheme: "unix" },
+    Column { language: "c", scheme: "tcp" },
+    Column { language: "c", scheme: "unix" },
+    Column { language: "browser", scheme: "ws" },
+];
+
+/// Adds the step that fills the matrix.
+pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
+    let needs = &["package: python", "package: node", "package: c", "package: web"];
+    steps.add("conformance", "every case in every language: the support matrix", needs, || matrix(project));
+}
+
+/// A conformance server, ended when dropped.
+pub(crate) struct Server {
+    child: Child,
+    /// The server ends when this closes, so that it never outlives us.
+    lifeline: Option<ChildStdin>,
+    endpoints: Value,
+}
+
+impl Server {
+    /// Builds the server and waits until it listens.
+    pub(crate) fn start(project: &Project) -> Outcome<Server> {
+        run(&mut project.cargo(["build", "--quiet", "-p", "valkyrie-conformance"]))?;
+        let mut command = project.command("target/debug/valkyrie-conformance-server");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().during("conformance server")?;
+        let mut line = String::new();
+        let said = BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line);
+        let server = Server {
+            lifeline: child.stdin.take(),
+            child,
+            endpoints: serde_json::from_str(&line).during("the conformance server's first line")?,
+        };
+        said.during("conformance server")?;
+        Ok(server)
+    }
+
+    fn endpoint(&self, name: &str) -> String {
+        self.endpoints[name].as_str().unwrap_or_default().to_owned()
+    }
+
+    /// What a runner or a test gets in its environment, for a transport.
+    pub(crate) fn variables(&self, scheme: &str) -> [(&'static str, String); 2] {
+        [
+            ("VALKYRIE_CONFORMANCE_ENDPOINT", self.endpoint(scheme)),
+            ("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT", self.endpoint(&format!("absent_{scheme}"))),
+        ]
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.lifeline.take());
+        let _ = self.child.wait();
+    }
+}
+
+/// What a runner said about one case.
+struct Cell {
+    ok: bool,
+    detail: String,
+}
+
+fn matrix(project: &Project) -> Outcome {
+    let cases = read_json(&project.path(CASES))?;
+    let cases = cases.as_array().or_else(|| cases["cases"].as_array()).cloned().unwrap_or_default();
+    let cases: Vec<&str> = cases.iter().filter_map(|case| case["case"].as_str()).collect();
+    if cases.is_empty() {
+        return failed(format!("{CASES} has no case"));
+    }
+    let server = Server::start(project)?;
+    let mut columns = Vec::new();
+    for column in &COLUMNS {
+        let mut cells = BTreeMap::new();
+        let mut runner = runner(project, column.language)?;
+        runner.envs(server.variables(column.scheme));
+        let ran = run_and_read(&mut runner, |line| {
+            if let Ok(said) = serde_json::from_str::<Value>(line)
+                && let Some(case) = said["case"].as_str()
+            {
+                let detail = said["detail"].as_str().unwrap_or_default().to_owned();
+                cells.insert(case.to_owned(), Cell { ok: said["ok"] == true, detail });
+            }
+        });
+        // A runner that breaks off leaves empty cells, and those fail below with the rest in view.
+        if let Err(stop) = ran {
+            println!("   {} over {}: {stop}", column.language, column.scheme);
+        }
+        columns.push(cells);
+    }
+    report(project, &cases, &columns)
+}
+
+/// The program that runs the cases in a language.
+fn runner(project: &Project, language: &str) -> Outcome<Command> {
+    let fresh = project.path(FRESH);
+    let mut runner = match language {
+        "rust" => project.command("target/debug/valkyrie-conformance-rust"),
+        "python" => {
+            let mut python = project.command(fresh.join("python/bin/python"));
+            python.arg("-P").arg(project.path("tests/conformance/python/runner.py"));
+            python
+        }
+        "node" => {
+            let mut node = project.command("node");
+            node.arg(project.path("tests/conformance/node/runner.mjs")).current_dir(fresh.join("node"));
+            node
+        }
+        "browser" => {
+            let mut page = web::page(project, "tests/conformance/browser/runner.mjs")?;
+            page.env("VALKYRIE_CONFORMANCE_CASES", format!("/page/{CASES}"));
+            return Ok(page);
+        }
+        other => return failed(format!("there is no runner for {other}")),
+    };
+    runner.env("VALKYRIE_CONFORMANCE_CASES", project.path(CASES));
+    Ok(runner)
+}
+
+/// Prints the table, writes it to `target/matrix.md` and `target/matrix.json`, and fails on any cell that is not ok.
+fn report(project: &Project, cases: &[&str], columns: &[BTreeMap<String, Cell>]) -> Outcome {
+    let width = cases.iter().map(|case| case.len()).max().unwrap_or(0);
+    let heads: Vec<String> =
+        COLUMNS.iter().map(|column| format!("{}/{}", column.language, column.scheme)).collect();
+    let mut table = format!("| {:width$} | {} |\n", "case", heads.join(" | "));
+    table += &format!(
+        "|-{:-<width$}-|{}\n",
+        "",
+        heads.iter().map(|head| format!("-{:-<1$}-|", "", head.len())).collect::<String>()
+    );
+    let (mut ok, mut wrong, mut rows) = (0, Vec::new(), Vec::new());
+    for case in cases {
+        let mut row = serde_json::Map::from_iter([("case".to_owned(), json!(case))]);
+        table += &format!("| {case:width$} |");
+        for (cells, head) in columns.iter().zip(&heads) {
+            let (mark, detail) = match cells.get(*case) {
+                Some(Cell { ok: true, .. }) => ("ok", None),
+                Some(Cell { detail, .. }) => ("FAILED", Some(detail.as_str())),
+                None => ("MISSING", Some("the runner said nothing about this case")),
+            };
+            match detail {
+                None => ok += 1,
+                Some(detail) => wrong.push(format!("{head} {case}: {detail}")),
+            }
+            let column = head.len();
+            table += &format!(" {mark:column$} |");
+            row.insert(head.clone(), json!(mark));
+        }
+        table.push('\n');
+        rows.push(Value::Object(row));
+    }
+    println!("\n{table}");
+    std::fs::write(project.path("target/matrix.md"), &table).during("target/matrix.md")?;
+    std::fs::write(project.path("target/matrix.json"), format!("{:#}\n", Value::from(rows)))
+        .during("matrix.json")?;
+    for cell in &wrong {
+        println!("   {cell}");
+    }
+    let note = format!("{ok} of {} cells", cases.len() * columns.len());
+    if wrong.is_empty() { Ok(note) } else { failed(format!("{note}; first: {}", wrong[0])) }
+}

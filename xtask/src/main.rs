@@ -1,0 +1,93 @@
+//! The project's own commands, run as `cargo xtask <verb>`. A verb does one whole thing, set-up included, so that a
+//! person, a workflow and the README all say the same line.
+#![forbid(unsafe_code)]
+
+mod arrows;
+mod check;
+mod conformance;
+mod package;
+mod setup;
+mod step;
+mod web;
+
+use std::process::ExitCode;
+
+use crate::package::Profile;
+use crate::step::{Project, Steps, run};
+
+const HELP: &str = "\
+usage: cargo xtask <verb> [flags]
+
+  test [--quick]    set-up, then every check; --quick: formatting, clippy, Rust tests and vectors of the core, in minutes
+  matrix            set-up, packages, then the conformance cases in every language as one table
+  package [--dist]  builds what users install into dist/ and installs each into a fresh place under target/fresh/;
+                    --dist: with the profile of a release, smaller and slower to build
+  lint              formatting, clippy, docs, the arrow test, ruff
+  fmt               formats the Rust and Python sources in place
+  header            writes c/include/valkyrie/valkyrie.h from bindings/c
+  bench             builds the programs as released and prints their figures beside a raw TCP echo
+  security          licences, sources and known vulnerabilities of every dependency (cargo-deny)
+  setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
+  help              this text
+
+Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
+A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.
+VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROMIUM names another browser than
+/usr/bin/chromium.";
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let project = Project::find();
+    let mut steps = Steps::default();
+    match words.as_slice() {
+        ["test"] => {
+            setup::add(&mut steps, &project);
+            check::add_sources(&mut steps, &project);
+            check::add_rust(&mut steps, &project);
+            web::add_check(&mut steps, &project);
+            package::add(&mut steps, &project, Profile::Release);
+            check::add_packages(&mut steps, &project);
+            conformance::add(&mut steps, &project);
+        }
+        ["test", "--quick"] => check::add_quick(&mut steps, &project),
+        ["matrix"] => {
+            setup::add(&mut steps, &project);
+            package::add(&mut steps, &project, Profile::Release);
+            conformance::add(&mut steps, &project);
+        }
+        ["package"] | ["package", "--dist"] => {
+            setup::add(&mut steps, &project);
+            let profile = if words.len() == 2 { Profile::Dist } else { Profile::Release };
+            package::add(&mut steps, &project, profile);
+        }
+        ["lint"] => {
+            steps.add("python tools", "ruff, in target/venv", &[], || setup::python_tools(&project));
+            check::add_sources(&mut steps, &project);
+        }
+        ["fmt"] => steps.add("fmt", "formats the sources in place", &[], || {
+            run(&mut project.cargo(["fmt", "--all"]))?;
+            setup::python_tools(&project)?;
+            check::ruff(&project, &["format"])
+        }),
+        ["header"] => steps.add("header", "writes the C header from bindings/c", &[], || {
+            package::write_c_header(&project, package::C_HEADER)
+        }),
+        ["bench"] => {
+            steps.add("bench", "figures of the programs as released", &[], || check::bench(&project))
+        }
+        ["security"] => {
+            steps.add("cargo-deny", "licences, sources, vulnerabilities", &[], || check::deny(&project))
+        }
+        ["setup"] => setup::add(&mut steps, &project),
+        ["help" | "--help" | "-h"] => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        _ => {
+            eprintln!("{HELP}");
+            return ExitCode::from(2);
+        }
+    }
+    steps.run(project.ci)
+}

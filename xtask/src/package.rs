@@ -1,0 +1,251 @@
+//! The packages as users install them: built into `dist/`, each then installed into a fresh place under
+//! `target/fresh/`, where the tests, the matrix and the demo find it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::setup::VENV;
+use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run};
+use crate::web;
+
+/// Where each package is installed: `rust/bin`, `python` (a virtual environment), `node`, `web` and `c` (a prefix).
+pub(crate) const FRESH: &str = "target/fresh";
+const DIST: &str = "dist";
+/// What is laid out before it is packed.
+const STAGE: &str = "target/package";
+
+/// The C header that is committed.
+pub(crate) const C_HEADER: &str = "c/include/valkyrie/valkyrie.h";
+
+/// How what ships is compiled.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Profile {
+    /// Thin LTO: what every check uses, so that the core is compiled once.
+    Release,
+    /// Fat LTO and no symbols: what is published.
+    Dist,
+}
+
+impl Profile {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Profile::Release => "release",
+            Profile::Dist => "dist",
+        }
+    }
+}
+
+/// Adds the steps that build and install every package.
+pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Profile) {
+    steps.add("package: rust", "valkyrie-server and valkyrie, with cargo install", &[], move || {
+        rust(project, profile)
+    });
+    steps.add(
+        "package: python",
+        "the wheel, into a fresh virtual environment",
+        &["setup: python tools"],
+        move || python(project, profile),
+    );
+    steps.add("package: node", "the npm tarballs, into a fresh project", &["setup: programs"], move || {
+        node(project, profile)
+    });
+    steps.add("package: c", "header, libraries, pkg-config and CMake files, into a prefix", &[], move || {
+        c(project, profile)
+    });
+    let needs = &["setup: npm tools", "setup: wasm toolchain"];
+    steps.add("package: web", "the wasm module and its tarball, into a fresh project", needs, move || {
+        web::package(project)
+    });
+}
+
+fn rust(project: &Project, profile: Profile) -> Outcome {
+    for folder in ["core/server", "core/tools"] {
+        let into = ["--root", "target/fresh/rust", "--target-dir", "target", "--profile", profile.name()];
+        run(project
+            .cargo(["install", "--quiet", "--locked", "--force", "--no-track", "--path", folder])
+            .args(into))?;
+    }
+    sizes(&[installed_program(project, "valkyrie-server"), installed_program(project, "valkyrie")])
+}
+
+/// A program of the Rust packages where it was installed.
+pub(crate) fn installed_program(project: &Project, name: &str) -> PathBuf {
+    project.path(FRESH).join("rust/bin").join(name)
+}
+
+fn python(project: &Project, profile: Profile) -> Outcome {
+    let maturin = project.path(VENV).join("bin/maturin");
+    let wheels = fresh_folder(project, "target/package/python")?;
+    let mut build = project.command(maturin);
+    build.current_dir(project.path("python")).args(["build", "--quiet", "--locked", "--strip", "--profile"]);
+    run(build.args([profile.name(), "--interpreter", "python3", "--out"]).arg(&wheels))?;
+    let wheel = only_file(&wheels, ".whl")?;
+    let fresh = project.path(FRESH).join("python");
+    run(project.command("python3").args(["-m", "venv", "--clear"]).arg(&fresh))?;
+    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"];
+    run(project.command(fresh.join("bin/python")).args(pip).arg(&wheel))?;
+    sizes(&[to_dist(project, &wheel)?])
+}
+
+fn node(project: &Project, profile: Profile) -> Outcome {
+    const PLATFORM: &str = "linux-x64-gnu";
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        return Err(Stop::Skipped(format!("the only platform package so far is {PLATFORM}")));
+    }
+    run(&mut project.cargo([
+        "build",
+        "--quiet",
+        "--locked",
+        "--profile",
+        profile.name(),
+        "-p",
+        "valkyrie-node",
+    ]))?;
+    let platform = fresh_folder(project, "target/package/node")?.join(PLATFORM);
+    copy_folder(&project.path("node/npm").join(PLATFORM), &platform)?;
+    let main = read_json(&platform.join("package.json"))?["main"].as_str().unwrap_or_default().to_owned();
+    let library = project.path("target").join(profile.name()).join("libvalkyrie_node.so");
+    copy(&library, &platform.join(main))?;
+    let tarballs = [npm_pack(project, &platform)?, npm_pack(project, &project.path("node"))?];
+    npm_install(project, "node", &tarballs)?;
+    sizes(&tarballs)
+}
+
+fn c(project: &Project, profile: Profile) -> Outcome {
+    let scratch = "target/package/valkyrie.h";
+    std::fs::create_dir_all(project.path(STAGE)).during(STAGE)?;
+    write_c_header(project, scratch)?;
+    if std::fs::read(project.path(C_HEADER)).ok() != std::fs::read(project.path(scratch)).ok() {
+        return failed(format!("{C_HEADER} is not what bindings/c gives: run `cargo xtask header`"));
+    }
+    run(&mut project.cargo([
+        "build",
+        "--quiet",
+        "--locked",
+        "--profile",
+        profile.name(),
+        "-p",
+        "valkyrie-c",
+    ]))?;
+    let built = project.path("target").join(profile.name());
+    let prefix = fresh_folder(project, "target/fresh/c")?;
+    copy_folder(&project.path("c/include"), &prefix.join("include"))?;
+    copy(&built.join("libvalkyrie.so"), &prefix.join("lib/libvalkyrie.so.0"))?;
+    std::os::unix::fs::symlink("libvalkyrie.so.0", prefix.join("lib/libvalkyrie.so"))
+        .during("libvalkyrie.so")?;
+    copy(&built.join("libvalkyrie.a"), &prefix.join("lib/libvalkyrie.a"))?;
+    for template in project.files(&["c/*.in"])? {
+        let name = Path::new(&template).file_stem().unwrap_or_default();
+        let folder = if template.ends_with(".pc.in") { "lib/pkgconfig" } else { "lib/cmake/valkyrie" };
+        let text = std::fs::read_to_string(project.path(&template)).during(&template)?;
+        std::fs::create_dir_all(prefix.join(folder)).during(folder)?;
+        let text = text.replace("@VERSION@", project.version());
+        std::fs::write(prefix.join(folder).join(name), text).during(&template)?;
+    }
+    let tarball = project.path(DIST).join(format!("valkyrie-c-{}-linux-x64.tar.gz", project.version()));
+    std::fs::create_dir_all(project.path(DIST)).during(DIST)?;
+    run(project.command("tar").arg("-czf").arg(&tarball).arg("-C").arg(&prefix).arg("."))?;
+    sizes(&[prefix.join("lib/libvalkyrie.so.0"), tarball])
+}
+
+/// Writes the C header of bindings/c to a path inside the checkout.
+pub(crate) fn write_c_header(project: &Project, output: &str) -> Outcome {
+    let arguments = ["--config", "bindings/c/cbindgen.toml", "--crate", "bindings/c", "--output", output];
+    run(project.cargo(["run", "--quiet", "-p", "valkyrie-c-header", "--"]).args(arguments))?;
+    Ok(output.to_owned())
+}
+
+/// Packs a folder as npm would publish it, and gives the tarball in `dist/`. Its version must be that of every package.
+pub(crate) fn npm_pack(project: &Project, folder: &Path) -> Outcome<PathBuf> {
+    let package = read_json(&folder.join("package.json"))?;
+    if package["version"] != project.version() {
+        let named = &package["name"];
+        return failed(format!(
+            "{named} has version {} and the workspace has {}",
+            package["version"],
+            project.version()
+        ));
+    }
+    let dist = project.path(DIST);
+    std::fs::create_dir_all(&dist).during(DIST)?;
+    let mut pack = project.command("npm");
+    pack.current_dir(folder).args(["pack", "--silent", "--pack-destination"]).arg(&dist);
+    Ok(dist.join(output(&mut pack)?.trim()))
+}
+
+/// Installs tarballs into a fresh project `target/fresh/<name>`, without a package server.
+pub(crate) fn npm_install(project: &Project, name: &str, tarballs: &[PathBuf]) -> Outcome<PathBuf> {
+    let fresh = fresh_folder(project, &format!("{FRESH}/{name}"))?;
+    std::fs::write(fresh.join("package.json"), "{ \"private\": true }\n").during("package.json")?;
+    let mut install = project.command("npm");
+    run(install.current_dir(&fresh).args(["install", "--silent", "--offline", "--no-audit"]).args(tarballs))?;
+    Ok(fresh)
+}
+
+/// Copies a file into `dist/` and gives its new path.
+fn to_dist(project: &Project, file: &Path) -> Outcome<PathBuf> {
+    let copied = project.path(DIST).join(file.file_name().unwrap_or_default());
+    copy(file, &copied)?;
+    Ok(copied)
+}
+
+/// An empty folder of this name inside the checkout; what was there is gone.
+pub(crate) fn fresh_folder(project: &Project, name: &str) -> Outcome<PathBuf> {
+    let folder = project.path(name);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).during(name)?;
+    }
+    std::fs::create_dir_all(&folder).during(name)?;
+    Ok(folder)
+}
+
+/// Copies one file and makes the folders above it.
+pub(crate) fn copy(from: &Path, to: &Path) -> Outcome<()> {
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder).during(folder.display())?;
+    }
+    std::fs::copy(from, to).during(format!("copying {}", from.display()))?;
+    Ok(())
+}
+
+/// Copies a folder and all below it, except installed modules.
+pub(crate) fn copy_folder(from: &Path, to: &Path) -> Outcome<()> {
+    std::fs::create_dir_all(to).during(to.display())?;
+    for entry in std::fs::read_dir(from).during(from.display())? {
+        let path = entry.during(from.display())?.path();
+        let name = path.file_name().unwrap_or_default();
+        if path.is_file() {
+            copy(&path, &to.join(name))?;
+        } else if name != "node_modules" {
+            copy_folder(&path, &to.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// A file of JSON.
+pub(crate) fn read_json(path: &Path) -> Outcome<Value> {
+    let text = std::fs::read_to_string(path).during(path.display())?;
+    serde_json::from_str(&text).during(path.display())
+}
+
+fn only_file(folder: &Path, ending: &str) -> Outcome<PathBuf> {
+    let files =
+        std::fs::read_dir(folder).during(folder.display())?.filter_map(|entry| Some(entry.ok()?.path()));
+    let found: Vec<PathBuf> = files.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        found => failed(format!("expected one *{ending} in {}, found {}", folder.display(), found.len())),
+    }
+}
+
+/// "name 1.2 MB, other 0.3 MB", for the summary.
+fn sizes(files: &[PathBuf]) -> Outcome {
+    let size = |file: &PathBuf| {
+        let bytes = std::fs::metadata(file).during(file.display())?.len();
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("{name} {:.2} MB", bytes as f64 / 1e6))
+    };
+    Ok(files.iter().map(size).collect::<Outcome<Vec<String>>>()?.join(", "))
+}

@@ -1,0 +1,149 @@
+//! Set-up: what the checks need from the machine, brought there step by step. Each step is quick when there is
+//! nothing to do, and says in one sentence what is missing when it can do nothing about it.
+
+use std::path::PathBuf;
+
+use crate::step::{Outcome, Project, Steps, Stop, failed, output, run, succeeds};
+
+/// The tools of Python that the checks use; the wheel under test goes elsewhere.
+pub(crate) const VENV: &str = "target/venv";
+/// The tools of npm that the checks use.
+pub(crate) const NODE_TOOLS: &str = "xtask/node/node_modules";
+
+/// Programs that the checks call, with the Debian package that has each.
+const PROGRAMS: [(&str, &str); 9] = [
+    ("gcc", "gcc"),
+    ("g++", "g++"),
+    ("pkg-config", "pkg-config"),
+    ("cmake", "cmake"),
+    ("valgrind", "valgrind"),
+    ("python3", "python3"),
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("chromium", "chromium"),
+];
+
+/// Adds every set-up step.
+pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
+    steps.add(
+        "setup: programs",
+        "compilers, Python, Node and Chromium, from Debian where missing",
+        &[],
+        || programs(project),
+    );
+    steps.add(
+        "setup: python tools",
+        "maturin, mypy, ruff and pytest in target/venv",
+        &["setup: programs"],
+        || python_tools(project),
+    );
+    steps.add(
+        "setup: npm tools",
+        "TypeScript, esbuild, wasm-opt and the browser driver",
+        &["setup: programs"],
+        || npm_tools(project),
+    );
+    steps.add("setup: wasm toolchain", "a rustc that can build for wasm32-unknown-unknown", &[], || {
+        let rustc = wasm_rustc(project)?;
+        Ok(rustc.map_or_else(|| "the installed rustc".into(), |path| path.display().to_string()))
+    });
+}
+
+pub(crate) fn programs(project: &Project) -> Outcome {
+    let mut missing: Vec<&str> = PROGRAMS
+        .iter()
+        .filter(|(program, _)| !succeeds(project.command(program).arg("--version")))
+        .map(|(_, package)| *package)
+        .collect();
+    // Debian splits these two modules off the interpreter.
+    if !succeeds(project.command("python3").args(["-c", "import venv, ensurepip"])) {
+        missing.push("python3-venv");
+    }
+    if !missing.is_empty() {
+        install(project, &missing)?;
+    }
+    version_at_least(project, "node", &["-p", "process.versions.node"], (20, 0))?;
+    version_at_least(
+        project,
+        "python3",
+        &["-c", "import platform; print(platform.python_version())"],
+        (3, 11),
+    )?;
+    Ok(if missing.is_empty() { "nothing to do".into() } else { format!("installed {}", missing.join(", ")) })
+}
+
+fn install(project: &Project, packages: &[&str]) -> Outcome<()> {
+    let list = packages.join(" ");
+    if !succeeds(project.command("apt-get").arg("--version")) {
+        return failed(format!("there is no apt-get here: install what Debian calls {list}"));
+    }
+    let root = output(project.command("id").arg("-u"))?.trim() == "0";
+    let mut apt = project.command(if root { "apt-get" } else { "sudo" });
+    if !root {
+        // Never waits for a password: who has none to give is told what to type.
+        apt.args(["-n", "apt-get"]);
+    }
+    apt.args(["install", "-y", "--no-install-recommends"])
+        .args(packages)
+        .env("DEBIAN_FRONTEND", "noninteractive");
+    if root {
+        run(project.command("apt-get").args(["update", "-q"]))?;
+    }
+    run(&mut apt).or_else(|_| failed(format!("could not install: run `apt-get install {list}` as root")))
+}
+
+fn version_at_least(project: &Project, program: &str, arguments: &[&str], least: (u32, u32)) -> Outcome<()> {
+    let version = output(project.command(program).args(arguments))?;
+    let version = version.trim();
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let found = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
+    if found >= least {
+        return Ok(());
+    }
+    failed(format!("{program} {}.{} or newer is needed, and this machine has {version}", least.0, least.1))
+}
+
+pub(crate) fn python_tools(project: &Project) -> Outcome {
+    let wanted = std::fs::read_to_string(project.path("xtask/requirements.txt")).unwrap_or_default();
+    let stamp = project.path(VENV).join("installed.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok("nothing to do".into());
+    }
+    run(project.command("python3").args(["-m", "venv", "--clear", VENV]))?;
+    let pip =
+        ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "xtask/requirements.txt"];
+    run(project.command(format!("{VENV}/bin/python")).args(pip))?;
+    write_stamp(stamp, &wanted)
+}
+
+fn npm_tools(project: &Project) -> Outcome {
+    let wanted = std::fs::read_to_string(project.path("xtask/node/package-lock.json")).unwrap_or_default();
+    let stamp = project.path(NODE_TOOLS).join(".installed.json");
+    if std::fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok("nothing to do".into());
+    }
+    // Nothing here needs an install script: esbuild's only checks what is there.
+    run(project.command("npm").args(["ci", "--ignore-scripts", "--prefix", "xtask/node"]))?;
+    write_stamp(stamp, &wanted)
+}
+
+/// Remembers what was installed, so that the next run needs no package server to find nothing to do.
+fn write_stamp(stamp: PathBuf, wanted: &str) -> Outcome {
+    match std::fs::write(&stamp, wanted) {
+        Ok(()) => Ok("installed".into()),
+        Err(error) => failed(format!("{}: {error}", stamp.display())),
+    }
+}
+
+/// The rustc that builds for wasm32, made ready if need be; `None` is the one that cargo uses anyway.
+pub(crate) fn wasm_rustc(project: &Project) -> Outcome<Option<PathBuf>> {
+    let said = output(project.command("bash").arg("xtask/wasm-toolchain.sh"))?;
+    Ok(said.lines().find_map(|line| line.strip_prefix("RUSTC=")).map(PathBuf::from))
+}
+
+/// Where the browser is; the environment variable `VALKYRIE_CHROMIUM` names another one.
+pub(crate) fn chromium() -> Outcome<PathBuf> {
+    let named = std::env::var_os("VALKYRIE_CHROMIUM").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| PathBuf::from("/usr/bin/chromium"));
+    if path.is_file() { Ok(path) } else { Err(Stop::Skipped(format!("no browser at {}", path.display()))) }
+}

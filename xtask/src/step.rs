@@ -1,0 +1,269 @@
+//! Steps: the named, timed pieces that every verb is made of, and the commands that they run.
+//! Knows nothing of what a step does.
+
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+/// Why a step ended early.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Something that should hold does not; the sentence says what.
+    Failed(String),
+    /// This machine cannot run the step; the sentence says why. With `CI=true` it counts as a failure.
+    Skipped(String),
+}
+
+/// What a step gives back: a note for the summary ("213 tests"), or why it ended early.
+pub(crate) type Outcome<T = String> = Result<T, Stop>;
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::Failed(reason) => write!(f, "failed: {reason}"),
+            Stop::Skipped(reason) => write!(f, "skipped: {reason}"),
+        }
+    }
+}
+
+/// A failed step with this reason.
+pub(crate) fn failed<T>(reason: impl Into<String>) -> Outcome<T> {
+    Err(Stop::Failed(reason.into()))
+}
+
+/// Gives an error of the standard library the words that say what was tried.
+pub(crate) trait During<T> {
+    /// "`what`: `error`" as a failure.
+    fn during(self, what: impl fmt::Display) -> Outcome<T>;
+}
+
+impl<T, E: fmt::Display> During<T> for Result<T, E> {
+    fn during(self, what: impl fmt::Display) -> Outcome<T> {
+        self.map_err(|error| Stop::Failed(format!("{what}: {error}")))
+    }
+}
+
+/// The checkout and how it is being checked.
+pub(crate) struct Project {
+    /// The folder of the workspace's `Cargo.toml`.
+    pub(crate) root: PathBuf,
+    /// `CI=true`: a skip is a failure.
+    pub(crate) ci: bool,
+}
+
+impl Project {
+    /// The checkout that this program was built from.
+    pub(crate) fn find() -> Project {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask has a parent folder");
+        Project { root: root.to_owned(), ci: std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1") }
+    }
+
+    /// A path inside the checkout.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        self.root.join(inside)
+    }
+
+    /// A command that starts in the root of the checkout. Its program may be a path inside the checkout.
+    pub(crate) fn command(&self, program: impl AsRef<Path>) -> Command {
+        let program = program.as_ref();
+        let inside = program.components().count() > 1 && program.is_relative();
+        let mut command = Command::new(if inside { self.root.join(program) } else { program.to_owned() });
+        command.current_dir(&self.root);
+        command
+    }
+
+    /// `cargo` with these arguments, with the cargo and the toolchain that built this program.
+    pub(crate) fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command.current_dir(&self.root).args(arguments);
+        command
+    }
+
+    /// The files that git tracks or would track and whose names match the patterns.
+    pub(crate) fn files(&self, patterns: &[&str]) -> Outcome<Vec<String>> {
+        let mut git = self.command("git");
+        git.args(["ls-files", "--cached", "--others", "--exclude-standard", "--"]).args(patterns);
+        let listed = output(&mut git)?;
+        Ok(listed.lines().filter(|file| self.path(file).is_file()).map(str::to_owned).collect())
+    }
+
+    /// The version that every package carries.
+    pub(crate) fn version(&self) -> &'static str {
+        env!("CARGO_PKG_VERSION")
+    }
+}
+
+/// Runs a command with its output shown; fails unless it exits with 0.
+pub(crate) fn run(command: &mut Command) -> Outcome<()> {
+    announce(command);
+    let status = command.status().during(program(command))?;
+    if status.success() { Ok(()) } else { failed(format!("`{}` ended with {status}", line(command))) }
+}
+
+/// Runs a command with its output shown, and hands each line of its standard output to `seen`.
+pub(crate) fn run_and_read(command: &mut Command, mut seen: impl FnMut(&str)) -> Outcome<()> {
+    announce(command);
+    let mut child = command.stdout(Stdio::piped()).spawn().during(program(command))?;
+    let lines = BufReader::new(child.stdout.take().expect("its standard output is piped"));
+    for line in lines.split(b'\n') {
+        let line = line.during(program(command))?;
+        let line = String::from_utf8_lossy(&line);
+        println!("{line}");
+        seen(&line);
+    }
+    let status = child.wait().during(program(command))?;
+    if status.success() { Ok(()) } else { failed(format!("`{}` ended with {status}", line(command))) }
+}
+
+/// The standard output of a command that must exit with 0. Its standard error is shown.
+pub(crate) fn output(command: &mut Command) -> Outcome {
+    let output = command.stderr(Stdio::inherit()).output().during(program(command))?;
+    if !output.status.success() {
+        return failed(format!("`{}` ended with {}", line(command), output.status));
+    }
+    String::from_utf8(output.stdout).during(format!("output of `{}`", line(command)))
+}
+
+/// Whether a command exists and exits with 0. Its output is not shown.
+pub(crate) fn succeeds(command: &mut Command) -> bool {
+    command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+}
+
+fn announce(command: &Command) {
+    println!("   $ {}", line(command));
+}
+
+fn program(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+/// The command as one would type it, cut where a list of files would fill the screen.
+fn line(command: &Command) -> String {
+    let mut words = vec![Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy()];
+    words.extend(command.get_args().take(12).map(|word| word.to_string_lossy()));
+    let more = command.get_args().count().saturating_sub(12);
+    if more > 0 { format!("{} … {more} more", words.join(" ")) } else { words.join(" ") }
+}
+
+/// What a step does; it may say why it cannot.
+type Work<'a> = Box<dyn FnOnce() -> Outcome + 'a>;
+
+/// The steps of one verb, in order.
+#[derive(Default)]
+pub(crate) struct Steps<'a> {
+    list: Vec<Step<'a>>,
+}
+
+struct Step<'a> {
+    name: &'static str,
+    about: &'static str,
+    needs: &'static [&'static str],
+    work: Work<'a>,
+}
+
+impl<'a> Steps<'a> {
+    /// Adds a step. It fails at once, without running, when a step that it needs did not pass.
+    pub(crate) fn add(
+        &mut self,
+        name: &'static str,
+        about: &'static str,
+        needs: &'static [&'static str],
+        work: impl FnOnce() -> Outcome + 'a,
+    ) {
+        self.list.push(Step { name, about, needs, work: Box::new(work) });
+    }
+
+    /// Runs the steps in order, all of them even when one fails, and prints the table of their times.
+    pub(crate) fn run(self, ci: bool) -> ExitCode {
+        let total = self.list.len();
+        let began = Instant::now();
+        let mut done: Vec<Done> = Vec::new();
+        for (number, step) in self.list.into_iter().enumerate() {
+            println!("\n== [{}/{total}] {}: {}", number + 1, step.name, step.about);
+            let began = Instant::now();
+            let missing = step
+                .needs
+                .iter()
+                .find(|need| done.iter().any(|other| other.name == **need && other.outcome.is_err()));
+            let outcome = match missing {
+                Some(need) => failed(format!("not run, because `{need}` did not pass")),
+                None => (step.work)(),
+            };
+            let outcome = match outcome {
+                Err(Stop::Skipped(reason)) if ci => {
+                    failed(format!("would be skipped, and CI=true allows no skip: {reason}"))
+                }
+                outcome => outcome,
+            };
+            let spent = began.elapsed();
+            match &outcome {
+                Ok(note) if note.is_empty() => println!("-- {}: passed in {}", step.name, seconds(spent)),
+                Ok(note) => println!("-- {}: passed in {} ({note})", step.name, seconds(spent)),
+                Err(stop) => println!("-- {}: {stop} ({})", step.name, seconds(spent)),
+            }
+            done.push(Done { name: step.name, outcome, spent });
+        }
+        summary(&done, began.elapsed())
+    }
+}
+
+struct Done {
+    name: &'static str,
+    outcome: Outcome,
+    spent: Duration,
+}
+
+fn summary(done: &[Done], spent: Duration) -> ExitCode {
+    let width = done.iter().map(|step| step.name.len()).max().unwrap_or(0);
+    let (mut passed, mut failed) = (0, 0);
+    println!("\n{:width$}  {:>8}  result", "step", "time");
+    for step in done {
+        let result = match &step.outcome {
+            Ok(note) if note.is_empty() => "passed".to_owned(),
+            Ok(note) => format!("passed: {note}"),
+            Err(stop) => stop.to_string(),
+        };
+        match &step.outcome {
+            Ok(_) => passed += 1,
+            Err(Stop::Failed(_)) => failed += 1,
+            Err(Stop::Skipped(_)) => {}
+        }
+        println!("{:width$}  {:>8}  {result}", step.name, seconds(step.spent));
+    }
+    println!("{:width$}  {:>8}", "all", seconds(spent));
+    println!("{passed} passed, {failed} failed");
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn seconds(spent: Duration) -> String {
+    format!("{:.1} s", spent.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_step_fails_the_run_and_the_steps_that_need_it() {
+        let mut ran = false;
+        let mut steps = Steps::default();
+        steps.add("first", "", &[], || failed("broken"));
+        steps.add("second", "", &["first"], || {
+            ran = true;
+            Ok(String::new())
+        });
+        assert_eq!(steps.run(false), ExitCode::from(1));
+        assert!(!ran);
+    }
+
+    #[test]
+    fn a_skip_fails_only_in_ci() {
+        for ci in [false, true] {
+            let mut steps = Steps::default();
+            steps.add("only", "", &[], || Err(Stop::Skipped("no such program".into())));
+            assert_eq!(steps.run(ci) == ExitCode::SUCCESS, !ci);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The browser's package: the wasm module, its glue, and the hand-written face around both.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::package::{FRESH, copy_folder, fresh_folder, npm_install, npm_pack};
+use crate::setup::{NODE_TOOLS, chromium, wasm_rustc};
+use crate::step::{During, Outcome, Project, Steps, failed, output, run};
+
+/// Wasm is compiled by another rustc where the ordinary one lacks the target: apart, so that neither throws out the
+/// other's work.
+const TARGET_DIR: &str = "target/wasm";
+const TARGET: &str = "wasm32-unknown-unknown";
+/// The module that a page downloads may have this many bytes after brotli.
+const LIMIT_BYTES: u64 = 150_000;
+
+/// What browsers have had for years, one by one: `--all-features` makes a module that Chromium refuses.
+const FEATURES: [&str; 8] = [
+    "--enable-bulk-memory",
+    "--enable-bulk-memory-opt",
+    "--enable-nontrapping-float-to-int",
+    "--enable-sign-ext",
+    "--enable-mutable-globals",
+    "--enable-reference-types",
+    "--enable-multivalue",
+    "--enable-call-indirect-overlong",
+];
+
+/// Adds the check that the protocol and the sdk build without threads, sockets and clocks.
+pub(crate) fn add_check<'a>(steps: &mut Steps<'a>, project: &'a Project) {
+    steps.add("wasm32", "the protocol and the sdk build for wasm32", &["setup: wasm toolchain"], || {
+        run(cargo(project, "check")?.args(["-p", "valkyrie-protocol"]))?;
+        run(cargo(project, "check")?.args(["-p", "valkyrie-sdk", "--no-default-features"]))?;
+        Ok(String::new())
+    });
+}
+
+/// Runs a module in a page of headless Chromium, which imports the package from `target/fresh/web`.
+pub(crate) fn page(project: &Project, module: &str) -> Outcome<Command> {
+    chromium()?;
+    let mut node = project.command("node");
+    node.arg("xtask/node/page.mjs").arg(project.path(FRESH).join("web")).arg(project.path(module));
+    Ok(node)
+}
+
+/// Builds the package into `dist/` and installs it into `target/fresh/web`; the note has the module's sizes.
+pub(crate) fn package(project: &Project) -> Outcome {
+    run(cargo(project, "build")?.args(["--release", "-p", "valkyrie-wasm"]))?;
+    let built = project.path(TARGET_DIR).join(TARGET).join("release/valkyrie_wasm.wasm");
+    let stage = fresh_folder(project, "target/package/web")?;
+    copy_folder(&project.path("wasm"), &stage)?;
+    let glue = stage.join("pkg");
+    run(project
+        .cargo(["run", "--quiet", "-p", "valkyrie-wasm-glue", "--"])
+        .arg(&built)
+        .arg(&glue)
+        .arg("valkyrie"))?;
+    let module = glue.join("valkyrie_bg.wasm");
+    let mut optimise = project.command(format!("{NODE_TOOLS}/.bin/wasm-opt"));
+    optimise.args(["-Os", "--strip-debug", "--strip-producers"]).args(FEATURES);
+    run(optimise.arg(&module).arg("-o").arg(&module))?;
+    let sizes = Sizes::of(project, &module)?;
+    if sizes.brotli > LIMIT_BYTES {
+        return failed(format!(
+            "the module has {} bytes after brotli, and {LIMIT_BYTES} is the limit",
+            sizes.brotli
+        ));
+    }
+    leaks_no_path(project, &module)?;
+    npm_install(project, "web", &[npm_pack(project, &stage)?])?;
+    Ok(format!("module: {} bytes, {} gzip, {} brotli", sizes.raw, sizes.gzip, sizes.brotli))
+}
+
+/// `cargo` for wasm32: small code, no unwinding, no folder of this machine in what comes out.
+fn cargo(project: &Project, verb: &str) -> Outcome<Command> {
+    let mut cargo =
+        project.cargo([verb, "--quiet", "--locked", "--target", TARGET, "--target-dir", TARGET_DIR]);
+    if let Some(rustc) = wasm_rustc(project)? {
+        cargo.env("RUSTC", rustc);
+    }
+    let home = std::env::var("CARGO_HOME").map(PathBuf::from);
+    let home =
+        home.unwrap_or_else(|_| PathBuf::from(std::env::var("HOME").unwrap_or_default()).join(".cargo"));
+    let flags = format!(
+        "--remap-path-prefix={}=/cargo\u{1f}--remap-path-prefix={}=/valkyrie",
+        home.display(),
+        project.root.display()
+    );
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", flags);
+    for (key, value) in [("OPT_LEVEL", "z"), ("LTO", "fat"), ("PANIC", "abort"), ("STRIP", "none")] {
+        // Names of target features must stay until the glue is made: wasm-opt strips afterwards.
+        cargo.env(format!("CARGO_PROFILE_RELEASE_{key}"), value);
+    }
+    Ok(cargo)
+}
+
+struct Sizes {
+    raw: u64,
+    gzip: u64,
+    brotli: u64,
+}
+
+impl Sizes {
+    fn of(project: &Project, module: &Path) -> Outcome<Sizes> {
+        const SCRIPT: &str = "const z = require('node:zlib'), b = require('node:fs').readFileSync(process.argv[1]); \
+            console.log(b.length, z.gzipSync(b, { level: 9 }).length, z.brotliCompressSync(b).length)";
+        let said = output(project.command("node").args(["-e", SCRIPT]).arg(module))?;
+        let numbers: Vec<u64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        match numbers.as_slice() {
+            &[raw, gzip, brotli] => Ok(Sizes { raw, gzip, brotli }),
+            _ => failed(format!("node did not tell the module's sizes: {said}")),
+        }
+    }
+}
+
+/// What ships names no folder of the machine that built it.
+fn leaks_no_path(project: &Project, module: &Path) -> Outcome<()> {
+    let bytes = std::fs::read(module).during(module.display())?;
+    let home = std::env::var("HOME").unwrap_or_default();
+    for path in [project.root.to_string_lossy().into_owned(), home] {
+        if path.len() > 1 && bytes.windows(path.len()).any(|window| window == path.as_bytes()) {
+            return failed(format!("the module contains the path {path}"));
+        }
+    }
+    Ok(())
+}
