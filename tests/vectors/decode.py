@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A stranger's decoder of the Valkyrie wire, written from PROTOCOL.md alone, with nothing but the standard library.
 
 Decodes every vector of v1.json and compares all fields; refuses every broken vector that a decoder of single frames can
@@ -115,18 +114,36 @@ def decode_record(kind: str, data: bytes):
     elif kind in ("PING", "PONG"):
         out = {"data": r.varint(), "extensions": r.extensions()}
     elif kind == "GOAWAY":
-        out = {"last_stream": r.varint(), "code": r.varint(), "message": r.text(), "extensions": r.extensions((1,))}
+        out = {
+            "last_stream": r.varint(),
+            "code": r.varint(),
+            "message": r.text(),
+            "extensions": r.extensions((1,)),
+        }
     elif kind == "WINDOW":
         out = {"offset": r.varint(), "extensions": r.extensions()}
     elif kind == "CALL":
-        out = {"method": check_method(r.text()), "timeout_us": r.varint(), "codec": r.varint(), "schema": r.varint()}
+        out = {
+            "method": check_method(r.text()),
+            "timeout_us": r.varint(),
+            "codec": r.varint(),
+            "schema": r.varint(),
+        }
         out |= {"metadata": check_metadata(r.entries()), "extensions": r.extensions()}
     elif kind == "HEAD":
         out = {"metadata": check_metadata(r.entries()), "extensions": r.extensions()}
     elif kind == "STATUS":
-        out = {"code": r.varint(), "reason": r.varint(), "message": r.text(), "details": r.entries()}
+        out = {
+            "code": r.varint(),
+            "reason": r.varint(),
+            "message": r.text(),
+            "details": r.entries(),
+        }
         out["pushback_ms"] = r.option(r.varint)
-        out |= {"metadata": check_metadata(r.entries()), "trailers": check_metadata(r.entries())}
+        out |= {
+            "metadata": check_metadata(r.entries()),
+            "trailers": check_metadata(r.entries()),
+        }
         out["extensions"] = r.extensions()
     elif kind == "RESET":
         out = {"code": r.varint(), "extensions": r.extensions()}
@@ -141,9 +158,19 @@ def decode_frame(data: bytes) -> tuple[dict, bytes]:
     """One frame and what follows it. PROTOCOL.md, "Frame header", in the order of its checks."""
     if data[:4] != MAGIC[: len(data[:4])]:
         raise Refused("MAGIC")
-    version, number, flags, stream, payload_len, metadata_len, priority, epoch, reserved, payload_crc, header_crc = (
-        struct.unpack("<BBHQIIBB6sII", data[4:40])
-    )
+    (
+        version,
+        number,
+        flags,
+        stream,
+        payload_len,
+        metadata_len,
+        priority,
+        epoch,
+        reserved,
+        payload_crc,
+        header_crc,
+    ) = struct.unpack("<BBHQIIBB6sII", data[4:40])
     if crc32c(data[:36]) != header_crc:
         raise Refused("CHECKSUM")
     if version != 1:

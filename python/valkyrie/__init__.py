@@ -1,0 +1,99 @@
+"""Valkyrie's RPC client: ``connect`` for asyncio, ``valkyrie.sync.connect`` to block.
+
+Importing starts no thread, opens no socket and loads no asyncio.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from . import _native
+from ._errors import (
+    Aborted,
+    AlreadyExists,
+    Cancelled,
+    ClientClosed,
+    Code,
+    DataLoss,
+    DeadlineExceeded,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    OutOfRange,
+    PermissionDenied,
+    ResourceExhausted,
+    StatusError,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+    Unknown,
+)
+from ._values import Metadata, MetadataLike, Response
+
+if TYPE_CHECKING:
+    from . import sync
+    from ._aio import Client, Connecting, Stream
+
+__all__ = [
+    "Aborted",
+    "AlreadyExists",
+    "Cancelled",
+    "Client",
+    "ClientClosed",
+    "Code",
+    "DataLoss",
+    "DeadlineExceeded",
+    "FailedPrecondition",
+    "Internal",
+    "InvalidArgument",
+    "Metadata",
+    "MetadataLike",
+    "NotFound",
+    "OutOfRange",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Response",
+    "StatusError",
+    "Stream",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Unknown",
+    "connect",
+    "sync",
+    "version",
+]
+
+__version__ = _native.version().split(" ", 1)[0]
+
+
+def version() -> str:
+    """The version, and a hash of the core that every language carries."""
+    return _native.version()
+
+
+def connect(endpoint: str, *, timeout: float = 5.0, connect_timeout: float = 5.0) -> Connecting:
+    """A client for ``endpoint`` (``tcp://host:port``, ``unix:///path``, ``ws://host:port``).
+
+    ``await`` it, or use it in ``async with``; nothing happens before. ``timeout`` is the limit of unary calls that give
+    none, ``connect_timeout`` that of making a connection, in seconds, 5.0 each.
+
+    Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers.
+    """
+    from ._aio import Connecting
+
+    return Connecting(endpoint, timeout, connect_timeout)
+
+
+def __getattr__(name: str) -> object:
+    # asyncio takes most of an import's time: only who uses it pays.
+    if name in ("Client", "Stream"):
+        from . import _aio
+
+        return getattr(_aio, name)
+    if name == "sync":
+        import importlib
+
+        return importlib.import_module(".sync", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,424 @@
+"""The Python runner: asyncio over the installed package. ../README.md has the actions, the variables and the output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import valkyrie
+
+CASE_TIMEOUT = 60.0
+
+
+class Mismatch(Exception):
+    """Something other than what the case expects."""
+
+
+class Got:
+    """A reply, or an error in the same shape."""
+
+    def __init__(
+        self,
+        message: bytes = b"",
+        metadata: Any = (),
+        trailers: Any = (),
+        error: valkyrie.StatusError | None = None,
+    ) -> None:
+        self.message, self.metadata, self.trailers, self.error = (
+            message,
+            list(metadata),
+            list(trailers),
+            error,
+        )
+        self.code = error.code.name if error else "OK"
+        self.number = error.number if error else 0
+
+    def __repr__(self) -> str:
+        return f"{self.error.reason} {self.error}" if self.error else f"OK with {len(self.message)} bytes"
+
+
+def failed(error: BaseException) -> Got:
+    if isinstance(error, valkyrie.StatusError):
+        return Got(b"", error.metadata, error.trailers, error)
+    if isinstance(error, asyncio.CancelledError):
+        return Got(error=valkyrie.Cancelled(valkyrie.Code.CANCELLED))
+    raise error
+
+
+async def outcome(call: Awaitable[valkyrie.Response]) -> Got:
+    try:
+        response = await call
+    except (valkyrie.StatusError, asyncio.CancelledError) as error:
+        return failed(error)
+    return Got(response.message, response.metadata, response.trailers)
+
+
+def entries(text: str | None) -> list[tuple[str, str | bytes]]:
+    pairs: list[tuple[str, str | bytes]] = []
+    for entry in text.split("&") if text else ():
+        key, value = entry.split("=", 1)
+        pairs.append((key, bytes.fromhex(value) if key.endswith("-bin") else value))
+    return pairs
+
+
+def as_bytes(pairs: list[tuple[str, str | bytes]]) -> list[tuple[str, bytes]]:
+    return [(key, value.encode() if isinstance(value, str) else value) for key, value in pairs]
+
+
+class Case:
+    def __init__(self, client: valkyrie.Client, fields: dict[str, Any], token: str) -> None:
+        self.client, self.fields, self.token = client, fields, token
+
+    def text(self, key: str) -> str | None:
+        value: str | None = self.fields.get(key)
+        if value is None:
+            return None
+        return value.replace("$TOKEN", self.token).replace("$ABSENT", ABSENT)
+
+    @property
+    def method(self) -> str:
+        return self.text("method") or ""
+
+    @property
+    def count(self) -> int:
+        return int(self.fields.get("count", 0))
+
+    @property
+    def message(self) -> bytes:
+        text = self.text("text")
+        if text is not None:
+            return text.encode()
+        if "hex" in self.fields:
+            return bytes.fromhex(self.fields["hex"])
+        size: int = self.fields.get("size", 0)
+        return (bytes(range(251)) * (size // 251 + 1))[:size]
+
+    def pattern(self, i: int) -> bytes:
+        return bytes([i % 251]) * int(self.fields.get("size", 0))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        metadata = entries(self.text("metadata"))
+        if "metadata_size" in self.fields:
+            metadata.append(("x-large", "x" * self.fields["metadata_size"]))
+        timeout = self.fields.get("timeout_ms")
+        return {
+            "metadata": metadata,
+            "timeout": None if timeout is None else timeout / 1000,
+        }
+
+    def unary(self) -> Awaitable[Got]:
+        return outcome(self.client.call_with_response(self.method, self.message, **self.options))
+
+    async def check(self, got: Got) -> None:
+        wrong: list[str] = []
+
+        def compare(what: str, expected: object, value: object) -> None:
+            if expected is not None and expected != value:
+                wrong.append(f"{what}: expected {str(expected)[:120]!r}, got {str(value)[:120]!r}")
+
+        fields, error = self.fields, got.error
+        detail = error.details[0] if error and error.details else ("", b"")
+        compare("code", fields.get("code"), got.code)
+        compare("code number", fields.get("code_number"), got.number)
+        compare("reason", fields.get("reason"), error.reason if error else "")
+        compare(
+            "status message",
+            self.text("status_message"),
+            error.message if error else "",
+        )
+        compare("detail type", fields.get("detail_type"), detail[0])
+        compare("detail", fields.get("detail_text"), detail[1].decode())
+        pushback = error.pushback if error else None
+        compare(
+            "pushback",
+            fields.get("pushback_ms"),
+            None if pushback is None else round(pushback * 1000),
+        )
+        compare("reply size", fields.get("reply_size"), len(got.message))
+        if "reply_text" in fields:
+            compare("reply", fields["reply_text"], got.message.decode())
+        for key, found in (
+            ("expect_metadata", got.metadata),
+            ("expect_trailers", got.trailers),
+        ):
+            if key in fields:
+                compare(key, as_bytes(entries(self.text(key))), found)
+        if fields.get("reply_echo") == 1 and got.message != self.message:
+            wrong.append(f"the reply of {len(got.message)} bytes is not the message")
+        if "reply_max" in fields and not 1 <= int(got.message) <= fields["reply_max"]:
+            wrong.append(f"reply: expected 1 to {fields['reply_max']}, got {int(got.message)}")
+        if wrong:
+            raise Mismatch(f"{'; '.join(wrong)} ({got})")
+        if fields.get("then_dropped") == 1:
+            await self.hang_until("dropped")
+
+    async def hang_until(self, until: str) -> None:
+        await self.client.call(
+            "/test/hang_stats",
+            self.token.encode(),
+            metadata={"until": until},
+            timeout=30,
+        )
+
+    async def fresh_server(
+        self,
+    ) -> tuple[valkyrie.Client, Callable[[str], Awaitable[None]]]:
+        scheme = ENDPOINT.split(":")[0]
+        endpoint = (await self.client.call("/test/private", scheme.encode())).decode()
+        client = await valkyrie.connect(endpoint)
+
+        async def shutdown(how: str) -> None:
+            try:
+                await client.call("/test/shutdown", how.encode())
+            except valkyrie.StatusError:
+                pass
+
+        return client, shutdown
+
+    def server_stream(self, client: valkyrie.Client, message: bytes) -> Any:
+        """A stream of one message, kept as an object so that its end can be read."""
+
+        async def start() -> valkyrie.Stream:
+            stream = client.open(self.method, **self.options)
+            try:
+                await stream.send(message)
+                await stream.half_close()
+            except valkyrie.StatusError:
+                pass  # Receiving says how it ended.
+            return stream
+
+        return start()
+
+    async def receive_all(
+        self,
+        stream: valkyrie.Stream,
+        right: Callable[[bytes, int], bool] | None = None,
+        count: int = 0,
+    ) -> tuple[int, Got, bytes]:
+        last = b""
+        try:
+            while (message := await stream.recv()) is not None:
+                if right is not None and not right(message, count):
+                    raise Mismatch(f"message {count} of {len(message)} bytes is not the pattern")
+                last = message
+                count += 1
+        except (valkyrie.StatusError, asyncio.CancelledError) as error:
+            return count, failed(error), last
+        return count, Got(b"", stream.metadata, stream.trailers), last
+
+
+async def do_request(one: Case) -> None:
+    text = one.text("text")
+    try:
+        got = Got(await one.client.request(text if text is not None else one.message))
+    except valkyrie.StatusError as error:
+        got = failed(error)
+    await one.check(got)
+
+
+async def do_unary(one: Case) -> None:
+    await one.check(await one.unary())
+
+
+async def do_server_stream(one: Case) -> None:
+    stream = await one.server_stream(one.client, (one.text("text") or "").encode())
+    count, got, _ = await one.receive_all(stream, lambda message, i: message == one.pattern(i))
+    if count != one.count:
+        raise Mismatch(f"expected {one.count} messages, got {count}, then {got}")
+    await one.check(got)
+
+
+async def do_client_stream(one: Case) -> None:
+    stream = one.client.open(one.method, **one.options)
+    try:
+        for i in range(one.count):
+            await stream.send(one.pattern(i))
+        await stream.half_close()
+    except valkyrie.StatusError:
+        pass  # The call may be over already; receiving says how it ended.
+    count, got, reply = await one.receive_all(stream)
+    if got.error is None and count != 1:
+        raise Mismatch(f"expected one reply, got {count}")
+    got.message = reply
+    await one.check(got)
+
+
+async def do_bidi(one: Case) -> None:
+    stream = one.client.open(one.method, **one.options)
+    lockstep = one.fields.get("lockstep") == 1
+
+    async def receive(i: int) -> None:
+        if await stream.recv() != one.pattern(i):
+            raise Mismatch(f"message {i} is not the one sent")
+
+    async def send_all() -> None:
+        for i in range(one.count):
+            await stream.send(one.pattern(i))
+            if lockstep:
+                await receive(i)
+        await stream.half_close()
+
+    await send_all()
+    if not lockstep:
+        for i in range(one.count):
+            await receive(i)
+    count, got, _ = await one.receive_all(stream)
+    if count:
+        raise Mismatch("a message after the last")
+    await one.check(got)
+
+
+async def do_cancel_before(one: Case) -> None:
+    call = asyncio.ensure_future(one.client.call_with_response(one.method, one.message, **one.options))
+    call.cancel()
+    await one.check(await outcome(call))
+
+
+async def do_cancel_during(one: Case) -> None:
+    call = asyncio.ensure_future(one.client.call_with_response(one.method, one.message, **one.options))
+    await one.hang_until("started")
+    call.cancel()
+    await one.check(await outcome(call))
+
+
+async def do_cancel_after(one: Case) -> None:
+    call = asyncio.ensure_future(one.client.call_with_response(one.method, one.message, **one.options))
+    await one.check(await outcome(call))
+    call.cancel()
+    await one.check(await one.unary())
+
+
+async def do_cancel_stream(one: Case) -> None:
+    stream = one.client.open(one.method, **one.options)
+    await stream.send(one.message)
+    await one.hang_until("started")
+    receiving = asyncio.ensure_future(one.receive_all(stream))
+    await one.client.call("/echo")  # The receive is under way once this has answered.
+    stream.cancel()
+    _, got, _ = await receiving
+    await one.check(got)
+
+
+async def do_leave_stream(one: Case) -> None:
+    left = one.count
+    async for _ in one.client.stream(one.method, one.message, **one.options):
+        left -= 1
+        if left == 0:
+            break
+    if left:
+        raise Mismatch(f"the stream ended {left} messages early")
+    await one.check(await outcome(one.client.call_with_response("/echo", b"x")))
+
+
+async def do_in_flight(one: Case) -> None:
+    calls = (one.client.call(one.method, str(i).encode(), **one.options) for i in range(one.count))
+    replies = await asyncio.gather(*calls)
+    for i, reply in enumerate(replies):
+        if reply != str(i).encode():
+            raise Mismatch(f"reply {i} is {reply!r}")
+
+
+async def do_go_away(one: Case) -> None:
+    client, shutdown = await one.fresh_server()
+    stream = await one.server_stream(client, one.message)
+    for i in range(one.count):
+        if await stream.recv() is None:
+            raise Mismatch(f"the stream ended after {i} messages")
+    await shutdown(one.fields["how"])
+    count, got, _ = await one.receive_all(stream, count=one.count)
+    total = one.fields.get("total")
+    if total is not None and count != total:
+        raise Mismatch(f"expected {total} messages, got {count}, then {got}")
+    await one.check(got)
+    after = await outcome(client.call_with_response("/echo", b"x"))
+    if after.code != one.fields.get("then_code", after.code):
+        raise Mismatch(f"then: expected {one.fields['then_code']}, got {after}")
+    await client.aclose()
+
+
+async def do_connect(one: Case) -> None:
+    async def call() -> valkyrie.Response:
+        client = await valkyrie.connect(one.text("endpoint") or "")
+        return await client.call_with_response("/echo", b"x")
+
+    await one.check(await outcome(call()))
+
+
+async def do_bad_metadata(one: Case) -> str:
+    try:
+        await one.client.call("/echo", b"x", **one.options)
+    except ValueError as error:
+        return str(error)
+    raise Mismatch("the metadata was taken")
+
+
+async def do_wrong_type(one: Case) -> str:
+    client: Any = one.client
+    wrong: dict[str, Callable[[], Awaitable[bytes]]] = {
+        "message": lambda: client.call("/echo", 42),
+        "method": lambda: client.call(42, b"x"),
+        "timeout": lambda: client.call("/echo", b"x", timeout="soon"),
+    }
+    try:
+        await wrong[one.fields["argument"]]()
+    except TypeError as error:
+        return str(error)
+    raise Mismatch("the argument was taken")
+
+
+async def do_call_closed(one: Case) -> None:
+    client = await valkyrie.connect(ENDPOINT)
+    await client.aclose()
+    await one.check(await outcome(client.call_with_response(one.method, one.message, **one.options)))
+
+
+async def do_double_close(one: Case) -> None:
+    client = await valkyrie.connect(ENDPOINT)
+    await client.aclose()
+    await client.aclose()
+
+
+async def do_after_shutdown(one: Case) -> None:
+    client, shutdown = await one.fresh_server()
+    await client.call("/echo", b"x")
+    await shutdown("now")
+    for _ in range(100):
+        got = await outcome(client.call_with_response(one.method, one.message, **one.options))
+        if got.error is not None:
+            await one.check(got)
+            return await client.aclose()
+    raise Mismatch("100 calls succeeded")
+
+
+ENDPOINT = os.environ["VALKYRIE_CONFORMANCE_ENDPOINT"]
+ABSENT = os.environ["VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT"]
+
+
+async def main() -> int:
+    cases = json.loads(Path(os.environ["VALKYRIE_CONFORMANCE_CASES"]).read_text(encoding="utf-8"))
+    client = await valkyrie.connect(ENDPOINT)
+    for number, fields in enumerate(cases):
+        one = Case(client, fields, f"py{os.getpid()}x{number}")
+        ok, detail = True, ""
+        action = globals().get(f"do_{fields['action']}")
+        try:
+            if action is None:
+                raise Mismatch(f"unknown action {fields['action']}")
+            detail = await asyncio.wait_for(action(one), CASE_TIMEOUT) or ""
+        except TimeoutError as error:
+            ok, detail = False, str(error) or f"no end within {CASE_TIMEOUT} s"
+        except Exception as error:
+            ok, detail = False, f"{type(error).__name__}: {error}"
+        print(json.dumps({"case": fields["case"], "ok": ok, "detail": detail}), flush=True)
+    await client.aclose()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))
