@@ -1,0 +1,329 @@
+//! The native part of the npm package `valkyrie-sdk`: checks nothing twice, holds no policy, owns no thread.
+//!
+//! JavaScript picks a *slot* (a small number) for each operation and finds its promise by it. Everything an operation
+//! ends with, a refusal too, goes through [`Loop::drain`], which hands a batch to JavaScript in one crossing (`pack.rs`
+//! has the layout). A native thread only ever triggers the one wake function; it never runs JavaScript.
+
+mod pack;
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    rc::Rc,
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use napi::{
+    Env, Result, Status as NapiStatus,
+    bindgen_prelude::{Buffer, Function, Unknown},
+    sys,
+    threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode},
+};
+use napi_derive::napi;
+use valkyrie_bridge::{
+    self as bridge, CallOptions, ClientOptions, Completion, Handle, Metadata, Priority, Queue, Reason, Status,
+};
+
+/// How many completions leave the bridge's queue at once.
+const DRAIN_MAX: usize = 512;
+
+/// Weak, so that an idle client does not keep the process alive; [`Loop`] refers it while operations are in flight.
+type Wake = ThreadsafeFunction<(), (), (), NapiStatus, false, true, 1>;
+
+/// The version of the native part and a hash of the core's sources, equal in every language of one release.
+#[napi]
+pub fn version() -> &'static str {
+    bridge::version()
+}
+
+/// One JavaScript environment's (main thread's or worker's) side of the boundary: one queue, one wake function.
+#[napi]
+pub struct Loop {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    queue: Arc<Queue>,
+    wake: Arc<Wake>,
+    table: RefCell<Table>,
+}
+
+/// Operations of this environment that are accepted and not yet handed to JavaScript.
+#[derive(Default)]
+struct Table {
+    slots: HashMap<u64, u32>,
+    ops: Vec<u64>,
+    ready: VecDeque<(u32, Completion)>,
+    scratch: Vec<Completion>,
+}
+
+#[napi]
+impl Loop {
+    /// `wake` is called, without arguments, when there is something to drain.
+    #[napi(constructor)]
+    pub fn new(env: Env, wake: Function<'_, (), ()>) -> Result<Self> {
+        let wake: Arc<Wake> = Arc::new(
+            wake.build_threadsafe_function::<()>()
+                .callee_handled::<false>()
+                .weak::<true>()
+                .max_queue_size::<1>()
+                .build()?,
+        );
+        let queue = Queue::new({
+            let wake = Arc::clone(&wake);
+            move || {
+                // Full means that a wake is already on its way, closing that nobody is left to be woken.
+                let _ = wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
+            }
+        });
+        env.add_env_cleanup_hook(Arc::clone(&queue), |queue| queue.close())?;
+        Ok(Self { shared: Rc::new(Shared { queue, wake, table: RefCell::default() }) })
+    }
+
+    /// Begins to connect; `None` means refused, and the refusal waits to be drained.
+    #[napi]
+    pub fn connect(
+        &self,
+        env: Env,
+        slot: u32,
+        endpoint: String,
+        timeout_ms: f64,
+        connect_timeout_ms: f64,
+    ) -> Option<Client> {
+        let mut options = ClientOptions::default();
+        options.timeout_ms = milliseconds(timeout_ms).unwrap_or(options.timeout_ms);
+        options.connect_timeout_ms = milliseconds(connect_timeout_ms).unwrap_or(options.connect_timeout_ms);
+        match bridge::connect(&self.shared.queue, &endpoint, options) {
+            Ok((handle, op)) => {
+                self.shared.accepted(env, slot, Ok(op));
+                Some(Client { handle, shared: Rc::clone(&self.shared) })
+            }
+            Err(status) => {
+                self.shared.accepted(env, slot, Err(status));
+                None
+            }
+        }
+    }
+
+    /// Cancels the operation in that slot. Idempotent; it still completes, exactly once.
+    #[napi]
+    pub fn cancel(&self, slot: u32) {
+        let op = self.shared.table.borrow().ops.get(slot as usize).copied();
+        if let Some(op) = op {
+            bridge::cancel(op);
+        }
+    }
+
+    /// The next batch of completions, `None` when there is none.
+    #[napi]
+    pub fn drain(&self, env: Env) -> Result<Option<Unknown<'static>>> {
+        let table = &mut *self.shared.table.borrow_mut();
+        let mut full = false;
+        if table.ready.is_empty() {
+            full = self.shared.queue.drain(&mut table.scratch, DRAIN_MAX) == DRAIN_MAX;
+            for completion in table.scratch.drain(..) {
+                if let Some(slot) = table.slots.remove(&completion.op) {
+                    table.ready.push_back((slot, completion));
+                }
+            }
+        }
+        if table.ready.is_empty() {
+            return Ok(None);
+        }
+        let mut batch = pack::Batch::new();
+        while batch.has_room() {
+            let Some((slot, completion)) = table.ready.pop_front() else { break };
+            batch.push(slot, completion.outcome);
+        }
+        let more = full || !table.ready.is_empty();
+        if !more && table.slots.is_empty() {
+            self.shared.refer(env, false);
+        }
+        batch.into_buffer(env, more).map(Some)
+    }
+}
+
+impl Shared {
+    /// Notes an operation; `true` when it was refused, so that the outcome can be drained at once.
+    fn accepted(&self, env: Env, slot: u32, op: std::result::Result<u64, Status>) -> bool {
+        let table = &mut *self.table.borrow_mut();
+        match op {
+            Ok(op) => {
+                if table.slots.is_empty() {
+                    self.refer(env, true);
+                }
+                table.slots.insert(op, slot);
+                if table.ops.len() <= slot as usize {
+                    table.ops.resize(slot as usize + 1, 0);
+                }
+                table.ops[slot as usize] = op;
+                false
+            }
+            Err(status) => {
+                table.ready.push_back((slot, Completion { op: 0, outcome: Err(status) }));
+                true
+            }
+        }
+    }
+
+    /// Whether the wake function keeps the event loop alive.
+    fn refer(&self, env: Env, keep_alive: bool) {
+        if self.wake.aborted() {
+            return;
+        }
+        let raw = self.wake.raw();
+        // SAFETY: `raw` lives as long as `self.wake`, which is not aborted; `env` is the environment that made it,
+        // because every method of this file runs on that environment's thread. A failure changes nothing.
+        unsafe {
+            match keep_alive {
+                true => sys::napi_ref_threadsafe_function(env.raw(), raw),
+                false => sys::napi_unref_threadsafe_function(env.raw(), raw),
+            };
+        }
+    }
+}
+
+/// A client; garbage collection frees it, which cancels what is in flight.
+#[napi]
+pub struct Client {
+    handle: Handle,
+    shared: Rc<Shared>,
+}
+
+#[napi]
+impl Client {
+    /// Begins a unary call. `true`: refused, drain at once. `timeout_ms` NaN: the default; infinite: none.
+    #[napi]
+    #[allow(clippy::too_many_arguments, reason = "one crossing; an options object costs one more per field")]
+    pub fn call(
+        &self,
+        env: Env,
+        slot: u32,
+        method: String,
+        message: &[u8],
+        timeout_ms: f64,
+        priority: u32,
+        keys: Option<Vec<String>>,
+        values: Option<Vec<Buffer>>,
+    ) -> bool {
+        let op = call_options(timeout_ms, priority, keys, values).and_then(|options| {
+            bridge::call(self.handle, &self.shared.queue, &method, Bytes::copy_from_slice(message), options)
+        });
+        self.shared.accepted(env, slot, op)
+    }
+
+    /// Opens a stream in the background. `None`: refused, and the refusal waits in `slot` to be drained.
+    #[napi]
+    #[allow(clippy::too_many_arguments, reason = "as call")]
+    pub fn open(
+        &self,
+        env: Env,
+        slot: u32,
+        method: String,
+        timeout_ms: f64,
+        priority: u32,
+        keys: Option<Vec<String>>,
+        values: Option<Vec<Buffer>>,
+    ) -> Option<Stream> {
+        let stream = call_options(timeout_ms, priority, keys, values)
+            .and_then(|options| bridge::open(self.handle, &self.shared.queue, &method, options));
+        match stream {
+            Ok(handle) => Some(Stream { handle, shared: Rc::clone(&self.shared) }),
+            Err(status) => {
+                self.shared.accepted(env, slot, Err(status));
+                None
+            }
+        }
+    }
+
+    /// Begins a graceful close.
+    #[napi]
+    pub fn close(&self, env: Env, slot: u32) -> bool {
+        self.shared.accepted(env, slot, bridge::close(self.handle, &self.shared.queue))
+    }
+
+    /// Frees the client at once; calls in flight end as cancelled. Idempotent.
+    #[napi]
+    pub fn free(&self) {
+        bridge::client_free(self.handle);
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        bridge::client_free(self.handle);
+    }
+}
+
+/// A stream; garbage collection frees it, which cancels it when it is not finished.
+#[napi]
+pub struct Stream {
+    handle: Handle,
+    shared: Rc<Shared>,
+}
+
+#[napi]
+impl Stream {
+    /// Begins to send a message; complete when flow control has taken it.
+    #[napi]
+    pub fn send(&self, env: Env, slot: u32, message: &[u8]) -> bool {
+        let op = bridge::send(self.handle, &self.shared.queue, Bytes::copy_from_slice(message));
+        self.shared.accepted(env, slot, op)
+    }
+
+    /// Begins to half-close.
+    #[napi]
+    pub fn half_close(&self, env: Env, slot: u32) -> bool {
+        self.shared.accepted(env, slot, bridge::half_close(self.handle, &self.shared.queue))
+    }
+
+    /// Begins to receive up to `max` messages.
+    #[napi]
+    pub fn recv(&self, env: Env, slot: u32, max: u32) -> bool {
+        self.shared.accepted(env, slot, bridge::recv(self.handle, &self.shared.queue, max as usize))
+    }
+
+    /// Cancels the stream; what is in flight on it completes. Idempotent.
+    #[napi]
+    pub fn cancel(&self) {
+        bridge::stream_cancel(self.handle);
+    }
+
+    /// Frees the stream. Idempotent.
+    #[napi]
+    pub fn free(&self) {
+        bridge::stream_free(self.handle);
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        bridge::stream_free(self.handle);
+    }
+}
+
+/// NaN stands for "not given", infinity for "no limit"; a fraction is rounded up.
+fn milliseconds(value: f64) -> Option<u64> {
+    (!value.is_nan()).then(|| value.ceil() as u64)
+}
+
+fn call_options(
+    timeout_ms: f64,
+    priority: u32,
+    keys: Option<Vec<String>>,
+    values: Option<Vec<Buffer>>,
+) -> std::result::Result<CallOptions, Status> {
+    let mut metadata = Metadata::new();
+    for (key, value) in keys.unwrap_or_default().into_iter().zip(values.unwrap_or_default()) {
+        metadata
+            .insert(key, Bytes::copy_from_slice(&value))
+            .map_err(|error| Status::from_reason(Reason::INVALID_METADATA, error.to_string()))?;
+    }
+    let priority = match priority {
+        0 => Priority::Critical,
+        1 => Priority::Normal,
+        _ => Priority::Bulk,
+    };
+    Ok(CallOptions { timeout_ms: milliseconds(timeout_ms), metadata, priority })
+}

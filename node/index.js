@@ -1,0 +1,503 @@
+// The face of the package: checks arguments, keeps a promise per operation, and turns what the native part hands over
+// into JavaScript values. It decides nothing about calls; the core does.
+'use strict';
+
+const { types } = require('node:util');
+const native = require('./native.js');
+
+const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
+// Messages taken from the core at once; credit goes back to the server when they are taken.
+const RECV_BATCH = 64;
+const PRIVATE = Symbol('valkyrie-sdk');
+
+/** Connects to an endpoint such as `tcp://localhost:8080`. */
+async function connect(endpoint, options = {}) {
+  if (typeof endpoint !== 'string') throw wrongType('endpoint', 'a string', endpoint);
+  checkOptions(options);
+  const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+  const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
+  let handle;
+  try {
+    await operation((slot) => {
+      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs);
+      return handle === null;
+    }, checkSignal(options.signal));
+  } catch (error) {
+    handle?.free();
+    throw traced(error);
+  }
+  return new Client(PRIVATE, handle, endpoint);
+}
+
+/** A client of one endpoint. Made by `connect`. */
+class Client {
+  #handle;
+  #endpoint;
+
+  constructor(token, handle, endpoint) {
+    if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
+    this.#handle = handle;
+    this.#endpoint = endpoint;
+  }
+
+  get endpoint() {
+    return this.#endpoint;
+  }
+
+  request(message, options) {
+    return this.call('/echo', message, options);
+  }
+
+  async call(method, message, options) {
+    return (await this.callWithResponse(method, message, options)).message;
+  }
+
+  async callWithResponse(method, message, options = {}) {
+    checkMethod(method);
+    checkOptions(options);
+    const bytes = toBytes(message);
+    const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+    const priority = priorityOf(options.priority);
+    const [keys, values] = pairsOf(options.metadata);
+    const signal = checkSignal(options.signal);
+    try {
+      return await operation(
+        (slot) => this.#handle.call(slot, method, bytes, timeoutMs, priority, keys, values),
+        signal,
+      );
+    } catch (error) {
+      throw traced(error);
+    }
+  }
+
+  stream(method, message, options) {
+    const bytes = toBytes(message);
+    const stream = this.open(method, options);
+    // Their failures are the stream's own, and come out of the next recv().
+    stream.send(bytes).catch(ignore);
+    stream.halfClose().catch(ignore);
+    return stream;
+  }
+
+  open(method, options = {}) {
+    checkMethod(method);
+    checkOptions(options);
+    const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+    const priority = priorityOf(options.priority);
+    const [keys, values] = pairsOf(options.metadata);
+    const signal = checkSignal(options.signal);
+    let handle = null;
+    let refused;
+    if (signal?.aborted !== true) {
+      refused = operation((slot) => {
+        handle = this.#handle.open(slot, method, timeoutMs, priority, keys, values);
+        if (handle !== null) settle(slot);
+        return handle === null;
+      });
+      refused.catch(ignore);
+    }
+    return new Stream(PRIVATE, handle, refused, signal, this);
+  }
+
+  async close() {
+    await operation((slot) => this.#handle.close(slot));
+  }
+
+  async [Symbol.asyncDispose]() {
+    await this.close();
+  }
+}
+
+/** A call with any number of messages each way. Made by `Client.open` and `Client.stream`. */
+class Stream {
+  #handle;
+  #client; // keeps the client from being collected while the stream is in use
+  #refused;
+  #signal;
+  #onAbort;
+  #messages = [];
+  #next = 0;
+  #pull;
+  #sent; // the last send that is under way: sends that nobody awaits keep their order
+  #halfClosed = false;
+  #over = false;
+  #failure;
+  #metadata = NO_METADATA;
+  #trailers = NO_METADATA;
+
+  constructor(token, handle, refused, signal, client) {
+    if (token !== PRIVATE) throw new TypeError('a Stream is made by Client.open() or Client.stream()');
+    this.#handle = handle;
+    this.#client = client;
+    this.#refused = refused;
+    this.#signal = signal;
+    if (signal !== undefined && handle !== null) {
+      this.#onAbort = () => this.#handle.cancel();
+      signal.addEventListener('abort', this.#onAbort, { once: true });
+    }
+  }
+
+  get metadata() {
+    return this.#metadata;
+  }
+
+  get trailers() {
+    return this.#trailers;
+  }
+
+  async send(message) {
+    let bytes = toBytes(message);
+    // A message that has to wait is copied: its owner may change it as soon as this returns.
+    if (this.#sent !== undefined) bytes = Buffer.from(bytes);
+    await this.#inOrder((slot) => this.#handle.send(slot, bytes));
+  }
+
+  async halfClose() {
+    await this.#inOrder((slot) => this.#handle.halfClose(slot));
+    this.#halfClosed = true;
+    this.#release();
+  }
+
+  async recv() {
+    for (;;) {
+      if (this.#next < this.#messages.length) return this.#messages[this.#next++];
+      if (this.#failure !== undefined) throw this.#failure.error;
+      if (this.#over) return null;
+      // Callers that come while a batch is on its way wait for the same one.
+      await (this.#pull ??= this.#fetch());
+    }
+  }
+
+  cancel() {
+    this.#handle?.cancel();
+  }
+
+  [Symbol.asyncIterator]() {
+    return {
+      next: async () => {
+        const value = await this.recv();
+        return value === null ? { value: undefined, done: true } : { value, done: false };
+      },
+      return: async () => {
+        this.cancel();
+        return { value: undefined, done: true };
+      },
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
+  }
+
+  async [Symbol.asyncDispose]() {
+    this.cancel();
+  }
+
+  async #fetch() {
+    try {
+      const batch = await this.#operation((slot) => this.#handle.recv(slot, RECV_BATCH));
+      this.#messages = batch.messages;
+      this.#next = 0;
+      if (batch.metadata !== undefined) {
+        this.#metadata = batch.metadata;
+        this.#trailers = batch.trailers;
+        this.#over = true;
+      }
+    } catch (error) {
+      if (error instanceof StatusError) {
+        this.#metadata = error.metadata;
+        this.#trailers = error.trailers;
+      }
+      this.#failure = { error };
+      this.#over = true;
+      this.#halfClosed = true;
+    }
+    this.#pull = undefined;
+    this.#release();
+  }
+
+  #inOrder(start) {
+    const run = () => this.#operation(start);
+    const sent = this.#sent === undefined ? run() : this.#sent.then(run, run);
+    this.#sent = sent;
+    const done = () => {
+      if (this.#sent === sent) this.#sent = undefined;
+    };
+    sent.then(done, done);
+    return sent;
+  }
+
+  async #operation(start) {
+    if (this.#signal?.aborted === true) throw this.#signal.reason;
+    if (this.#handle === null) await this.#refused;
+    try {
+      return await operation(start);
+    } catch (error) {
+      throw this.#signal?.aborted === true ? this.#signal.reason : traced(error);
+    }
+  }
+
+  // Both directions are done: nothing waits for the collector. What is called later gets the native part's answer.
+  #release() {
+    if (!this.#over || !this.#halfClosed) return;
+    this.#handle?.free();
+    this.#signal?.removeEventListener('abort', this.#onAbort);
+  }
+}
+
+/** Key and value pairs in the order the peer gave them. */
+class Metadata extends Array {
+  // map() and the like give plain arrays.
+  static get [Symbol.species]() {
+    return Array;
+  }
+
+  get(key) {
+    return this.find((pair) => pair[0] === key)?.[1];
+  }
+
+  getAll(key) {
+    return this.filter((pair) => pair[0] === key).map((pair) => pair[1]);
+  }
+}
+
+const NO_METADATA = Object.freeze(new Metadata());
+
+/** How a call ended when it did not end with OK. */
+class StatusError extends Error {
+  constructor(message, facts) {
+    super(message);
+    Object.assign(this, facts);
+  }
+
+  get retryable() {
+    return this.code === 'UNAVAILABLE';
+  }
+}
+Object.defineProperty(StatusError.prototype, 'name', { value: 'StatusError', writable: true, configurable: true });
+
+// Operations: JavaScript picks the slot, the native part completes it.
+
+const slots = [];
+const freeSlots = [];
+let theLoop;
+
+function loop() {
+  return (theLoop ??= new native.Loop(drain));
+}
+
+// `start` submits under the slot it is given and says whether it was refused.
+function operation(start, signal) {
+  if (signal !== undefined) return abortable(start, signal);
+  return new Promise((resolve, reject) => submit(start, { resolve, reject }));
+}
+
+function abortable(start, signal) {
+  if (signal.aborted) return Promise.reject(signal.reason);
+  return new Promise((resolve, reject) => {
+    let slot;
+    const abort = () => {
+      // The slot stays taken until the core has let go of the call.
+      loop().cancel(slot);
+      reject(signal.reason);
+    };
+    signal.addEventListener('abort', abort, { once: true });
+    const done = (settlePromise) => (value) => {
+      signal.removeEventListener('abort', abort);
+      settlePromise(value);
+    };
+    slot = submit(start, { resolve: done(resolve), reject: done(reject) });
+  });
+}
+
+function submit(start, waiter) {
+  const slot = freeSlots.length > 0 ? freeSlots.pop() : slots.length;
+  slots[slot] = waiter;
+  let refused;
+  try {
+    refused = start(slot);
+  } catch (error) {
+    settle(slot).reject(error);
+    return slot;
+  }
+  if (refused) drain();
+  return slot;
+}
+
+function settle(slot) {
+  const waiter = slots[slot];
+  slots[slot] = undefined;
+  freeSlots.push(slot);
+  return waiter;
+}
+
+function drain() {
+  for (let more = true; more;) {
+    const batch = loop().drain();
+    if (batch === null) return;
+    more = complete(new Batch(batch));
+  }
+}
+
+// bindings/node/src/pack.rs has the layout.
+function complete(batch) {
+  for (let count = batch.count; count > 0; count--) {
+    const waiter = settle(batch.word());
+    switch (batch.word()) {
+      case 0:
+        waiter.resolve();
+        break;
+      case 1:
+        waiter.resolve({ message: batch.bytes(), metadata: NO_METADATA, trailers: NO_METADATA });
+        break;
+      case 2:
+        waiter.resolve({ message: batch.bytes(), metadata: batch.metadata(), trailers: batch.metadata() });
+        break;
+      case 3: {
+        const messages = batch.list(() => batch.bytes());
+        waiter.resolve(
+          batch.word() === 1 ? { messages, metadata: batch.metadata(), trailers: batch.metadata() } : { messages },
+        );
+        break;
+      }
+      default:
+        waiter.reject(batch.error());
+    }
+  }
+  return batch.more;
+}
+
+class Batch {
+  constructor(buffer) {
+    const words = new Uint32Array(buffer.buffer, buffer.byteOffset, buffer.byteLength >>> 2);
+    this.buffer = buffer;
+    this.words = words;
+    this.count = words[0];
+    this.more = words[2] === 1;
+    this.at = 3;
+    this.offset = words[1] * 4;
+  }
+
+  word() {
+    return this.words[this.at++];
+  }
+
+  bytes() {
+    const start = this.offset;
+    this.offset += this.word();
+    return this.buffer.subarray(start, this.offset);
+  }
+
+  text() {
+    const start = this.offset;
+    this.offset += this.word();
+    return this.buffer.toString('utf8', start, this.offset);
+  }
+
+  list(item) {
+    return Array.from({ length: this.word() }, item);
+  }
+
+  metadata() {
+    const count = this.word();
+    if (count === 0) return NO_METADATA;
+    const metadata = new Metadata();
+    for (let i = 0; i < count; i++) {
+      const key = this.text();
+      metadata.push([key, key.endsWith('-bin') ? this.bytes() : this.text()]);
+    }
+    return metadata;
+  }
+
+  error() {
+    const number = this.word();
+    const [code, reason, kind, message] = [this.text(), this.text(), this.text(), this.text()];
+    const pushback = this.word();
+    return new StatusError(message, {
+      code,
+      number,
+      reason,
+      class: kind,
+      pushbackMs: pushback === 0 ? undefined : pushback === 0xffffffff ? Infinity : pushback - 1,
+      details: this.list(() => ({ type: this.text(), value: this.bytes() })),
+      metadata: this.metadata(),
+      trailers: this.metadata(),
+    });
+  }
+}
+
+// The core's errors are made while draining, where no caller is on the stack: what helps is where one awaits.
+function traced(error) {
+  if (error instanceof StatusError) Error.captureStackTrace(error, traced);
+  return error;
+}
+
+// Arguments.
+
+function toBytes(message) {
+  if (typeof message === 'string') return Buffer.from(message);
+  if (types.isUint8Array(message)) return message;
+  throw wrongType('message', 'a string or a Uint8Array', message);
+}
+
+function checkMethod(method) {
+  if (typeof method !== 'string') throw wrongType('method', 'a string', method);
+}
+
+function checkOptions(options) {
+  if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options);
+}
+
+function checkSignal(signal) {
+  if (signal === undefined) return undefined;
+  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+    throw wrongType('signal', 'an AbortSignal', signal);
+  }
+  return signal;
+}
+
+// NaN stands for "not given" from here to the native part, Infinity for "no limit".
+function milliseconds(value, name) {
+  if (value === undefined) return NaN;
+  if (typeof value !== 'number') throw wrongType(name, 'a number', value);
+  if (!(value >= 0)) throw new RangeError(`${name} is ${value}, not a number of milliseconds from 0`);
+  return value;
+}
+
+function priorityOf(value = 'normal') {
+  if (typeof value !== 'string') throw wrongType('priority', 'a string', value);
+  if (!Object.hasOwn(PRIORITIES, value)) {
+    throw new RangeError(`priority is '${value}', not 'critical', 'normal' or 'bulk'`);
+  }
+  return PRIORITIES[value];
+}
+
+function pairsOf(metadata) {
+  if (metadata === undefined) return [undefined, undefined];
+  if (typeof metadata !== 'object' || metadata === null) {
+    throw wrongType('metadata', 'an object or an iterable of pairs', metadata);
+  }
+  const keys = [];
+  const values = [];
+  for (const pair of Symbol.iterator in metadata ? metadata : Object.entries(metadata)) {
+    if (!Array.isArray(pair) || pair.length !== 2 || typeof pair[0] !== 'string') {
+      throw wrongType('a metadata entry', 'a pair of a string and a value', pair);
+    }
+    const [key, value] = pair;
+    if (typeof value !== 'string' && !types.isUint8Array(value)) {
+      throw wrongType(`metadata value of ${key}`, 'a string or a Uint8Array', value);
+    }
+    keys.push(key);
+    values.push(Buffer.from(value));
+  }
+  return [keys, values];
+}
+
+function wrongType(name, expected, value) {
+  const actual =
+    value === null ? 'null' : typeof value === 'object' ? (value.constructor?.name ?? 'object') : typeof value;
+  return new TypeError(`${name} must be ${expected}, not ${actual}`);
+}
+
+function ignore() {}
+
+module.exports = { Client, Metadata, StatusError, Stream, connect, version: native.version() };

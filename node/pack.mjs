@@ -1,0 +1,29 @@
+// Packs the two npm packages of this platform: node pack.mjs <native library> <folder for the tarballs>
+// Prints the tarballs' paths, the one of the native part last.
+import { execFileSync } from 'node:child_process';
+import { copyFileSync, cpSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const here = dirname(fileURLToPath(import.meta.url));
+
+/** Packs both and gives the paths of the tarballs. */
+export function pack(library, folder) {
+  const stage = mkdtempSync(join(tmpdir(), 'valkyrie-pack-'));
+  try {
+    cpSync(join(here, 'npm/linux-x64-gnu'), stage, { recursive: true });
+    copyFileSync(library, join(stage, 'valkyrie.node'));
+    return [here, stage].map((source) => {
+      const args = ['pack', '--json', '--pack-destination', resolve(folder), source];
+      const [{ filename }] = JSON.parse(execFileSync('npm', args, { cwd: folder, encoding: 'utf8' }));
+      return join(resolve(folder), filename);
+    });
+  } finally {
+    rmSync(stage, { recursive: true });
+  }
+}
+
+if (process.argv[1] === fileURLToPath(import.meta.url)) {
+  console.log(pack(process.argv[2], process.argv[3]).join('\n'));
+}

@@ -1,0 +1,303 @@
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+import { Metadata, StatusError, connect } from 'valkyrie-sdk';
+import { startServer } from './server.mjs';
+
+let server;
+let client;
+before(async () => {
+  server = await startServer();
+  client = await connect(server.tcp);
+});
+after(async () => {
+  await client.close();
+  await server.stop();
+});
+
+const hanging = async (token, until) => {
+  await client.call('/test/hang_stats', token, { metadata: { until }, timeoutMs: 30_000 });
+};
+
+test('a reply is a Buffer, whatever the message was', async () => {
+  for (const message of [
+    'text',
+    new Uint8Array([0, 255]),
+    Buffer.from('buffer'),
+    new Uint8Array(8).subarray(2, 5),
+    '',
+  ]) {
+    const reply = await client.request(message);
+    assert.ok(Buffer.isBuffer(reply));
+    assert.deepEqual(reply, Buffer.from(message));
+  }
+});
+
+test('a message may be changed as soon as the call has returned', async () => {
+  const message = Buffer.from('before');
+  const reply = client.request(message);
+  message.write('after!');
+  assert.equal((await reply).toString(), 'before');
+
+  const stream = client.open('/echo');
+  const sent = [];
+  for (const word of ['one', 'two', 'six']) {
+    message.write(word);
+    sent.push(stream.send(message.subarray(0, 3)));
+  }
+  message.fill(0);
+  await Promise.all(sent);
+  await stream.halfClose();
+  assert.deepEqual((await collect(stream)).map(String), ['one', 'two', 'six']);
+});
+
+test('small replies keep no more than a batch alive, large ones only themselves', async () => {
+  const replies = await Promise.all(Array.from({ length: 1000 }, (_, i) => client.request(`${i}`)));
+  for (const reply of replies) assert.ok(reply.buffer.byteLength < 64 * 1024, `${reply.buffer.byteLength}`);
+  const large = await client.request(Buffer.alloc(1 << 20));
+  assert.ok(large.buffer.byteLength < (1 << 20) + 64);
+});
+
+test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', async () => {
+  const wrong = [
+    [42],
+    ['/echo', 42],
+    ['/echo', null],
+    ['/echo'],
+    ['/echo', [1, 2]],
+    ['/echo', new Uint16Array(1)],
+    ['/echo', 'x', 5],
+    ['/echo', 'x', null],
+    ['/echo', 'x', { timeoutMs: '5' }],
+    ['/echo', 'x', { timeoutMs: 5n }],
+    ['/echo', 'x', { priority: 1 }],
+    ['/echo', 'x', { metadata: 'a=b' }],
+    ['/echo', 'x', { metadata: { a: 1 } }],
+    ['/echo', 'x', { metadata: [['a']] }],
+    ['/echo', 'x', { signal: {} }],
+  ];
+  for (const args of wrong)
+    await assert.rejects(client.call(...args), TypeError, JSON.stringify(args[2] ?? args, String));
+  for (const options of [{ timeoutMs: -1 }, { timeoutMs: NaN }, { priority: 'urgent' }]) {
+    await assert.rejects(client.call('/echo', 'x', options), RangeError);
+  }
+  await assert.rejects(connect(42), TypeError);
+  await assert.rejects(connect(server.tcp, { connectTimeoutMs: 'x' }), TypeError);
+  assert.throws(() => client.open(42), TypeError);
+  assert.throws(() => client.stream('/echo', 42), TypeError);
+  await assert.rejects(client.open('/echo').send(42), TypeError);
+  assert.throws(() => new client.constructor(), TypeError);
+});
+
+test('the timeout may be none, and a fraction counts up', async () => {
+  const remaining = async (timeoutMs) => Number(await client.call('/test/remaining', '', { timeoutMs }));
+  assert.equal(await remaining(Infinity), 0);
+  assert.ok((await remaining(undefined)) <= 5000);
+  await assert.rejects(client.call('/test/hang', 'fraction', { timeoutMs: 0.5 }), { code: 'DEADLINE_EXCEEDED' });
+  const short = await connect(server.tcp, { timeoutMs: 50 });
+  await assert.rejects(short.call('/test/hang', 'short'), { code: 'DEADLINE_EXCEEDED' });
+  await short.close();
+});
+
+test('a status error tells everything, and where it was awaited', async () => {
+  const metadata = { code: '5', message: 'not here', details: '1', trailers: '1', pushback_ms: '70' };
+  const error = await client.call('/test/status', '', { metadata }).catch((error) => error);
+  assert.ok(error instanceof StatusError && error instanceof Error);
+  const { name, message, code, number, reason, pushbackMs, retryable } = error;
+  assert.deepEqual(
+    { name, message, code, number, reason, class: error.class, pushbackMs, retryable },
+    {
+      name: 'StatusError',
+      message: 'not here',
+      code: 'NOT_FOUND',
+      number: 5,
+      reason: 'NONE',
+      class: 'application',
+      pushbackMs: 70,
+      retryable: false,
+    },
+  );
+  assert.deepEqual(error.details, [{ type: 'valkyrie.test.Detail', value: Buffer.from('a detail') }]);
+  assert.equal(error.trailers.get('t-status'), 'trailer');
+  assert.deepEqual(error.trailers.get('t-status-bin'), Buffer.from([0, 255]));
+  assert.match(error.stack, /client\.test\.mjs/);
+  assert.doesNotMatch(error.stack, /drain/);
+});
+
+test('metadata goes in as an object, pairs, a Map or Metadata, and comes out in order', async () => {
+  const pairs = [
+    ['x-a', '1'],
+    ['x-a', '2'],
+    ['x-b-bin', Buffer.from([0])],
+  ];
+  const echo = async (metadata) => (await client.callWithResponse('/test/metadata', '', { metadata })).metadata;
+  const back = await echo(pairs);
+  assert.ok(back instanceof Metadata);
+  assert.deepEqual([...back], pairs);
+  assert.deepEqual(back.getAll('x-a'), ['1', '2']);
+  assert.equal(back.get('absent'), undefined);
+  assert.equal(back.map(([key]) => key).constructor, Array);
+  assert.deepEqual([...(await echo(back))], pairs);
+  assert.deepEqual([...(await echo({ 'x-a': '1' }))], [['x-a', '1']]);
+  assert.deepEqual([...(await echo(new Map([['x-a', '1']])))], [['x-a', '1']]);
+  await assert.rejects(echo({ 'X A': '1' }), { code: 'INVALID_ARGUMENT', reason: 'INVALID_METADATA' });
+});
+
+test('an abort rejects with the reason, reaches the server, and leaves no listener', async () => {
+  const controller = new AbortController();
+  const call = client.call('/test/hang', 'node-abort', { signal: controller.signal, timeoutMs: Infinity });
+  await hanging('node-abort', 'started');
+  controller.abort();
+  await assert.rejects(call, { name: 'AbortError' });
+  await hanging('node-abort', 'dropped');
+
+  const reason = new Error('my own');
+  await assert.rejects(client.call('/echo', 'x', { signal: AbortSignal.abort(reason) }), reason);
+  await assert.rejects(client.call('/test/hang', 'x', { signal: AbortSignal.timeout(20) }), { name: 'TimeoutError' });
+  await assert.rejects(connect(server.tcp, { signal: AbortSignal.abort() }), { name: 'AbortError' });
+
+  const counted = new AbortController();
+  let listeners = 0;
+  const { addEventListener, removeEventListener } = counted.signal;
+  counted.signal.addEventListener = (...args) => (listeners++, addEventListener.apply(counted.signal, args));
+  counted.signal.removeEventListener = (...args) => (listeners--, removeEventListener.apply(counted.signal, args));
+  await client.call('/echo', 'x', { signal: counted.signal });
+  assert.deepEqual(await collect(client.stream('/test/count', '2 1', { signal: counted.signal })), [
+    Buffer.from([0]),
+    Buffer.from([1]),
+  ]);
+  await assert.rejects(client.call('/no', 'x', { signal: counted.signal }), { code: 'UNIMPLEMENTED' });
+  assert.equal(listeners, 0);
+});
+
+test('a signal ends a stream, pending and later operations alike', async () => {
+  const controller = new AbortController();
+  const stream = client.open('/test/hang', { signal: controller.signal });
+  await stream.send('node-stream-abort');
+  const pending = stream.recv();
+  await hanging('node-stream-abort', 'started');
+  controller.abort();
+  await assert.rejects(pending, { name: 'AbortError' });
+  await assert.rejects(stream.recv(), { name: 'AbortError' });
+  await assert.rejects(stream.send('x'), { name: 'AbortError' });
+  await hanging('node-stream-abort', 'dropped');
+  const late = client.stream('/test/count', '1 1', { signal: controller.signal });
+  await assert.rejects(collect(late), { name: 'AbortError' });
+});
+
+test('leaving a loop, cancel() and asyncDispose end the call at the server', async () => {
+  for (const [token, leave] of [
+    ['node-cancel', (stream) => stream.cancel()],
+    ['node-dispose', (stream) => stream[Symbol.asyncDispose]()],
+    ['node-return', (stream) => stream[Symbol.asyncIterator]().return()],
+  ]) {
+    const stream = client.open('/test/hang');
+    await stream.send(token);
+    await hanging(token, 'started');
+    await leave(stream);
+    await assert.rejects(stream.recv(), { code: 'CANCELLED' });
+    await hanging(token, 'dropped');
+    stream.cancel();
+  }
+});
+
+test('sends that nobody awaits keep their order', async () => {
+  const stream = client.open('/echo');
+  for (let i = 0; i < 500; i++) stream.send(`${i}`);
+  stream.halfClose();
+  const numbers = (await collect(stream)).map(Number);
+  assert.deepEqual(
+    numbers,
+    Array.from({ length: 500 }, (_, i) => i),
+  );
+});
+
+test('several receivers share a stream without loss', async () => {
+  const stream = client.stream('/test/count', '300 1');
+  const seen = [];
+  const receive = async () => {
+    for (let message; (message = await stream.recv()) !== null;) seen.push(message[0]);
+  };
+  await Promise.all([receive(), receive(), receive()]);
+  assert.deepEqual(
+    seen.sort((a, b) => a - b),
+    Array.from({ length: 300 }, (_, i) => i % 251).sort((a, b) => a - b),
+  );
+  assert.equal(await stream.recv(), null);
+});
+
+test('a sender waits for a receiver that does not read', async () => {
+  const stream = client.open('/echo');
+  const message = Buffer.alloc(64 * 1024, 7);
+  let taken = 0;
+  let stalled = false;
+  const sending = (async () => {
+    for (let i = 0; i < 400; i++) {
+      await stream.send(message);
+      taken++;
+    }
+    await stream.halfClose();
+  })();
+  // Credit both ways is a few MiB at most: the sends stop long before 25 MiB. Calls beside it are not held up.
+  for (let last = -1; last !== taken;) {
+    last = taken;
+    for (let i = 0; i < 50; i++) await client.request('beside');
+  }
+  stalled = taken < 400;
+  const received = await collect(stream);
+  await sending;
+  assert.ok(stalled, `all ${taken} messages were taken without a reader`);
+  assert.equal(received.length, 400);
+  assert.ok(received.every((m) => m.equals(message)));
+});
+
+test('a stream keeps what came before its error, and repeats the error', async () => {
+  const metadata = { n: '3', code: '10', message: 'after three' };
+  const stream = client.stream('/test/stream_then_status', '', { metadata });
+  const messages = [];
+  const failure = { code: 'ABORTED', message: 'after three' };
+  await assert.rejects(async () => {
+    for await (const message of stream) messages.push(message);
+  }, failure);
+  assert.equal(messages.length, 3);
+  await assert.rejects(stream.recv(), failure);
+});
+
+test('closing is idempotent, lets calls finish, and ends later calls', async () => {
+  const own = await connect(server.tcp);
+  const last = own.call('/test/sleep', '50');
+  await Promise.all([own.close(), own.close()]);
+  assert.equal((await last).toString(), '50');
+  await own.close();
+  const closed = { code: 'CANCELLED', reason: 'CLIENT_CLOSED', class: 'caller' };
+  await assert.rejects(own.request('x'), closed);
+  await assert.rejects(own.open('/echo').recv(), closed);
+  await assert.rejects(own.open('/echo').send('x'), closed);
+  await assert.rejects(collect(own.stream('/echo', 'x')), closed);
+  const disposed = await connect(server.tcp);
+  await disposed[Symbol.asyncDispose]();
+  await assert.rejects(disposed.request('x'), closed);
+});
+
+test('a client that is collected closes its connection', async () => {
+  assert.equal(typeof gc, 'function', 'run with --expose-gc');
+  const token = 'node-collected';
+  const ref = await (async () => {
+    const own = await connect(server.tcp);
+    const stream = own.open('/test/hang');
+    await stream.send(token);
+    await hanging(token, 'started');
+    return new WeakRef(own);
+  })();
+  // deref() keeps its target until the end of the job, so that the collector has to run in the next one.
+  do {
+    await new Promise(setImmediate);
+    gc();
+  } while (ref.deref() !== undefined);
+  await hanging(token, 'dropped');
+});
+
+async function collect(stream) {
+  const messages = [];
+  for await (const message of stream) messages.push(message);
+  return messages;
+}

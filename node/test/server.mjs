@@ -1,0 +1,36 @@
+// A conformance server for a test file, and child processes that use the installed package.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { createInterface } from 'node:readline';
+
+/** Starts a server; it ends with this process. */
+export async function startServer() {
+  const child = spawn(process.env.VALKYRIE_TEST_SERVER, { stdio: ['pipe', 'pipe', 'ignore'] });
+  const [line] = await once(createInterface(child.stdout), 'line');
+  const stop = async () => {
+    child.stdin.end();
+    await once(child, 'exit');
+  };
+  return { ...JSON.parse(line), stop };
+}
+
+/** Runs a program to its end: exit code, signal and output. A hang ends it with SIGKILL. */
+export async function runNode(args, env = {}) {
+  const child = spawn(process.execPath, args, {
+    cwd: new URL('.', import.meta.url),
+    env: { ...process.env, ...env },
+    timeout: 60_000,
+    killSignal: 'SIGKILL',
+  });
+  let stdout = '';
+  let stderr = '';
+  child.stdout.setEncoding('utf8').on('data', (text) => (stdout += text));
+  child.stderr.setEncoding('utf8').on('data', (text) => (stderr += text));
+  const [code, signal] = await once(child, 'close');
+  return { code, signal, stdout, stderr };
+}
+
+/** Runs the text of a module. */
+export function runModule(source, ...args) {
+  return runNode(['--input-type=module', '--eval', source, '--', ...args]);
+}

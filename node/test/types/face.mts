@@ -1,0 +1,73 @@
+// Compiled, never run: what the types promise, and what they refuse.
+import {
+  Client,
+  Metadata,
+  StatusError,
+  connect,
+  version,
+  type CallOptions,
+  type CodeName,
+  type Message,
+  type Priority,
+  type Response,
+  type Stream,
+} from 'valkyrie-sdk';
+
+export async function uses(signal: AbortSignal): Promise<void> {
+  const client: Client = await connect('tcp://127.0.0.1:1', { timeoutMs: 1500, connectTimeoutMs: Infinity, signal });
+  const priority: Priority = 'bulk';
+  const options: CallOptions = { timeoutMs: 5, signal, priority, metadata: { a: 'text', 'b-bin': new Uint8Array(1) } };
+  const bytes: Uint8Array = await client.call('/echo', 'text', options);
+  const text: string = new TextDecoder().decode(await client.request(bytes));
+  const full: Response = await client.callWithResponse('/echo', bytes, { metadata: [['a', '1']] });
+  await client.call('/echo', '', { metadata: new Map([['a', '1']]) });
+  await client.call('/echo', '', { metadata: full.metadata, timeoutMs: undefined });
+  const value: string | Uint8Array | undefined = full.trailers.get('a');
+  const keys: string[] = full.metadata.map(([key]) => key);
+
+  const stream: Stream = client.open('/echo', { priority });
+  const message: Message = 'x';
+  await stream.send(message);
+  await stream.halfClose();
+  const first: Uint8Array | null = await stream.recv();
+  for await (const message of stream) bytes.set(message);
+  for await (const message of client.stream('/count', '3')) bytes.set(message);
+  stream.cancel();
+
+  try {
+    await client.request('x');
+  } catch (error) {
+    if (error instanceof StatusError) {
+      const code: CodeName = error.code;
+      const facts: [number, string, string, boolean] = [error.number, error.reason, error.class, error.retryable];
+      const wait: number | undefined = error.pushbackMs;
+      const detail: Uint8Array | undefined = error.details[0]?.value;
+      const metadata: Metadata = error.trailers;
+      console.log(code, facts, wait, detail, metadata);
+    }
+  }
+  await client.close();
+  console.log(version, text, value, keys, first);
+}
+
+export async function disposes(): Promise<void> {
+  await using client = await connect('tcp://127.0.0.1:1');
+  await using stream = client.open('/echo');
+  await stream.send('x');
+}
+
+export async function refuses(client: Client): Promise<void> {
+  // @ts-expect-error a number is no message
+  await client.request(42);
+  // @ts-expect-error a method is needed
+  await client.call();
+  // @ts-expect-error a timeout is a number
+  await client.call('/echo', 'x', { timeoutMs: '5' });
+  // @ts-expect-error there are three priorities
+  await client.call('/echo', 'x', { priority: 'urgent' });
+  // @ts-expect-error a client comes from connect()
+  new Client();
+  // @ts-expect-error the reply is bytes
+  const text: string = await client.request('x');
+  console.log(text);
+}

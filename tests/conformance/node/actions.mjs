@@ -1,0 +1,372 @@
+// One function per action of ../README.md, over the face that valkyrie-sdk and valkyrie-sdk-web share. It knows nothing
+// of a single case, and uses nothing that a page does not have.
+
+const CASE_TIMEOUT_MS = 60_000;
+const EMPTY = new Uint8Array();
+
+/** Runs every case with `sdk` and hands `{case, ok, detail}` to `report` as each ends. `settings`: `endpoint`, `absent`
+ * and a `prefix` for tokens that no other runner uses. */
+export async function run(sdk, cases, settings, report) {
+  const client = await sdk.connect(settings.endpoint);
+  let number = 0;
+  for (const fields of cases) {
+    const one = new Case(sdk, client, settings, fields, `${settings.prefix}x${number++}`);
+    let ok = true;
+    let detail = '';
+    try {
+      detail = (await withLimit(one.run())) ?? '';
+    } catch (error) {
+      ok = false;
+      detail = error instanceof Mismatch ? error.message : `${error?.stack ?? error}`;
+    }
+    report({ case: fields.case, ok, detail });
+  }
+  await client.close();
+}
+
+class Mismatch extends Error {}
+
+async function withLimit(promise) {
+  let timer;
+  const limit = new Promise((_, reject) => {
+    const late = () => reject(new Mismatch(`no end within ${CASE_TIMEOUT_MS} ms`));
+    timer = setTimeout(late, CASE_TIMEOUT_MS);
+  });
+  try {
+    return await Promise.race([promise, limit]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+class Case {
+  constructor(sdk, client, settings, fields, token) {
+    Object.assign(this, { sdk, client, settings, fields, token });
+  }
+
+  run() {
+    const action = ACTIONS[this.fields.action];
+    if (action === undefined) throw new Mismatch(`unknown action ${this.fields.action}`);
+    return action(this);
+  }
+
+  text(key) {
+    return this.fields[key]?.replaceAll('$TOKEN', this.token).replaceAll('$ABSENT', this.settings.absent);
+  }
+
+  get count() {
+    return this.fields.count ?? 0;
+  }
+
+  get message() {
+    const { hex, size = 0 } = this.fields;
+    if (this.fields.text !== undefined) return utf8(this.text('text'));
+    if (hex !== undefined) return fromHex(hex);
+    return Uint8Array.from({ length: size }, (_, i) => i % 251);
+  }
+
+  pattern(i) {
+    return new Uint8Array(this.fields.size ?? 0).fill(i % 251);
+  }
+
+  get options() {
+    const metadata = entries(this.text('metadata'));
+    if (this.fields.metadata_size !== undefined) metadata.push(['x-large', 'x'.repeat(this.fields.metadata_size)]);
+    return { metadata, timeoutMs: this.fields.timeout_ms };
+  }
+
+  // The reply, or the error in the same shape.
+  async outcome(promise) {
+    try {
+      return await promise;
+    } catch (error) {
+      return this.failed(error);
+    }
+  }
+
+  failed(error) {
+    if (error?.name === 'AbortError') return { code: 'CANCELLED', message: EMPTY };
+    if (!(error instanceof this.sdk.StatusError)) throw error;
+    const { code, number, reason, message, details, pushbackMs, metadata, trailers } = error;
+    return { code, number, reason, status: message, details, pushbackMs, metadata, trailers, message: EMPTY };
+  }
+
+  async check(got) {
+    const { fields } = this;
+    const wrong = [];
+    const compare = (what, expected, value) => {
+      if (expected !== undefined && expected !== value)
+        wrong.push(`${what}: expected ${show(expected)}, got ${show(value)}`);
+    };
+    compare('code', fields.code, got.code ?? 'OK');
+    compare('code number', fields.code_number, got.number ?? 0);
+    compare('reason', fields.reason, got.reason ?? '');
+    compare('status message', this.text('status_message'), got.status ?? '');
+    compare('detail type', fields.detail_type, got.details?.[0]?.type);
+    compare('detail', fields.detail_text, fromUtf8(got.details?.[0]?.value ?? EMPTY));
+    compare('pushback', fields.pushback_ms, got.pushbackMs);
+    compare('reply', fields.reply_text, fromUtf8(got.message));
+    compare('reply size', fields.reply_size, got.message.length);
+    for (const [key, metadata] of [
+      ['expect_metadata', got.metadata],
+      ['expect_trailers', got.trailers],
+    ]) {
+      if (fields[key] !== undefined) compare(key, written(entries(this.text(key))), written(metadata ?? []));
+    }
+    if (fields.reply_echo === 1 && !equal(got.message, this.message)) {
+      wrong.push(`the reply of ${got.message.length} bytes is not the message`);
+    }
+    if (fields.reply_max !== undefined) {
+      const reply = Number(fromUtf8(got.message));
+      if (!(reply >= 1 && reply <= fields.reply_max))
+        wrong.push(`reply: expected 1 to ${fields.reply_max}, got ${reply}`);
+    }
+    if (wrong.length > 0)
+      throw new Mismatch(`${wrong.join('; ')} (${got.code ?? 'OK'} ${got.reason ?? ''} ${got.status ?? ''})`);
+    if (fields.then_dropped === 1) await this.hangUntil('dropped');
+  }
+
+  async hangUntil(until) {
+    await this.client.call('/test/hang_stats', this.token, { metadata: { until }, timeoutMs: 30_000 });
+  }
+
+  // A fresh server, a client for it, and what ends it.
+  async freshServer() {
+    const scheme = this.settings.endpoint.split(':')[0];
+    const endpoint = fromUtf8(await this.client.call('/test/private', scheme));
+    const client = await this.sdk.connect(endpoint);
+    const shutdown = (how) => client.call('/test/shutdown', how).catch(() => {});
+    return { client, shutdown };
+  }
+
+  // Receives to the end: how many messages came, and how it ended.
+  async receiveAll(stream, isRight = () => true, from = 0) {
+    let count = from;
+    try {
+      for (let message; (message = await stream.recv()) !== null; count++) {
+        if (!isRight(message, count))
+          throw new Mismatch(`message ${count} of ${message.length} bytes is not the pattern`);
+      }
+      return [count, { message: EMPTY, metadata: stream.metadata, trailers: stream.trailers }];
+    } catch (error) {
+      return [count, this.failed(error)];
+    }
+  }
+}
+
+const ACTIONS = {
+  async request(one) {
+    const message = one.text('text') ?? one.message;
+    await one.check(await one.outcome(one.client.request(message).then((message) => ({ message }))));
+  },
+
+  async unary(one) {
+    const call = one.client.callWithResponse(one.text('method'), one.message, one.options);
+    await one.check(await one.outcome(call));
+  },
+
+  async server_stream(one) {
+    const stream = one.client.stream(one.text('method'), one.text('text') ?? '', one.options);
+    const [count, got] = await one.receiveAll(stream, (message, i) => equal(message, one.pattern(i)));
+    if (count !== one.count) throw new Mismatch(`expected ${one.count} messages, got ${count}, then ${show(got)}`);
+    await one.check(got);
+  },
+
+  async client_stream(one) {
+    const stream = one.client.open(one.text('method'), one.options);
+    try {
+      for (let i = 0; i < one.count; i++) await stream.send(one.pattern(i));
+      await stream.halfClose();
+    } catch {
+      // The call may be over already; receiving says how it ended.
+    }
+    let reply = EMPTY;
+    const keep = (message) => ((reply = message), true);
+    const [count, got] = await one.receiveAll(stream, keep);
+    if (got.code === undefined && count !== 1) throw new Mismatch(`expected one reply, got ${count}`);
+    await one.check({ ...got, message: reply });
+  },
+
+  async bidi(one) {
+    const stream = one.client.open(one.text('method'), one.options);
+    const receive = async (i) => {
+      const message = await stream.recv();
+      if (message === null || !equal(message, one.pattern(i))) throw new Mismatch(`message ${i} is not the one sent`);
+    };
+    for (let i = 0; i < one.count; i++) {
+      await stream.send(one.pattern(i));
+      if (one.fields.lockstep === 1) await receive(i);
+    }
+    await stream.halfClose();
+    for (let i = 0; i < one.count && one.fields.lockstep !== 1; i++) await receive(i);
+    const [count, got] = await one.receiveAll(stream);
+    if (count !== 0) throw new Mismatch('a message after the last');
+    await one.check(got);
+  },
+
+  async cancel_before(one) {
+    const signal = AbortSignal.abort();
+    await one.check(
+      await one.outcome(one.client.callWithResponse(one.text('method'), one.message, { ...one.options, signal })),
+    );
+  },
+
+  async cancel_during(one) {
+    const controller = new AbortController();
+    const options = { ...one.options, signal: controller.signal };
+    const call = one.outcome(one.client.callWithResponse(one.text('method'), one.message, options));
+    await one.hangUntil('started');
+    controller.abort();
+    await one.check(await call);
+  },
+
+  async cancel_after(one) {
+    const controller = new AbortController();
+    const call = (options) => one.outcome(one.client.callWithResponse(one.text('method'), one.message, options));
+    await one.check(await call({ ...one.options, signal: controller.signal }));
+    controller.abort();
+    await one.check(await call(one.options));
+  },
+
+  async cancel_stream(one) {
+    const stream = one.client.open(one.text('method'), one.options);
+    await stream.send(one.message);
+    await one.hangUntil('started');
+    stream.cancel();
+    const [, got] = await one.receiveAll(stream);
+    await one.check(got);
+  },
+
+  async leave_stream(one) {
+    let left = one.count;
+    for await (const _ of one.client.stream(one.text('method'), one.message, one.options)) {
+      if (--left === 0) break;
+    }
+    if (left !== 0) throw new Mismatch(`the stream ended ${left} messages early`);
+    await one.check(await one.outcome(one.client.callWithResponse('/echo', 'x')));
+  },
+
+  async in_flight(one) {
+    const message = (i) => utf8(`${i}`);
+    const call = (_, i) => one.client.callWithResponse(one.text('method'), message(i), one.options);
+    const replies = await Promise.all(Array.from({ length: one.count }, call));
+    const wrong = replies.findIndex((reply, i) => !equal(reply.message, message(i)));
+    if (wrong >= 0) throw new Mismatch(`reply ${wrong} is ${fromUtf8(replies[wrong].message)}`);
+  },
+
+  async go_away(one) {
+    const { client, shutdown } = await one.freshServer();
+    const stream = client.stream(one.text('method'), one.message, one.options);
+    for (let i = 0; i < one.count; i++) {
+      if ((await stream.recv()) === null) throw new Mismatch(`the stream ended after ${i} messages`);
+    }
+    await shutdown(one.fields.how);
+    const [count, got] = await one.receiveAll(stream, undefined, one.count);
+    if (one.fields.total !== undefined && count !== one.fields.total) {
+      throw new Mismatch(`expected ${one.fields.total} messages, got ${count}, then ${show(got)}`);
+    }
+    await one.check(got);
+    const after = await one.outcome(client.callWithResponse('/echo', 'x'));
+    if (after.code !== one.fields.then_code)
+      throw new Mismatch(`then: expected ${one.fields.then_code}, got ${show(after)}`);
+    await client.close();
+  },
+
+  async connect(one) {
+    const call = async () => {
+      const client = await one.sdk.connect(one.text('endpoint'));
+      return client.callWithResponse('/echo', 'x');
+    };
+    await one.check(await one.outcome(call()));
+  },
+
+  async bad_metadata(one) {
+    try {
+      await one.client.call('/echo', 'x', one.options);
+    } catch (error) {
+      if (error instanceof TypeError || error instanceof RangeError || error.code === 'INVALID_ARGUMENT')
+        return error.message;
+      throw error;
+    }
+    throw new Mismatch('the metadata was taken');
+  },
+
+  async wrong_type(one) {
+    const wrong = {
+      message: () => one.client.call('/echo', 42),
+      method: () => one.client.call(42, 'x'),
+      timeout: () => one.client.call('/echo', 'x', { timeoutMs: 'soon' }),
+    };
+    try {
+      await wrong[one.fields.argument]();
+    } catch (error) {
+      if (error instanceof TypeError) return error.message;
+      throw error;
+    }
+    throw new Mismatch('the argument was taken');
+  },
+
+  async call_closed(one) {
+    const client = await one.sdk.connect(one.settings.endpoint);
+    await client.close();
+    await one.check(await one.outcome(client.callWithResponse(one.text('method'), one.message, one.options)));
+  },
+
+  async double_close(one) {
+    const client = await one.sdk.connect(one.settings.endpoint);
+    await client.close();
+    await client.close();
+  },
+
+  async after_shutdown(one) {
+    const { client, shutdown } = await one.freshServer();
+    await client.call('/echo', 'x');
+    await shutdown('now');
+    for (let tries = 0; tries < 100; tries++) {
+      const got = await one.outcome(client.callWithResponse(one.text('method'), one.message, one.options));
+      if (got.code === undefined) continue;
+      await one.check(got);
+      return client.close();
+    }
+    throw new Mismatch('100 calls succeeded');
+  },
+};
+
+function entries(text) {
+  if (text === undefined || text === '') return [];
+  return text.split('&').map((entry) => {
+    const at = entry.indexOf('=');
+    const [key, value] = [entry.slice(0, at), entry.slice(at + 1)];
+    return [key, key.endsWith('-bin') ? fromHex(value) : value];
+  });
+}
+
+function written(metadata) {
+  return metadata.map(([key, value]) => `${key}=${typeof value === 'string' ? value : toHex(value)}`).join('&');
+}
+
+function fromHex(hex) {
+  return Uint8Array.from({ length: hex.length / 2 }, (_, i) => parseInt(hex.slice(2 * i, 2 * i + 2), 16));
+}
+
+function toHex(bytes) {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+function utf8(text) {
+  return new TextEncoder().encode(text);
+}
+
+function fromUtf8(bytes) {
+  return new TextDecoder().decode(bytes);
+}
+
+function equal(a, b) {
+  return a.length === b.length && a.every((byte, i) => byte === b[i]);
+}
+
+function show(value) {
+  const text =
+    typeof value === 'string' ? JSON.stringify(value) : typeof value === 'object' ? JSON.stringify(value) : `${value}`;
+  return text.slice(0, 120);
+}

@@ -1,0 +1,15 @@
+// The Node runner: ../README.md has its variables and its output. `valkyrie-sdk` is the one that the project in the
+// working directory installed.
+import { readFile } from 'node:fs/promises';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { run } from './actions.mjs';
+
+const sdk = createRequire(join(process.cwd(), 'package.json'))('valkyrie-sdk');
+const cases = JSON.parse(await readFile(process.env.VALKYRIE_CONFORMANCE_CASES, 'utf8'));
+const settings = {
+  endpoint: process.env.VALKYRIE_CONFORMANCE_ENDPOINT,
+  absent: process.env.VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT,
+  prefix: `node${process.pid}`,
+};
+await run(sdk, cases, settings, (result) => console.log(JSON.stringify(result)));
