@@ -1,13 +1,13 @@
 //! The checks of the sources and of each installed package, by the tools of its language.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::conformance::Server;
-use crate::package::{self, FRESH};
-use crate::setup::{NODE_TOOLS, VENV};
-use crate::step::{Outcome, Project, Steps, Stop, failed, output, run, run_and_read, succeeds};
-use crate::{arrows, setup};
+use crate::package::{self, FRESH, Profile};
+use crate::setup::VENV;
+use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run, run_and_read, succeeds};
+use crate::{arrows, setup, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -47,23 +47,26 @@ pub(crate) fn add_rust<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     });
 }
 
-/// The tests of each language against its installed package.
+/// The tests of each language against its installed package, the examples, and the README.
 pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("python", "mypy --strict and pytest against the installed wheel", &["package: python"], || {
         python(project)
     });
     steps.add(
         "node",
-        "tsc --strict and node --test against the installed packages",
+        "node --test and tsc --strict against the installed packages",
         &["package: node"],
         || node(project),
     );
-    steps.add(
-        "c",
-        "C99, C++17, pkg-config, CMake and valgrind against the installed tree",
-        &["package: c"],
-        || c(project),
-    );
+    steps.add("c", "C99, C++17 and valgrind against the installed tree", &["package: c"], || c(project));
+    steps.add("web", "the package's tests in a page of headless Chromium", &["package: web"], || {
+        web::check(project)
+    });
+    let packages = &["package: python", "package: node", "package: c", "package: web"];
+    steps.add("examples", "every example in its language, through its installed package", packages, || {
+        examples(project)
+    });
+    steps.add("readme", "what the README shows is what the tests run", &[], || readme(project));
 }
 
 fn rustfmt(project: &Project) -> Outcome {
@@ -120,9 +123,8 @@ fn python(project: &Project) -> Outcome {
         mypy
     };
     run(mypy().args(["-p", "valkyrie"]))?;
-    let typed = project.files(&["python/tests/*.py", "examples/python/*.py", "tests/conformance/*.py"])?;
-    for file in &typed {
-        run(mypy().arg(project.path(file)))?;
+    for file in project.files(&["python/tests/*.py", "examples/python/*.py", "tests/conformance/*.py"])? {
+        run(mypy().arg(project.path(&file)))?;
     }
     let server = Server::start(project)?;
     let mut note = String::new();
@@ -140,6 +142,7 @@ fn python(project: &Project) -> Outcome {
         .arg(project.path("python/tests"))
         .env("PYTHONPATH", site_packages(project)?)
         .envs(server.variables("tcp"));
+    pytest.env("VALKYRIE_TEST_SERVER", Server::build(project)?);
     run_and_read(&mut pytest, |line| {
         if line.contains(" passed") {
             note = line.trim_matches('=').trim().to_owned();
@@ -156,52 +159,170 @@ fn site_packages(project: &Project) -> Outcome<PathBuf> {
 }
 
 fn node(project: &Project) -> Outcome {
-    let fresh = project.path(FRESH).join("node");
-    let tests = project.files(&["node/test/*.mjs", "node/test/*.cjs", "node/test/*.js"])?;
-    if tests.is_empty() {
-        return failed("node/test has no test");
-    }
-    // Node resolves packages from where a file lies: a test in the fresh project sees what is installed there.
-    package::copy_folder(&project.path("node/test"), &fresh.join("test"))?;
-    type_check(project, &fresh, &project.files(&["node/test/*.ts", "examples/node/*.ts"])?)?;
-    let server = Server::start(project)?;
     let mut note = String::new();
     let mut node = project.command("node");
-    node.current_dir(&fresh).args(["--test", "--test-reporter=tap"]).envs(server.variables("tcp"));
-    for test in &tests {
-        node.arg(fresh.join(test.trim_start_matches("node/")));
-    }
+    node.arg("node/test/run.mjs").env("VALKYRIE_TEST_SERVER", Server::build(project)?);
+    node.env("VALKYRIE_NODE_LIBRARY", package::node_library(project, Profile::Release));
     run_and_read(&mut node, |line| {
-        if let Some(count) = line.strip_prefix("# pass ") {
+        if let Some(count) = line.trim_start_matches(['#', 'ℹ', ' ']).strip_prefix("pass ") {
             note = format!("{count} tests");
         }
     })?;
     Ok(note)
 }
 
-/// `tsc --strict` over these sources, seen from a fresh project, so that the types are those of the installed package.
-pub(crate) fn type_check(project: &Project, fresh: &std::path::Path, sources: &[String]) -> Outcome<()> {
-    if sources.is_empty() {
-        return failed("there is no TypeScript source that uses the package");
-    }
-    let folder = fresh.join("types");
-    std::fs::create_dir_all(&folder).map_err(|error| Stop::Failed(error.to_string()))?;
-    let mut names = Vec::new();
-    for source in sources {
-        let name = source.replace('/', "_");
-        std::fs::copy(project.path(source), folder.join(&name))
-            .map_err(|error| Stop::Failed(error.to_string()))?;
-        names.push(format!("types/{name}"));
-    }
-    let mut tsc = project.command(format!("{NODE_TOOLS}/.bin/tsc"));
-    tsc.current_dir(fresh)
-        .args(["--strict", "--noEmit", "--target", "es2022", "--module", "nodenext", "--lib"]);
-    tsc.args(["es2022,esnext.disposable,dom,dom.iterable", "--types", "node", "--typeRoots"]);
-    run(tsc.arg(project.path(NODE_TOOLS).join("@types")).args(names))
+/// A compiler's command for one program that uses the installed tree as pkg-config describes it.
+pub(crate) fn c_compiler(
+    project: &Project,
+    compiler: &str,
+    standard: &str,
+    source: &Path,
+    program: &Path,
+) -> Outcome<Command> {
+    let mut command = project.command(compiler);
+    command.args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-x"]);
+    command
+        .arg(if compiler == "g++" { "c++" } else { "c" })
+        .arg(source)
+        .args(["-x", "none", "-o"])
+        .arg(program);
+    let prefix = project.path(FRESH).join("c");
+    let mut flags = project.command("pkg-config");
+    flags.args(["--cflags", "--libs", "valkyrie"]).env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
+    command.args(output(&mut flags)?.split_whitespace());
+    command.arg(format!("-Wl,-rpath,{}", prefix.join("lib").display())).arg("-pthread");
+    Ok(command)
 }
 
-fn c(_project: &Project) -> Outcome {
-    Err(Stop::Skipped("the C sources are not here yet".into()))
+fn c(project: &Project) -> Outcome {
+    let programs = package::fresh_folder(project, "target/package/c-programs")?;
+    let mut tests = Vec::new();
+    for source in project.files(&["c/tests/*.c", "examples/c/*.c"])? {
+        let name = source.trim_end_matches(".c").replace('/', "-");
+        for (compiler, standard) in [("gcc", "-std=c99"), ("g++", "-std=c++17")] {
+            let program = programs.join(format!("{name}-{compiler}"));
+            run(&mut c_compiler(project, compiler, standard, &project.path(&source), &program)?)?;
+            if source.starts_with("c/tests/") {
+                tests.push(program);
+            }
+        }
+    }
+    if tests.is_empty() {
+        return failed("c/tests has no program");
+    }
+    let server = Server::start(project)?;
+    for program in &tests {
+        let mut valgrind = project.command("valgrind");
+        valgrind.args([
+            "--quiet",
+            "--leak-check=full",
+            "--errors-for-leak-kinds=definite",
+            "--error-exitcode=99",
+        ]);
+        run(valgrind.arg(program).arg(server.endpoint("tcp")).envs(server.variables("tcp")))?;
+    }
+    Ok(format!("{} programs under valgrind", tests.len()))
+}
+
+/// Runs every file of examples/ in its language, through the installed packages, and compares what it prints.
+fn examples(project: &Project) -> Outcome {
+    let server = Server::start(project)?;
+    let fresh = project.path(FRESH);
+    let mut ran = 0;
+    for file in project.files(&["examples"])? {
+        let path = project.path(&file);
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let language = file.split('/').nth(1).unwrap_or_default();
+        let mut scheme = "tcp";
+        let mut command = match (language, path.extension().and_then(|ending| ending.to_str())) {
+            ("rust", Some("rs")) => project.command(format!("target/debug/examples/{name}")),
+            ("python", Some("py")) => {
+                let mut python = project.command(fresh.join("python/bin/python"));
+                python.arg("-P").arg(&path);
+                python
+            }
+            ("node", Some("mjs" | "cjs")) => {
+                // Node looks for packages from where the program lies.
+                let copied = fresh.join("node/examples").join(path.file_name().unwrap_or_default());
+                package::copy(&path, &copied)?;
+                let mut node = project.command("node");
+                node.arg(copied);
+                node
+            }
+            ("c", Some("c")) => {
+                let program = project.path("target/package/c-programs").join(&name);
+                run(&mut c_compiler(project, "gcc", "-std=c99", &path, &program)?)?;
+                project.command(program)
+            }
+            ("browser", Some("mjs")) => {
+                scheme = "ws";
+                web::page(project, &file)?
+            }
+            (_, Some("md")) => continue,
+            _ => return failed(format!("nothing runs {file}")),
+        };
+        command.arg(server.endpoint(scheme)).env("VALKYRIE_ENDPOINT", server.endpoint(scheme));
+        let mut printed = String::new();
+        run_and_read(&mut command, |line| printed = format!("{printed}{line}\n"))?;
+        // The same program prints the same in every language.
+        let expected = match name.split(['_', '-']).next() {
+            Some("hello") => "Hello, World!",
+            Some("stream") => "one\ntwo\nthree",
+            Some("errors") => "UNIMPLEMENTED",
+            _ => "",
+        };
+        if printed.is_empty() || !printed.contains(expected) {
+            return failed(format!("{file} printed {printed:?}, without {expected:?}"));
+        }
+        ran += 1;
+    }
+    if ran == 0 { failed("there is no example") } else { Ok(format!("{ran} programs")) }
+}
+
+/// Every piece of code that the README shows is a piece of an example or of a documentation test, both of which run.
+fn readme(project: &Project) -> Outcome {
+    let mut sources = Vec::new();
+    for file in project.files(&["examples", "core/sdk/src/lib.rs", "core/sdk/tests/*.rs"])? {
+        let text = std::fs::read_to_string(project.path(&file)).during(&file)?;
+        sources.push(plain(text.lines().map(|line| line.trim_start().trim_start_matches("//! "))));
+    }
+    let text = std::fs::read_to_string(project.path("README.md")).during("README.md")?;
+    let mut shown = 0;
+    for (number, language, block) in code_blocks(&text) {
+        if !["rust", "python", "js", "javascript", "mjs", "ts", "c", "html"].contains(&language) {
+            continue;
+        }
+        let block = plain(block.into_iter());
+        if !sources.iter().any(|source| source.contains(&block)) {
+            return failed(format!(
+                "README.md:{number}: this is in no example and no test of the sdk:\n{block}"
+            ));
+        }
+        shown += 1;
+    }
+    Ok(format!("{shown} pieces of code"))
+}
+
+/// Lines without their indentation, so that a piece may be shown without what surrounds it.
+fn plain<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
+/// The fenced blocks of a Markdown text: line number, language, lines.
+fn code_blocks(text: &str) -> Vec<(usize, &str, Vec<&str>)> {
+    let mut blocks: Vec<(usize, &str, Vec<&str>)> = Vec::new();
+    let mut inside = false;
+    for (index, line) in text.lines().enumerate() {
+        if let Some(language) = line.strip_prefix("```") {
+            inside = !inside;
+            if inside {
+                blocks.push((index + 1, language.trim(), Vec::new()));
+            }
+        } else if let (true, Some((_, _, lines))) = (inside, blocks.last_mut()) {
+            lines.push(line);
+        }
+    }
+    blocks
 }
 
 /// Licences, sources and known vulnerabilities. The vulnerabilities come from a database on the network.

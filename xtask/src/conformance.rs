@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use crate::check;
 use crate::package::{FRESH, read_json};
-use crate::step::{During, Outcome, Project, Steps, failed, run, run_and_read};
+use crate::step::{During, Outcome, Project, Steps, failed, read_lines, run};
 use crate::web;
 
 const CASES: &str = "tests/conformance/cases.json";
@@ -47,24 +49,30 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Builds the server and waits until it listens.
+    /// Builds the programs of the suite and gives the server's path.
+    pub(crate) fn build(project: &Project) -> Outcome<PathBuf> {
+        run(&mut project.cargo(["build", "--quiet", "-p", "valkyrie-conformance", "--bins", "--examples"]))?;
+        Ok(project.path("target/debug/valkyrie-conformance-server"))
+    }
+
+    /// Starts a server and waits until it listens.
     pub(crate) fn start(project: &Project) -> Outcome<Server> {
-        run(&mut project.cargo(["build", "--quiet", "-p", "valkyrie-conformance"]))?;
-        let mut command = project.command("target/debug/valkyrie-conformance-server");
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().during("conformance server")?;
+        // One case makes a handler panic: its backtrace would bury what matters.
+        let mut command = project.command(Server::build(project)?);
+        command.env("RUST_BACKTRACE", "0").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().during("conformance server")?;
         let mut line = String::new();
-        let said = BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line);
-        let server = Server {
-            lifeline: child.stdin.take(),
-            child,
-            endpoints: serde_json::from_str(&line).during("the conformance server's first line")?,
-        };
-        said.during("conformance server")?;
+        let read =
+            BufReader::new(child.stdout.take().expect("its standard output is piped")).read_line(&mut line);
+        let lifeline = child.stdin.take();
+        let mut server = Server { child, lifeline, endpoints: Value::Null };
+        read.during("conformance server")?;
+        server.endpoints = serde_json::from_str(&line).during("the conformance server's first line")?;
         Ok(server)
     }
 
-    fn endpoint(&self, name: &str) -> String {
+    /// Where it listens: `tcp`, `unix` or `ws`.
+    pub(crate) fn endpoint(&self, name: &str) -> String {
         self.endpoints[name].as_str().unwrap_or_default().to_owned()
     }
 
@@ -101,15 +109,16 @@ fn matrix(project: &Project) -> Outcome {
     let mut columns = Vec::new();
     for column in &COLUMNS {
         let mut cells = BTreeMap::new();
-        let mut runner = runner(project, column.language)?;
-        runner.envs(server.variables(column.scheme));
-        let ran = run_and_read(&mut runner, |line| {
-            if let Ok(said) = serde_json::from_str::<Value>(line)
-                && let Some(case) = said["case"].as_str()
-            {
-                let detail = said["detail"].as_str().unwrap_or_default().to_owned();
-                cells.insert(case.to_owned(), Cell { ok: said["ok"] == true, detail });
-            }
+        let ran = runner(project, column.language).and_then(|mut runner| {
+            read_lines(runner.envs(server.variables(column.scheme)), |line| {
+                match serde_json::from_str::<Value>(line) {
+                    Ok(said) if said["case"].is_string() => {
+                        let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+                        cells.insert(text("case"), Cell { ok: said["ok"] == true, detail: text("detail") });
+                    }
+                    _ => println!("{line}"),
+                }
+            })
         });
         // A runner that breaks off leaves empty cells, and those fail below with the rest in view.
         if let Err(stop) = ran {
@@ -135,12 +144,18 @@ fn runner(project: &Project, language: &str) -> Outcome<Command> {
             node.arg(project.path("tests/conformance/node/runner.mjs")).current_dir(fresh.join("node"));
             node
         }
+        "c" => {
+            let program = project.path("target/package/conformance-c");
+            let runner = project.path("tests/conformance/c/runner.c");
+            run(&mut check::c_compiler(project, "gcc", "-std=c99", &runner, &program)?)?;
+            project.command(program)
+        }
         "browser" => {
             let mut page = web::page(project, "tests/conformance/browser/runner.mjs")?;
             page.env("VALKYRIE_CONFORMANCE_CASES", format!("/page/{CASES}"));
             return Ok(page);
         }
-        other => return failed(format!("there is no runner for {other}")),
+        language => return failed(format!("there is no runner for {language}")),
     };
     runner.env("VALKYRIE_CONFORMANCE_CASES", project.path(CASES));
     Ok(runner)
@@ -162,21 +177,30 @@ fn report(project: &Project, cases: &[&str], columns: &[BTreeMap<String, Cell>])
         let mut row = serde_json::Map::from_iter([("case".to_owned(), json!(case))]);
         table += &format!("| {case:width$} |");
         for (cells, head) in columns.iter().zip(&heads) {
-            let (mark, detail) = match cells.get(*case) {
-                Some(Cell { ok: true, .. }) => ("ok", None),
-                Some(Cell { detail, .. }) => ("FAILED", Some(detail.as_str())),
-                None => ("MISSING", Some("the runner said nothing about this case")),
+            let mark = match cells.get(*case) {
+                Some(Cell { ok: true, .. }) => "ok",
+                Some(Cell { detail, .. }) => {
+                    wrong.push(format!("{head} {case}: {detail}"));
+                    "FAILED"
+                }
+                None => "MISSING",
             };
-            match detail {
-                None => ok += 1,
-                Some(detail) => wrong.push(format!("{head} {case}: {detail}")),
-            }
+            ok += usize::from(mark == "ok");
             let column = head.len();
             table += &format!(" {mark:column$} |");
             row.insert(head.clone(), json!(mark));
         }
         table.push('\n');
         rows.push(Value::Object(row));
+    }
+    for (cells, head) in columns.iter().zip(&heads) {
+        let missing: Vec<&str> = cases.iter().filter(|case| !cells.contains_key(**case)).copied().collect();
+        if let Some(first) = missing.first() {
+            wrong.push(format!(
+                "{head}: nothing was said about {} cases, the first is {first}",
+                missing.len()
+            ));
+        }
     }
     println!("\n{table}");
     std::fs::write(project.path("target/matrix.md"), &table).during("target/matrix.md")?;

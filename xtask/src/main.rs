@@ -30,6 +30,8 @@ usage: cargo xtask <verb> [flags]
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text
 
+  --only TEXT       with any verb: only the steps whose names contain TEXT, as they are named in the verb's table
+
 Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
 A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.
 VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROMIUM names another browser than
@@ -37,7 +39,11 @@ VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROM
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let only = match words.iter().position(|word| *word == "--only") {
+        Some(flag) if flag + 2 == words.len() => words.drain(flag..).nth(1),
+        _ => None,
+    };
     let project = Project::find();
     let mut steps = Steps::default();
     match words.as_slice() {
@@ -89,5 +95,5 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     }
-    steps.run(project.ci)
+    steps.run(only, project.ci)
 }

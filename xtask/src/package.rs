@@ -89,27 +89,29 @@ fn python(project: &Project, profile: Profile) -> Outcome {
 }
 
 fn node(project: &Project, profile: Profile) -> Outcome {
-    const PLATFORM: &str = "linux-x64-gnu";
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Err(Stop::Skipped(format!("the only platform package so far is {PLATFORM}")));
+        return Err(Stop::Skipped("the only native part so far is linux-x64-gnu".into()));
     }
-    run(&mut project.cargo([
-        "build",
-        "--quiet",
-        "--locked",
-        "--profile",
-        profile.name(),
-        "-p",
-        "valkyrie-node",
-    ]))?;
-    let platform = fresh_folder(project, "target/package/node")?.join(PLATFORM);
-    copy_folder(&project.path("node/npm").join(PLATFORM), &platform)?;
-    let main = read_json(&platform.join("package.json"))?["main"].as_str().unwrap_or_default().to_owned();
-    let library = project.path("target").join(profile.name()).join("libvalkyrie_node.so");
-    copy(&library, &platform.join(main))?;
-    let tarballs = [npm_pack(project, &platform)?, npm_pack(project, &project.path("node"))?];
+    compile(project, profile, "valkyrie-node")?;
+    for package in ["node", "node/npm/linux-x64-gnu"] {
+        has_our_version(project, &project.path(package))?;
+    }
+    let dist = project.path(DIST);
+    std::fs::create_dir_all(&dist).during(DIST)?;
+    let mut pack = project.command("node");
+    let packed = output(pack.arg("node/pack.mjs").arg(node_library(project, profile)).arg(&dist))?;
+    let tarballs: Vec<PathBuf> = packed.lines().map(PathBuf::from).collect();
     npm_install(project, "node", &tarballs)?;
     sizes(&tarballs)
+}
+
+/// The native part of the Node package as cargo leaves it.
+pub(crate) fn node_library(project: &Project, profile: Profile) -> PathBuf {
+    project.path("target").join(profile.name()).join("libvalkyrie_node.so")
+}
+
+fn compile(project: &Project, profile: Profile, package: &str) -> Outcome<()> {
+    run(project.cargo(["build", "--quiet", "--locked", "--profile", profile.name()]).args(["-p", package]))
 }
 
 fn c(project: &Project, profile: Profile) -> Outcome {
@@ -119,15 +121,7 @@ fn c(project: &Project, profile: Profile) -> Outcome {
     if std::fs::read(project.path(C_HEADER)).ok() != std::fs::read(project.path(scratch)).ok() {
         return failed(format!("{C_HEADER} is not what bindings/c gives: run `cargo xtask header`"));
     }
-    run(&mut project.cargo([
-        "build",
-        "--quiet",
-        "--locked",
-        "--profile",
-        profile.name(),
-        "-p",
-        "valkyrie-c",
-    ]))?;
+    compile(project, profile, "valkyrie-c")?;
     let built = project.path("target").join(profile.name());
     let prefix = fresh_folder(project, "target/fresh/c")?;
     copy_folder(&project.path("c/include"), &prefix.join("include"))?;
@@ -156,22 +150,25 @@ pub(crate) fn write_c_header(project: &Project, output: &str) -> Outcome {
     Ok(output.to_owned())
 }
 
-/// Packs a folder as npm would publish it, and gives the tarball in `dist/`. Its version must be that of every package.
+/// Packs a folder as npm would publish it, and gives the tarball in `dist/`.
 pub(crate) fn npm_pack(project: &Project, folder: &Path) -> Outcome<PathBuf> {
-    let package = read_json(&folder.join("package.json"))?;
-    if package["version"] != project.version() {
-        let named = &package["name"];
-        return failed(format!(
-            "{named} has version {} and the workspace has {}",
-            package["version"],
-            project.version()
-        ));
-    }
+    has_our_version(project, folder)?;
     let dist = project.path(DIST);
     std::fs::create_dir_all(&dist).during(DIST)?;
     let mut pack = project.command("npm");
     pack.current_dir(folder).args(["pack", "--silent", "--pack-destination"]).arg(&dist);
     Ok(dist.join(output(&mut pack)?.trim()))
+}
+
+/// Every package carries one version, that of the workspace.
+fn has_our_version(project: &Project, folder: &Path) -> Outcome<()> {
+    let package = read_json(&folder.join("package.json"))?;
+    let (name, version, ours) = (&package["name"], &package["version"], project.version());
+    if version == ours {
+        Ok(())
+    } else {
+        failed(format!("{name} has version {version}, and the workspace has {ours}"))
+    }
 }
 
 /// Installs tarballs into a fresh project `target/fresh/<name>`, without a package server.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::conformance::Server;
 use crate::package::{FRESH, copy_folder, fresh_folder, npm_install, npm_pack};
 use crate::setup::{NODE_TOOLS, chromium, wasm_rustc};
 use crate::step::{During, Outcome, Project, Steps, failed, output, run};
@@ -41,6 +42,16 @@ pub(crate) fn page(project: &Project, module: &str) -> Outcome<Command> {
     let mut node = project.command("node");
     node.arg("xtask/node/page.mjs").arg(project.path(FRESH).join("web")).arg(project.path(module));
     Ok(node)
+}
+
+/// The package's tests, each a module that runs in a page.
+pub(crate) fn check(project: &Project) -> Outcome {
+    let server = Server::start(project)?;
+    let tests = project.files(&["wasm/test/*.test.mjs"])?;
+    for test in &tests {
+        run(page(project, test)?.envs(server.variables("ws")))?;
+    }
+    if tests.is_empty() { failed("wasm/test has no test") } else { Ok(format!("{} pages", tests.len())) }
 }
 
 /// Builds the package into `dist/` and installs it into `target/fresh/web`; the note has the module's sizes.
