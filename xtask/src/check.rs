@@ -142,7 +142,6 @@ fn python(project: &Project) -> Outcome {
         .arg(project.path("python/tests"))
         .env("PYTHONPATH", site_packages(project)?)
         .envs(server.variables("tcp"));
-    pytest.env("VALKYRIE_TEST_SERVER", Server::build(project)?);
     run_and_read(&mut pytest, |line| {
         if line.contains(" passed") {
             note = line.trim_matches('=').trim().to_owned();
@@ -221,7 +220,31 @@ fn c(project: &Project) -> Outcome {
         ]);
         run(valgrind.arg(program).arg(server.endpoint("tcp")).envs(server.variables("tcp")))?;
     }
+    other_ways_to_link(project, &programs)?;
     Ok(format!("{} programs under valgrind", tests.len()))
+}
+
+/// Links one example through CMake's find_package, and one with the static library.
+fn other_ways_to_link(project: &Project, programs: &Path) -> Outcome<()> {
+    let prefix = project.path(FRESH).join("c");
+    let hello = project.path("examples/c/hello.c");
+    let lists = format!(
+        "cmake_minimum_required(VERSION 3.16)\nproject(hello C)\nfind_package(valkyrie {} REQUIRED)\n\
+         add_executable(hello {})\ntarget_link_libraries(hello PRIVATE valkyrie::valkyrie)\n",
+        project.version(),
+        hello.display()
+    );
+    let source = programs.join("cmake");
+    std::fs::create_dir_all(&source).during(source.display())?;
+    std::fs::write(source.join("CMakeLists.txt"), lists).during("CMakeLists.txt")?;
+    let build = source.join("build");
+    let mut configure = project.command("cmake");
+    configure.arg("-S").arg(&source).arg("-B").arg(&build);
+    run(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())))?;
+    run(project.command("cmake").arg("--build").arg(&build))?;
+    let mut link = project.command("gcc");
+    link.arg(hello).arg("-I").arg(prefix.join("include/valkyrie")).arg(prefix.join("lib/libvalkyrie.a"));
+    run(link.args(["-lpthread", "-ldl", "-lm", "-o"]).arg(programs.join("hello-static")))
 }
 
 /// Runs every file of examples/ in its language, through the installed packages, and compares what it prints.

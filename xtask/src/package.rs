@@ -36,23 +36,39 @@ impl Profile {
     }
 }
 
+/// What cargo compiles for the packages, all in one call: features are united over a call, so that separate ones would
+/// compile tokio and the core again for each. The wheel is maturin's, which makes a call of its own.
+const COMPILED: [&str; 3] = ["valkyrie-server", "valkyrie-tools", "valkyrie-node"];
+
 /// Adds the steps that build and install every package.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Profile) {
-    steps.add("package: rust", "valkyrie-server and valkyrie, with cargo install", &[], move || {
-        rust(project, profile)
+    steps.add("package: compile", "programs and native parts, as users get them", &[], move || {
+        let mut build = project.cargo(["build", "--quiet", "--locked", "--profile", profile.name()]);
+        run(build.args(COMPILED.iter().flat_map(|package| ["-p", package])))?;
+        Ok(String::new())
     });
+    steps.add(
+        "package: rust",
+        "valkyrie-server and valkyrie, into a folder of programs",
+        &["package: compile"],
+        move || rust(project, profile),
+    );
     steps.add(
         "package: python",
         "the wheel, into a fresh virtual environment",
         &["setup: python tools"],
         move || python(project, profile),
     );
-    steps.add("package: node", "the npm tarballs, into a fresh project", &["setup: programs"], move || {
+    let needs = &["setup: programs", "package: compile"];
+    steps.add("package: node", "the npm tarballs, into a fresh project", needs, move || {
         node(project, profile)
     });
-    steps.add("package: c", "header, libraries, pkg-config and CMake files, into a prefix", &[], move || {
-        c(project, profile)
-    });
+    steps.add(
+        "package: c",
+        "header, libraries, pkg-config and CMake files, into a prefix",
+        needs,
+        move || c(project, profile),
+    );
     let needs = &["setup: npm tools", "setup: wasm toolchain"];
     steps.add("package: web", "the wasm module and its tarball, into a fresh project", needs, move || {
         web::package(project)
@@ -60,13 +76,19 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Prof
 }
 
 fn rust(project: &Project, profile: Profile) -> Outcome {
-    for folder in ["core/server", "core/tools"] {
-        let into = ["--root", "target/fresh/rust", "--target-dir", "target", "--profile", profile.name()];
-        run(project
-            .cargo(["install", "--quiet", "--locked", "--force", "--no-track", "--path", folder])
-            .args(into))?;
+    for program in ["valkyrie-server", "valkyrie"] {
+        let built = project.path("target").join(profile.name()).join(program);
+        replace(&built, &installed_program(project, program))?;
     }
     sizes(&[installed_program(project, "valkyrie-server"), installed_program(project, "valkyrie")])
+}
+
+/// Copies over a program that may be running: the old file goes first, so that its process keeps it.
+fn replace(from: &Path, to: &Path) -> Outcome<()> {
+    if to.exists() {
+        std::fs::remove_file(to).during(to.display())?;
+    }
+    copy(from, to)
 }
 
 /// A program of the Rust packages where it was installed.
@@ -92,7 +114,6 @@ fn node(project: &Project, profile: Profile) -> Outcome {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         return Err(Stop::Skipped("the only native part so far is linux-x64-gnu".into()));
     }
-    compile(project, profile, "valkyrie-node")?;
     for package in ["node", "node/npm/linux-x64-gnu"] {
         has_our_version(project, &project.path(package))?;
     }
@@ -110,10 +131,6 @@ pub(crate) fn node_library(project: &Project, profile: Profile) -> PathBuf {
     project.path("target").join(profile.name()).join("libvalkyrie_node.so")
 }
 
-fn compile(project: &Project, profile: Profile, package: &str) -> Outcome<()> {
-    run(project.cargo(["build", "--quiet", "--locked", "--profile", profile.name()]).args(["-p", package]))
-}
-
 fn c(project: &Project, profile: Profile) -> Outcome {
     let scratch = "target/package/valkyrie.h";
     std::fs::create_dir_all(project.path(STAGE)).during(STAGE)?;
@@ -121,7 +138,6 @@ fn c(project: &Project, profile: Profile) -> Outcome {
     if std::fs::read(project.path(C_HEADER)).ok() != std::fs::read(project.path(scratch)).ok() {
         return failed(format!("{C_HEADER} is not what bindings/c gives: run `cargo xtask header`"));
     }
-    compile(project, profile, "valkyrie-c")?;
     let built = project.path("target").join(profile.name());
     let prefix = fresh_folder(project, "target/fresh/c")?;
     copy_folder(&project.path("c/include"), &prefix.join("include"))?;
