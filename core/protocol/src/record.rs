@@ -97,7 +97,7 @@ pub struct StatusRecord<'a> {
 /// RESET: ends a stream badly.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
 pub struct Reset<'a> {
-    /// An [`ErrorCode`].
+    /// An [`ErrorCode`](crate::ErrorCode).
     pub code: u16,
     /// Room for later versions.
     pub extensions: Vec<Extension<'a>>,
@@ -126,7 +126,7 @@ pub struct Ping<'a> {
 pub struct GoAway<'a> {
     /// The highest stream id of the receiver's that the sender processed or may process. Higher ones were not.
     pub last_stream: u64,
-    /// An [`ErrorCode`].
+    /// An [`ErrorCode`](crate::ErrorCode).
     pub code: u16,
     /// A sentence for people.
     pub message: &'a str,

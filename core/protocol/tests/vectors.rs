@@ -6,8 +6,8 @@
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use valkyrie_protocol::{
-    Call, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, GoAway, HEADER_LEN,
-    Head, Hello, OPTIONAL_ID, Ping, Reset, Role, StatusRecord, Time, Window,
+    Call, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, GoAway,
+    HEADER_LEN, Head, Hello, OPTIONAL_ID, Ping, Reset, Role, StatusRecord, Time, Window,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -66,14 +66,18 @@ fn good(name: &str, kind: &str, frame: Vec<u8>, record: Value) -> Value {
 }
 
 fn hello_bytes() -> Vec<u8> {
-    let hello =
-        Hello { min_version: 1, max_version: 1, features: 0, settings: vec![(1, 65_536)], extensions: vec![] };
+    let hello = Hello {
+        min_version: 1,
+        max_version: 1,
+        features: 0,
+        settings: vec![(1, 65_536)],
+        extensions: vec![],
+    };
     frame(0x01, 0, 0, 0, &record!(hello), b"")
 }
 
 fn call_bytes(stream: u64, flags: u16, method: &str, payload: &[u8]) -> Vec<u8> {
-    let call =
-        Call { method, timeout_us: 0, codec: 0, schema: 0, metadata: vec![], extensions: vec![] };
+    let call = Call { method, timeout_us: 0, codec: 0, schema: 0, metadata: vec![], extensions: vec![] };
     frame(0x10, flags, stream, 1, &record!(call), payload)
 }
 
@@ -82,7 +86,11 @@ fn frames() -> Vec<Value> {
     let mut out = Vec::new();
     for (name, settings, extensions_in) in [
         ("hello with every setting", settings.clone(), vec![]),
-        ("hello with a setting and an extension to skip", vec![(OPTIONAL_ID | 99, u64::MAX)], vec![(OPTIONAL_ID | 7, &b"grease"[..])]),
+        (
+            "hello with a setting and an extension to skip",
+            vec![(OPTIONAL_ID | 99, u64::MAX)],
+            vec![(OPTIONAL_ID | 7, &b"grease"[..])],
+        ),
     ] {
         let hello =
             Hello { min_version: 1, max_version: 1, features: 0, settings, extensions: extensions_in };
@@ -104,14 +112,24 @@ fn frames() -> Vec<Value> {
         let fields = json!({"last_stream": 41, "code": code, "message": message, "extensions": extensions(&go_away.extensions)});
         out.push(good(name, "GOAWAY", frame(0x05, 0, 0, 0, &record!(go_away), b""), fields));
     }
-    for (name, stream, offset) in [("window of the connection", 0, 1u64 << 20), ("window of a stream", 7, 250)] {
+    for (name, stream, offset) in
+        [("window of the connection", 0, 1u64 << 20), ("window of a stream", 7, 250)]
+    {
         let window = Window { offset, extensions: vec![] };
         let fields = json!({"offset": offset, "extensions": []});
         out.push(good(name, "WINDOW", frame(0x06, 0, stream, 0, &record!(window), b""), fields));
     }
     let many: Vec<(&str, &[u8])> = vec![("request-id", b"a1b2"), ("trace-bin", &[0, 1, 0xfe, 0xff])];
     for (name, method, timeout_us, metadata, flags, priority, payload) in [
-        ("unary call in one frame", "/echo", 5_000_000, vec![], FLAG_END | FLAG_MESSAGE, 1, &b"Hello, World!"[..]),
+        (
+            "unary call in one frame",
+            "/echo",
+            5_000_000,
+            vec![],
+            FLAG_END | FLAG_MESSAGE,
+            1,
+            &b"Hello, World!"[..],
+        ),
         ("unary call with an empty message", "/echo", 0, vec![], FLAG_END | FLAG_MESSAGE, 1, b""),
         ("call that opens a stream", "/pkg.Service/Upload", 0, many.clone(), 0, 2, b""),
         ("call whose message goes on", "/echo", 250, vec![], FLAG_MESSAGE | FLAG_MORE, 0, b"first part"),
@@ -134,20 +152,83 @@ fn frames() -> Vec<Value> {
         out.push(good(name, "MESSAGE", frame(0x12, flags, 3, 1, b"", payload), Value::Null));
     }
     for (name, code, reason, message, details, pushback_ms, metadata, trailers, flags, payload) in [
-        ("status ok with the answer", 0u32, 0u16, "", vec![], None, vec![], vec![], FLAG_END | FLAG_MESSAGE, &b"Hello, World!"[..]),
+        (
+            "status ok with the answer",
+            0u32,
+            0u16,
+            "",
+            vec![],
+            None,
+            vec![],
+            vec![],
+            FLAG_END | FLAG_MESSAGE,
+            &b"Hello, World!"[..],
+        ),
         ("status ok after a stream", 0, 0, "", vec![], None, vec![], many.clone(), FLAG_END, b""),
-        ("status with everything", 8, 0, "quota is used up", vec![("test.Quota", &[1u8, 2, 3][..])], Some(1_500u64), many.clone(), many.clone(), FLAG_END, b""),
-        ("status of the library", 12, 112, "unknown method /nope", vec![], None, vec![], vec![], FLAG_END, b""),
-        ("status with an unknown code that must not be retried", 4_242, 60_000, "\u{e9}\u{1f680}", vec![], Some(u64::MAX), vec![], vec![], FLAG_END, b""),
+        (
+            "status with everything",
+            8,
+            0,
+            "quota is used up",
+            vec![("test.Quota", &[1u8, 2, 3][..])],
+            Some(1_500u64),
+            many.clone(),
+            many.clone(),
+            FLAG_END,
+            b"",
+        ),
+        (
+            "status of the library",
+            12,
+            112,
+            "unknown method /nope",
+            vec![],
+            None,
+            vec![],
+            vec![],
+            FLAG_END,
+            b"",
+        ),
+        (
+            "status with an unknown code that must not be retried",
+            4_242,
+            60_000,
+            "\u{e9}\u{1f680}",
+            vec![],
+            Some(u64::MAX),
+            vec![],
+            vec![],
+            FLAG_END,
+            b"",
+        ),
     ] {
-        let status = StatusRecord { code, reason, message, details, pushback_ms, metadata, trailers, extensions: vec![] };
+        let status = StatusRecord {
+            code,
+            reason,
+            message,
+            details,
+            pushback_ms,
+            metadata,
+            trailers,
+            extensions: vec![],
+        };
         let fields = json!({"code": code, "reason": reason, "message": message, "details": pairs(&status.details),
             "pushback_ms": pushback_ms, "metadata": pairs(&status.metadata), "trailers": pairs(&status.trailers), "extensions": []});
         out.push(good(name, "STATUS", frame(0x13, flags, 1, 1, &record!(status), payload), fields));
     }
     let reset = Reset { code: ErrorCode::CANCEL.number(), extensions: vec![] };
-    out.push(good("reset", "RESET", frame(0x14, 0, 5, 1, &record!(reset), b""), json!({"code": 11, "extensions": []})));
-    out.push(good("unknown optional frame", "0xc3", frame(0xc3, 0x0f00, 0, 0, b"any", b"thing"), Value::Null));
+    out.push(good(
+        "reset",
+        "RESET",
+        frame(0x14, 0, 5, 1, &record!(reset), b""),
+        json!({"code": 11, "extensions": []}),
+    ));
+    out.push(good(
+        "unknown optional frame",
+        "0xc3",
+        frame(0xc3, 0x0f00, 0, 0, b"any", b"thing"),
+        Value::Null,
+    ));
     out
 }
 
@@ -165,16 +246,22 @@ fn broken() -> Vec<Value> {
         bytes[at] ^= 1;
         bytes
     };
-    let raw = |name: &str, error: &str, bytes: Vec<u8>| json!({"name": name, "hex": hex(&bytes), "error": error});
+    let raw =
+        |name: &str, error: &str, bytes: Vec<u8>| json!({"name": name, "hex": hex(&bytes), "error": error});
     let unary = FLAG_END | FLAG_MESSAGE;
-    let unknown_setting = Hello { min_version: 1, max_version: 1, features: 0, settings: vec![(99, 1)], extensions: vec![] };
+    let unknown_setting =
+        Hello { min_version: 1, max_version: 1, features: 0, settings: vec![(99, 1)], extensions: vec![] };
     let newer = Hello { min_version: 2, max_version: 3, features: 0, settings: vec![], extensions: vec![] };
     vec![
         raw("first: http", "MAGIC", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
         raw("first: tls", "MAGIC", vec![0x16, 3, 1, 0, 5]),
         raw("first: a call before hello", "PROTOCOL", call.clone()),
         raw("first: a newer version only", "VERSION", frame(0x01, 0, 0, 0, &record!(newer), b"")),
-        raw("first: a setting that is unknown and not optional", "SETTING", frame(0x01, 0, 0, 0, &record!(unknown_setting), b"")),
+        raw(
+            "first: a setting that is unknown and not optional",
+            "SETTING",
+            frame(0x01, 0, 0, 0, &record!(unknown_setting), b""),
+        ),
         raw("first: a hello cut short", "RECORD", frame(0x01, 0, 0, 0, &[1, 1], b"")),
         raw("a second hello", "PROTOCOL", hello_bytes()),
         raw("a header bit flipped", "CHECKSUM", flip(call.clone(), 8)),
@@ -190,19 +277,99 @@ fn broken() -> Vec<Value> {
         raw("an unknown frame that is not optional", "UNKNOWN_FRAME", frame(0x42, 0, 0, 0, b"", b"")),
         raw("a call of the server's parity", "STREAM_ID", call_bytes(2, unary, "/echo", b"")),
         raw("a stream opened twice", "STREAM_ID", [call.clone(), call.clone()].concat()),
-        raw("stream ids that fall", "STREAM_ID", [call_bytes(9, unary, "/echo", b""), call_bytes(7, unary, "/echo", b"")].concat()),
-        raw("a message on a stream that was never opened", "PROTOCOL", frame(0x12, FLAG_MESSAGE, 99, 1, b"", b"x")),
+        raw(
+            "stream ids that fall",
+            "STREAM_ID",
+            [call_bytes(9, unary, "/echo", b""), call_bytes(7, unary, "/echo", b"")].concat(),
+        ),
+        raw(
+            "a message on a stream that was never opened",
+            "PROTOCOL",
+            frame(0x12, FLAG_MESSAGE, 99, 1, b"", b"x"),
+        ),
         raw("a message on stream 0", "PROTOCOL", frame(0x12, FLAG_MESSAGE, 0, 1, b"", b"x")),
-        raw("a ping on a stream", "PROTOCOL", frame(0x03, 0, 1, 0, &record!(Ping { data: 1, extensions: vec![] }), b"")),
+        raw(
+            "a ping on a stream",
+            "PROTOCOL",
+            frame(0x03, 0, 1, 0, &record!(Ping { data: 1, extensions: vec![] }), b""),
+        ),
         raw("a payload without the message flag", "PROTOCOL", frame(0x12, 0, 1, 1, b"", b"x")),
-        raw("a fragment that is also the end", "PROTOCOL", frame(0x12, FLAG_MESSAGE | FLAG_MORE | FLAG_END, 1, 1, b"", b"x")),
-        raw("a status from the caller", "PROTOCOL", [call_bytes(1, 0, "/hang", b""), frame(0x13, FLAG_END, 1, 1, &record!(StatusRecord { code: 0, reason: 0, message: "", details: vec![], pushback_ms: None, metadata: vec![], trailers: vec![], extensions: vec![] }), b"")].concat()),
+        raw(
+            "a fragment that is also the end",
+            "PROTOCOL",
+            frame(0x12, FLAG_MESSAGE | FLAG_MORE | FLAG_END, 1, 1, b"", b"x"),
+        ),
+        raw(
+            "a status from the caller",
+            "PROTOCOL",
+            [
+                call_bytes(1, 0, "/hang", b""),
+                frame(
+                    0x13,
+                    FLAG_END,
+                    1,
+                    1,
+                    &record!(StatusRecord {
+                        code: 0,
+                        reason: 0,
+                        message: "",
+                        details: vec![],
+                        pushback_ms: None,
+                        metadata: vec![],
+                        trailers: vec![],
+                        extensions: vec![]
+                    }),
+                    b"",
+                ),
+            ]
+            .concat(),
+        ),
         raw("a method without a slash", "RECORD", call_bytes(1, unary, "echo", b"")),
         raw("a method with a line break", "RECORD", call_bytes(1, unary, "/a\r\nb", b"")),
         raw("a list of 2^30 entries", "RECORD", frame(0x11, 0, 1, 1, &[0xfc, 0, 0, 0, 0x40, 0], b"")),
-        raw("an extension that is unknown and not optional", "RECORD", frame(0x10, unary, 1, 1, &record!(Call { method: "/echo", timeout_us: 0, codec: 0, schema: 0, metadata: vec![], extensions: vec![(5, b"")] }), b"")),
-        raw("a metadata key in upper case", "RECORD", frame(0x10, unary, 1, 1, &record!(Call { method: "/echo", timeout_us: 0, codec: 0, schema: 0, metadata: vec![("Key", b"")], extensions: vec![] }), b"")),
-        raw("a window far ahead", "FLOW_CONTROL", frame(0x06, 0, 0, 0, &record!(Window { offset: u64::MAX, extensions: vec![] }), b"")),
+        raw(
+            "an extension that is unknown and not optional",
+            "RECORD",
+            frame(
+                0x10,
+                unary,
+                1,
+                1,
+                &record!(Call {
+                    method: "/echo",
+                    timeout_us: 0,
+                    codec: 0,
+                    schema: 0,
+                    metadata: vec![],
+                    extensions: vec![(5, b"")]
+                }),
+                b"",
+            ),
+        ),
+        raw(
+            "a metadata key in upper case",
+            "RECORD",
+            frame(
+                0x10,
+                unary,
+                1,
+                1,
+                &record!(Call {
+                    method: "/echo",
+                    timeout_us: 0,
+                    codec: 0,
+                    schema: 0,
+                    metadata: vec![("Key", b"")],
+                    extensions: vec![]
+                }),
+                b"",
+            ),
+        ),
+        raw(
+            "a window far ahead",
+            "FLOW_CONTROL",
+            frame(0x06, 0, 0, 0, &record!(Window { offset: u64::MAX, extensions: vec![] }), b""),
+        ),
     ]
 }
 
