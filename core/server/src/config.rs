@@ -232,7 +232,13 @@ impl Config {
                 .unwrap_or(message);
             // Parsers point behind a value as often as at it; the key's line is where the fix goes.
             let line = key.as_deref().and_then(|key| line_of_key(text, key)).or(line);
-            (line, key, message.to_owned())
+            // A wrong type says what it is not; what the key means says what to write.
+            let doc = KEYS.iter().find(|(known, _)| key.as_deref() == Some(known));
+            let message = match doc {
+                Some((_, doc)) if message.starts_with("invalid type") => format!("{message}: {doc}"),
+                _ => message.to_owned(),
+            };
+            (line, key, message)
         })
     }
 
@@ -311,6 +317,13 @@ mod tests {
             (Format::Toml, "\n\nmax_connections = 0\n", 3, "max_connections", ["0 is", "from 1 to"]),
             (Format::Json, "{\n\"max_connections\": 0\n}", 2, "max_connections", ["0 is", "from 1 to"]),
             (Format::Yaml, "metrics: maybe\n", 1, "metrics", ["maybe", "boolean"]),
+            (
+                Format::Yaml,
+                "drain_timeout_ms: lots\n",
+                1,
+                "drain_timeout_ms",
+                ["lots", "in milliseconds: 0 to"],
+            ),
             (Format::Toml, "log_level = 'loud'\n", 1, "log_level", ["loud", "debug"]),
             (Format::Yaml, "metrics: true\nbind: ['tcp://']\n", 2, "bind", ["tcp://", "host:port"]),
             (Format::Toml, "metrics = true\nbind = []\n", 2, "bind", ["empty", "127.0.0.1:8080"]),

@@ -1,0 +1,288 @@
+//! The server as its users run it: a process, real sockets, real signals.
+#![cfg(unix)]
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    path::PathBuf,
+    process::{Child, ChildStderr, Command, Output, Stdio},
+};
+
+use valkyrie_sdk::{CallOptions, Client, Code, Metadata, Reason, RecvStream, SendStream};
+
+fn binary() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_valkyrie-server"))
+}
+
+fn run(arguments: &[&str]) -> Output {
+    binary().args(arguments).output().unwrap()
+}
+
+fn temporary(name: &str, text: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("valkyrie-server-{}-{name}", std::process::id()));
+    fs::write(&path, text).unwrap();
+    path
+}
+
+struct Server {
+    process: Child,
+    endpoints: Vec<String>,
+    log: BufReader<ChildStderr>,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Self {
+        let mut process = binary()
+            .arg("start")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(process.stderr.take().unwrap());
+        let mut line = String::new();
+        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let endpoints =
+            line.trim().strip_prefix("listening ").expect(&line).split(' ').map(str::to_owned).collect();
+        Self { process, endpoints, log }
+    }
+
+    fn endpoint(&self, scheme: &str) -> &str {
+        self.endpoints.iter().find(|endpoint| endpoint.starts_with(scheme)).unwrap()
+    }
+
+    async fn client(&self) -> Client {
+        Client::connect(self.endpoint("tcp")).await.unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let killed =
+            Command::new("kill").args(["-s", name, &self.process.id().to_string()]).status().unwrap();
+        assert!(killed.success());
+    }
+
+    /// Reads the log until a line has the word.
+    fn wait_for_log(&mut self, word: &str) -> String {
+        let mut line = String::new();
+        while self.log.read_line(&mut line).unwrap() > 0 {
+            if line.contains(word) {
+                return line;
+            }
+            line.clear();
+        }
+        panic!("the log ended before {word:?}");
+    }
+
+    /// The exit code and the rest of the log.
+    fn ended(&mut self) -> (Option<i32>, String) {
+        let mut rest = String::new();
+        self.log.read_to_string(&mut rest).unwrap();
+        (self.process.wait().unwrap().code(), rest)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+async fn open_echo(client: &Client) -> (SendStream, RecvStream) {
+    let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    send.send("ping").await.unwrap();
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "ping");
+    (send, recv)
+}
+
+#[tokio::test]
+async fn echoes_on_every_transport() {
+    let path = std::env::temp_dir().join(format!("valkyrie-server-{}-echo.sock", std::process::id()));
+    let unix = format!("unix://{}", path.display());
+    let server = Server::start(&["--bind", "127.0.0.1:0", "--bind", &unix]);
+    for scheme in ["tcp", "ws", "unix"] {
+        let client = Client::connect(server.endpoint(scheme)).await.unwrap();
+        assert_eq!(client.request("Hello, World!").await.unwrap(), "Hello, World!", "{scheme}");
+        open_echo(&client).await;
+    }
+}
+
+#[tokio::test]
+async fn health_says_serving() {
+    let server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let client = server.client().await;
+    for service in ["", "/echo"] {
+        assert_eq!(client.call("/valkyrie.Health/Check", service).await.unwrap().message, "serving");
+    }
+    assert_eq!(client.call("/valkyrie.Health/Check", "nobody").await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn metrics_count_and_can_be_turned_off() {
+    let server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let client = server.client().await;
+    client.request("one").await.unwrap();
+    let text = client.call("/valkyrie.Metrics/Get", "").await.unwrap().message;
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    assert!(text.contains("\nvalkyrie_calls_total 2\n"), "{text}");
+    assert!(text.contains("\nvalkyrie_connections 1\n"), "{text}");
+    let list = client.call("/valkyrie.Metrics/Connections", "").await.unwrap().message;
+    let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+    assert_eq!(list[0]["state"], "open", "{list}");
+    assert_eq!(list[0]["streams"], 1, "{list}");
+    assert!(list[0]["bytes_in"].as_u64().unwrap() > 0, "{list}");
+
+    let server = Server::start(&["--bind", "127.0.0.1:0", "--metrics", "false"]);
+    let refused = server.client().await.call("/valkyrie.Metrics/Get", "").await.unwrap_err();
+    assert_eq!(refused.reason(), Reason::UNKNOWN_METHOD);
+}
+
+#[tokio::test]
+async fn a_digest_of_what_came_is_in_the_trailers() {
+    let server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let client = server.client().await;
+    let options = CallOptions::new().with_metadata(Metadata::new().with("want-digest", "sha-256").unwrap());
+    let digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"; // of "abc", FIPS 180-4
+    let response = client.call_with("/echo", "abc", options.clone()).await.unwrap();
+    assert_eq!(response.trailers.get_str("digest-sha-256"), Some(digest));
+
+    let (mut send, mut recv) = client.open("/echo", options).await.unwrap();
+    for message in ["a", "bc"] {
+        send.send(message).await.unwrap();
+        assert_eq!(recv.recv().await.unwrap().unwrap(), message);
+    }
+    send.finish().await.unwrap();
+    assert_eq!(recv.recv().await.unwrap(), None);
+    assert_eq!(recv.trailers().get_str("digest-sha-256"), Some(digest));
+}
+
+#[tokio::test]
+async fn sigterm_lets_streams_finish() {
+    let mut server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let client = server.client().await;
+    let mut watch = client.stream("/valkyrie.Health/Watch", "", CallOptions::new()).await.unwrap();
+    assert_eq!(watch.recv().await.unwrap().unwrap(), "serving");
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        streams.push(open_echo(&client).await);
+    }
+    server.signal("TERM");
+    assert_eq!(watch.recv().await.unwrap().unwrap(), "draining");
+    assert_eq!(watch.recv().await.unwrap(), None);
+    for (mut send, mut recv) in streams {
+        send.send("still here").await.unwrap();
+        assert_eq!(recv.recv().await.unwrap().unwrap(), "still here");
+        send.finish().await.unwrap();
+        assert_eq!(recv.recv().await.unwrap(), None);
+    }
+    let (code, log) = server.ended();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("draining") && log.contains("ended") && !log.contains("cut"), "{log}");
+}
+
+#[tokio::test]
+async fn the_drain_timeout_cuts_what_does_not_finish() {
+    let mut server = Server::start(&["--bind", "127.0.0.1:0", "--drain-timeout-ms", "200"]);
+    let client = server.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..100 {
+        streams.push(open_echo(&client).await);
+    }
+    server.signal("INT");
+    for (_send, mut recv) in streams {
+        assert_eq!(recv.recv().await.unwrap_err().code(), Code::Unavailable);
+    }
+    let (code, log) = server.ended();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("calls were cut"), "{log}");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_at_once() {
+    let mut server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let client = server.client().await;
+    let (_send, mut recv) = open_echo(&client).await;
+    server.signal("TERM");
+    server.wait_for_log("draining");
+    server.signal("TERM");
+    let (code, log) = server.ended();
+    assert_eq!(code, Some(130), "{log}");
+    assert_eq!(recv.recv().await.unwrap_err().code(), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn json_logs_carry_the_correlation_id() {
+    let mut server =
+        Server::start(&["--bind", "127.0.0.1:0", "--log-format", "json", "--log-level", "debug"]);
+    let client = server.client().await;
+    let metadata = Metadata::new().with("x-correlation-id", "order-7").unwrap();
+    client.call_with("/echo", "x", CallOptions::new().with_metadata(metadata)).await.unwrap();
+    let line: serde_json::Value = serde_json::from_str(&server.wait_for_log("call ended")).unwrap();
+    assert_eq!(line["correlation_id"], "order-7");
+    assert_eq!(line["code"], "OK");
+    client.request("x").await.unwrap();
+    let line: serde_json::Value = serde_json::from_str(&server.wait_for_log("call ended")).unwrap();
+    assert_ne!(line["correlation_id"], "");
+}
+
+#[test]
+fn warns_of_open_addresses_only() {
+    for (bind, warned) in [("0.0.0.0:0", true), ("127.0.0.1:0", false)] {
+        let mut server = Server::start(&["--bind", bind]);
+        server.signal("TERM");
+        let (_, log) = server.ended();
+        assert_eq!(log.matches("insecure").count(), usize::from(warned), "{log}");
+    }
+}
+
+#[test]
+fn a_file_sets_what_flags_do_not() {
+    let file = temporary("start.toml", "bind = [\"127.0.0.1:0\"]\nlog_level = \"error\"\n");
+    let mut server = Server::start(&["--config", file.to_str().unwrap(), "--log-level", "info"]);
+    assert!(server.endpoint("tcp").starts_with("tcp://127.0.0.1:"));
+    server.signal("TERM");
+    assert!(server.ended().1.contains("draining"));
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn check_names_line_and_key() {
+    let file = temporary("bad.yaml", "metrics: true\n\nbnid: ['127.0.0.1:0']\n");
+    for arguments in [&["check", file.to_str().unwrap()][..], &["start", "--config", file.to_str().unwrap()]]
+    {
+        let output = run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(&format!("{}:3: bnid: ", file.display())), "{error}");
+    }
+    fs::remove_file(file).unwrap();
+}
+
+#[test]
+fn generated_files_pass_the_check() {
+    for format in ["yaml", "toml", "json"] {
+        let generated = run(&["config", "generate", "--format", format]);
+        let file = temporary(&format!("generated.{format}"), &String::from_utf8(generated.stdout).unwrap());
+        let checked = run(&["check", file.to_str().unwrap()]);
+        assert_eq!(checked.status.code(), Some(0), "{}", String::from_utf8_lossy(&checked.stderr));
+        fs::remove_file(file).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn exit_codes_tell_usage_from_failure() {
+    let server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let taken = server.endpoint("tcp");
+    for (arguments, code, words) in [
+        (&["start", "--bind", taken][..], 1, "cannot listen"),
+        (&["start", "--bind", "tcp://"], 2, "names no address"),
+        (&["start", "--bnid", "x"], 2, "--bnid"),
+        (&["check", "/no/such/file.yaml"], 2, "/no/such/file.yaml"),
+        (&["check", "/etc/hostname"], 2, "name it .yaml"),
+    ] {
+        let output = run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        assert!(error.contains(words), "{arguments:?}: {error}");
+    }
+}
