@@ -161,16 +161,14 @@ impl Queue {
         if !first {
             return;
         }
-        match &self.wake {
-            Wake::Fd(fd) => fd.signal(),
-            Wake::Thread => {
-                drop(items);
-                self.filled.notify_all();
-            }
-            Wake::Call(wake) => {
-                drop(items);
-                wake();
-            }
+        if let Wake::Fd(fd) = &self.wake {
+            fd.signal();
+        }
+        drop(items);
+        // Whatever the kind of queue, a thread may block on it.
+        self.filled.notify_all();
+        if let Wake::Call(wake) = &self.wake {
+            wake();
         }
     }
 }
