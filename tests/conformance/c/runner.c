@@ -1,0 +1,738 @@
+/* The C runner: blocking calls over the installed library. ../README.md has the actions, the variables and the output.
+ * A case is a flat JSON object, so the parser below knows nothing else. */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include <valkyrie.h>
+
+#define MAX_FIELDS 32
+#define MAX_ENTRIES 16
+
+typedef struct {
+    char *key, *value;
+} field;
+
+typedef struct {
+    field fields[MAX_FIELDS];
+    int len;
+    char token[64];
+} test_case;
+
+typedef struct {
+    uint8_t *data;
+    size_t len;
+} owned;
+
+/* A reply, or an error in the same shape. */
+typedef struct {
+    valkyrie_code code;
+    valkyrie_error *error;
+    valkyrie_response *response;
+    owned message;
+    const valkyrie_metadata *metadata, *trailers;
+} got;
+
+static const char *endpoint, *absent;
+static valkyrie_client *shared;
+static char detail[2048];
+static int failed;
+
+static void fail(const char *format, ...) {
+    size_t used = strlen(detail);
+    va_list arguments;
+    failed = 1;
+    if (used + 4 >= sizeof detail) return;
+    if (used) used += (size_t)snprintf(detail + used, sizeof detail - used, "; ");
+    va_start(arguments, format);
+    vsnprintf(detail + used, sizeof detail - used, format, arguments);
+    va_end(arguments);
+}
+
+/* ---- a flat JSON object ---- */
+
+static void put_utf8(char **out, unsigned code) {
+    unsigned char *p = (unsigned char *)*out;
+    if (code < 0x80) *p++ = (unsigned char)code;
+    else if (code < 0x800) *p++ = (unsigned char)(0xc0 | code >> 6), *p++ = (unsigned char)(0x80 | (code & 63));
+    else if (code < 0x10000) {
+        *p++ = (unsigned char)(0xe0 | code >> 12);
+        *p++ = (unsigned char)(0x80 | (code >> 6 & 63));
+        *p++ = (unsigned char)(0x80 | (code & 63));
+    } else {
+        *p++ = (unsigned char)(0xf0 | code >> 18);
+        *p++ = (unsigned char)(0x80 | (code >> 12 & 63));
+        *p++ = (unsigned char)(0x80 | (code >> 6 & 63));
+        *p++ = (unsigned char)(0x80 | (code & 63));
+    }
+    *out = (char *)p;
+}
+
+static unsigned hex4(const char *at) {
+    char digits[5] = {at[0], at[1], at[2], at[3], 0};
+    return (unsigned)strtoul(digits, NULL, 16);
+}
+
+/* A string in place: decoded text never is longer than its source. */
+static char *parse_string(char **at) {
+    char *in = *at + 1, *start = in, *out = in;
+    while (*in != '"') {
+        if (*in != '\\') {
+            *out++ = *in++;
+            continue;
+        }
+        in++;
+        if (*in == 'u') {
+            unsigned code = hex4(in + 1);
+            in += 5;
+            if (code >= 0xd800 && code < 0xdc00 && in[0] == '\\' && in[1] == 'u') {
+                code = 0x10000 + ((code - 0xd800) << 10) + (hex4(in + 2) - 0xdc00);
+                in += 6;
+            }
+            put_utf8(&out, code);
+        } else {
+            *out++ = *in == 'n' ? '\n' : *in == 'r' ? '\r' : *in == 't' ? '\t' : *in;
+            in++;
+        }
+    }
+    *at = in + 1;
+    *out = 0;
+    return start;
+}
+
+static int parse_case(char **at, test_case *one) {
+    char *p = strchr(*at, '{');
+    if (!p) return 0;
+    one->len = 0;
+    for (p++; *p != '}';) {
+        if (*p != '"') {
+            p++;
+            continue;
+        }
+        if (one->len == MAX_FIELDS) abort();
+        field *next = &one->fields[one->len++];
+        next->key = parse_string(&p);
+        p += strspn(p, " :");
+        if (*p == '"') next->value = parse_string(&p);
+        else {
+            size_t len = strcspn(p, ",} \n");
+            next->value = strndup(p, len);
+            p += len;
+        }
+    }
+    *at = p + 1;
+    return 1;
+}
+
+static const char *raw(const test_case *one, const char *key) {
+    for (int i = 0; i < one->len; i++)
+        if (!strcmp(one->fields[i].key, key)) return one->fields[i].value;
+    return NULL;
+}
+
+static size_t number(const test_case *one, const char *key) {
+    const char *value = raw(one, key);
+    return value ? (size_t)strtoull(value, NULL, 10) : 0;
+}
+
+/* A field with its placeholders filled in; the caller frees it. */
+static char *text(const test_case *one, const char *key) {
+    const char *value = raw(one, key);
+    if (!value) return NULL;
+    char *out = (char *)malloc(strlen(value) * 8 + 256), *end = out;
+    while (*value) {
+        const char *with = !strncmp(value, "$TOKEN", 6) ? one->token : !strncmp(value, "$ABSENT", 7) ? absent : NULL;
+        if (!with) {
+            *end++ = *value++;
+            continue;
+        }
+        value += with == absent ? 7 : 6;
+        strcpy(end, with);
+        end += strlen(with);
+    }
+    *end = 0;
+    return out;
+}
+
+/* ---- messages and metadata ---- */
+
+static owned from_hex(const char *hex) {
+    owned out = {(uint8_t *)malloc(strlen(hex) / 2 + 1), strlen(hex) / 2};
+    for (size_t i = 0; i < out.len; i++) {
+        char digits[3] = {hex[2 * i], hex[2 * i + 1], 0};
+        out.data[i] = (uint8_t)strtoul(digits, NULL, 16);
+    }
+    return out;
+}
+
+static owned message_of(const test_case *one) {
+    char *words = text(one, "text");
+    owned out = {(uint8_t *)words, words ? strlen(words) : 0};
+    if (words) return out;
+    if (raw(one, "hex")) return from_hex(raw(one, "hex"));
+    out.len = number(one, "size");
+    out.data = (uint8_t *)malloc(out.len + 1);
+    for (size_t i = 0; i < out.len; i++) out.data[i] = (uint8_t)(i % 251);
+    return out;
+}
+
+static owned pattern(const test_case *one, size_t i) {
+    owned out = {(uint8_t *)malloc(number(one, "size") + 1), number(one, "size")};
+    memset(out.data, (int)(i % 251), out.len);
+    return out;
+}
+
+static valkyrie_bytes lend(owned bytes) {
+    valkyrie_bytes out = {bytes.data, bytes.len};
+    return out;
+}
+
+static valkyrie_bytes words(const char *string) {
+    valkyrie_bytes out = {(const uint8_t *)string, strlen(string)};
+    return out;
+}
+
+typedef struct {
+    valkyrie_call_options options;
+    valkyrie_metadata_entry entries[MAX_ENTRIES];
+    char *source;
+    owned values[MAX_ENTRIES];
+} call_setup;
+
+/* Splits key=value&key=value; values of -bin keys are hexadecimal. */
+static size_t split(char *source, valkyrie_metadata_entry *entries, owned *values) {
+    size_t count = 0;
+    for (char *next, *at = source; at && *at; at = next) {
+        next = strchr(at, '&');
+        if (next) *next++ = 0;
+        char *value = strchr(at, '=');
+        *value++ = 0;
+        size_t len = strlen(at);
+        int binary = len > 4 && !strcmp(at + len - 4, "-bin");
+        values[count].data = NULL;
+        if (binary) values[count] = from_hex(value);
+        entries[count].key = at;
+        entries[count].value = binary ? lend(values[count]) : words(value);
+        count++;
+    }
+    return count;
+}
+
+static void set_up(const test_case *one, call_setup *setup) {
+    static char large[1 << 20];
+    valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
+    memset(setup, 0, sizeof *setup);
+    setup->options = options;
+    setup->options.timeout_ms = number(one, "timeout_ms");
+    setup->source = text(one, "metadata");
+    size_t count = split(setup->source, setup->entries, setup->values);
+    if (raw(one, "metadata_size")) {
+        memset(large, 'x', sizeof large);
+        setup->entries[count].key = "x-large";
+        setup->entries[count].value.data = (const uint8_t *)large;
+        setup->entries[count++].value.len = number(one, "metadata_size");
+    }
+    setup->options.metadata = setup->entries;
+    setup->options.metadata_len = count;
+}
+
+static void tear_down(call_setup *setup) {
+    for (int i = 0; i < MAX_ENTRIES; i++) free(setup->values[i].data);
+    free(setup->source);
+}
+
+/* ---- outcomes ---- */
+
+static got settle(valkyrie_code code, valkyrie_response *response, valkyrie_error *error) {
+    got out = {code, error, response, {NULL, 0}, NULL, NULL};
+    if (response) {
+        valkyrie_bytes bytes = valkyrie_response_message(response);
+        out.message.data = (uint8_t *)bytes.data;
+        out.message.len = bytes.len;
+        out.metadata = valkyrie_response_metadata(response);
+        out.trailers = valkyrie_response_trailers(response);
+    } else if (error) {
+        out.metadata = valkyrie_error_metadata(error);
+        out.trailers = valkyrie_error_trailers(error);
+    }
+    return out;
+}
+
+static void drop(got *one) {
+    valkyrie_response_free(one->response);
+    valkyrie_error_free(one->error);
+}
+
+static got call(valkyrie_client *client, const test_case *one) {
+    call_setup setup;
+    valkyrie_response *response = NULL;
+    valkyrie_error *error = NULL;
+    char *method = text(one, "method");
+    owned message = message_of(one);
+    set_up(one, &setup);
+    valkyrie_code code =
+        valkyrie_client_call(client, method ? method : "/echo", lend(message), &setup.options, &response, &error);
+    tear_down(&setup);
+    free(message.data);
+    free(method);
+    return settle(code, response, error);
+}
+
+static got echo(valkyrie_client *client) {
+    valkyrie_response *response = NULL;
+    valkyrie_error *error = NULL;
+    valkyrie_code code = valkyrie_client_request(client, words("x"), &response, &error);
+    return settle(code, response, error);
+}
+
+static void hang_until(const test_case *one, const char *until) {
+    valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
+    valkyrie_metadata_entry entry = {"until", words(until)};
+    valkyrie_response *response = NULL;
+    options.timeout_ms = 30000;
+    options.metadata = &entry;
+    options.metadata_len = 1;
+    valkyrie_code code =
+        valkyrie_client_call(shared, "/test/hang_stats", words(one->token), &options, &response, NULL);
+    if (code) fail("waiting until the handler has %s: %s", until, valkyrie_code_name(code));
+    valkyrie_response_free(response);
+}
+
+static int same(valkyrie_bytes bytes, const char *string) {
+    return bytes.len == strlen(string) && !memcmp(bytes.data, string, bytes.len);
+}
+
+static void check_entries(const test_case *one, const char *key, const valkyrie_metadata *found) {
+    valkyrie_metadata_entry entries[MAX_ENTRIES];
+    owned values[MAX_ENTRIES];
+    char *source = text(one, key);
+    if (!source) return;
+    size_t count = split(source, entries, values);
+    if (count != valkyrie_metadata_len(found))
+        fail("%s: expected %zu entries, got %zu", key, count, valkyrie_metadata_len(found));
+    for (size_t i = 0; i < count; i++) {
+        valkyrie_bytes name = {NULL, 0}, value = {NULL, 0}, expected = entries[i].value;
+        if (valkyrie_metadata_at(found, i, &name, &value) &&
+            (!same(name, entries[i].key) || value.len != expected.len || memcmp(value.data, expected.data, value.len)))
+            fail("%s: entry %zu is %.*s, not %s", key, i, (int)name.len, (const char *)name.data, entries[i].key);
+        free(values[i].data);
+    }
+    free(source);
+}
+
+static void check(const test_case *one, got *result) {
+    const char *code = raw(one, "code"), *reason = raw(one, "reason");
+    valkyrie_bytes found = valkyrie_error_reason(result->error), type = {NULL, 0}, value = {NULL, 0};
+    char *status = text(one, "status_message"), *reply = text(one, "reply_text");
+    uint64_t pushback = 0;
+    if (code && strcmp(code, valkyrie_code_name(result->code)))
+        fail("code: expected %s, got %s (%s)", code, valkyrie_code_name(result->code),
+             valkyrie_error_message(result->error));
+    if (raw(one, "code_number") && number(one, "code_number") != result->code)
+        fail("code number: expected %zu, got %u", number(one, "code_number"), result->code);
+    if (reason && !same(found, reason))
+        fail("reason: expected %s, got %.*s", reason, (int)found.len, (const char *)found.data);
+    if (status && strcmp(status, valkyrie_error_message(result->error)))
+        fail("status message: expected %s, got %s", status, valkyrie_error_message(result->error));
+    valkyrie_error_detail(result->error, 0, &type, &value);
+    if (raw(one, "detail_type") && !same(type, raw(one, "detail_type"))) fail("detail type");
+    if (raw(one, "detail_text") && !same(value, raw(one, "detail_text"))) fail("detail");
+    if (raw(one, "pushback_ms") &&
+        (!valkyrie_error_pushback_ms(result->error, &pushback) || pushback != number(one, "pushback_ms")))
+        fail("pushback: got %llu", (unsigned long long)pushback);
+    if (reply && !same(lend(result->message), reply))
+        fail("reply: expected %s, got %.*s", reply, (int)(result->message.len < 99 ? result->message.len : 99),
+             (const char *)result->message.data);
+    if (raw(one, "reply_size") && number(one, "reply_size") != result->message.len)
+        fail("reply size: expected %zu, got %zu", number(one, "reply_size"), result->message.len);
+    if (raw(one, "reply_max")) {
+        char digits[32] = {0};
+        memcpy(digits, result->message.data, result->message.len < 31 ? result->message.len : 31);
+        size_t reply_number = (size_t)strtoull(digits, NULL, 10);
+        if (reply_number < 1 || reply_number > number(one, "reply_max")) fail("reply: %zu", reply_number);
+    }
+    if (number(one, "reply_echo")) {
+        owned sent = message_of(one);
+        if (sent.len != result->message.len || (sent.len && memcmp(sent.data, result->message.data, sent.len)))
+            fail("the reply of %zu bytes is not the message", result->message.len);
+        free(sent.data);
+    }
+    check_entries(one, "expect_metadata", result->metadata);
+    check_entries(one, "expect_trailers", result->trailers);
+    free(status);
+    free(reply);
+    if (!failed && number(one, "then_dropped")) hang_until(one, "dropped");
+}
+
+static void check_and_drop(const test_case *one, got result) {
+    check(one, &result);
+    drop(&result);
+}
+
+/* ---- streams ---- */
+
+static valkyrie_call *open_stream(valkyrie_client *client, const test_case *one) {
+    call_setup setup;
+    valkyrie_call *stream = NULL;
+    char *method = text(one, "method");
+    set_up(one, &setup);
+    valkyrie_code code = valkyrie_client_open(client, method, &setup.options, &stream, NULL);
+    if (code) fail("open: %s", valkyrie_code_name(code));
+    tear_down(&setup);
+    free(method);
+    return stream;
+}
+
+static valkyrie_call *server_stream(valkyrie_client *client, const test_case *one) {
+    valkyrie_call *stream = open_stream(client, one);
+    owned message = message_of(one);
+    if (raw(one, "size") && !raw(one, "text")) message.len = 0;
+    /* Receiving says how it ended, whatever becomes of these. */
+    valkyrie_call_send(stream, lend(message), NULL);
+    valkyrie_call_half_close(stream, NULL);
+    free(message.data);
+    return stream;
+}
+
+/* Receives to the end; patterns: every message must be the pattern of its number. Keeps the last message. */
+static got receive_all(const test_case *one, valkyrie_call *stream, size_t *count, int patterns, valkyrie_message **last) {
+    for (;;) {
+        valkyrie_message *message = NULL;
+        valkyrie_error *error = NULL;
+        valkyrie_code code = valkyrie_call_recv(stream, &message, &error);
+        if (code || !message) {
+            got out = settle(code, NULL, error);
+            if (!code) {
+                out.metadata = valkyrie_call_metadata(stream);
+                out.trailers = valkyrie_call_trailers(stream);
+            }
+            return out;
+        }
+        if (patterns) {
+            owned expected = pattern(one, *count);
+            valkyrie_bytes bytes = valkyrie_message_bytes(message);
+            if (bytes.len != expected.len || (bytes.len && memcmp(bytes.data, expected.data, bytes.len)))
+                fail("message %zu is not the pattern", *count);
+            free(expected.data);
+        }
+        ++*count;
+        if (last) {
+            valkyrie_message_free(*last);
+            *last = message;
+        } else valkyrie_message_free(message);
+    }
+}
+
+static int receive_one(const test_case *one, valkyrie_call *stream, size_t i) {
+    valkyrie_message *message = NULL;
+    owned expected = pattern(one, i);
+    valkyrie_code code = valkyrie_call_recv(stream, &message, NULL);
+    valkyrie_bytes bytes = valkyrie_message_bytes(message);
+    int right = !code && message && bytes.len == expected.len && !memcmp(bytes.data, expected.data, bytes.len);
+    if (!right) fail("message %zu is not the one sent", i);
+    valkyrie_message_free(message);
+    free(expected.data);
+    return right;
+}
+
+static int send_one(const test_case *one, valkyrie_call *stream, size_t i) {
+    owned message = pattern(one, i);
+    valkyrie_code code = valkyrie_call_send(stream, lend(message), NULL);
+    free(message.data);
+    return code == 0;
+}
+
+/* ---- what runs beside the main thread ---- */
+
+typedef struct {
+    valkyrie_client *client;
+    const test_case *one;
+    valkyrie_call *stream;
+    valkyrie_queue *queue;
+    uint64_t operation;
+    got result;
+    int done;
+} worker;
+
+static void on_complete(valkyrie_code code, valkyrie_response *response, valkyrie_error *error, void *user_data) {
+    worker *beside = (worker *)user_data;
+    beside->result = settle(code, response, error);
+    beside->done++;
+}
+
+static void start(worker *beside) {
+    call_setup setup;
+    owned message = message_of(beside->one);
+    char *method = text(beside->one, "method");
+    set_up(beside->one, &setup);
+    if (valkyrie_client_call_start(beside->client, beside->queue, method, lend(message), &setup.options,
+                                   &beside->operation, NULL, on_complete, beside))
+        fail("the call was refused");
+    tear_down(&setup);
+    free(message.data);
+    free(method);
+}
+
+static void finish(worker *beside) {
+    while (!failed && !beside->done)
+        if (!valkyrie_queue_dispatch(beside->queue, 60000)) fail("the call does not end");
+}
+
+static void *receive_in_thread(void *argument) {
+    worker *beside = (worker *)argument;
+    size_t count = 0;
+    beside->result = receive_all(beside->one, beside->stream, &count, 0, NULL);
+    return NULL;
+}
+
+/* ---- private servers ---- */
+
+static valkyrie_client *private_server(void) {
+    char scheme[16] = {0}, where[256] = {0};
+    valkyrie_response *response = NULL;
+    valkyrie_client *client = NULL;
+    memcpy(scheme, endpoint, strcspn(endpoint, ":"));
+    if (valkyrie_client_call(shared, "/test/private", words(scheme), NULL, &response, NULL)) fail("no private server");
+    valkyrie_bytes bytes = valkyrie_response_message(response);
+    memcpy(where, bytes.data, bytes.len < sizeof where ? bytes.len : 0);
+    valkyrie_response_free(response);
+    if (valkyrie_client_connect(where, NULL, &client, NULL)) fail("cannot connect to the private server %s", where);
+    return client;
+}
+
+static void shut_down(valkyrie_client *client, const char *how) {
+    valkyrie_response *response = NULL;
+    valkyrie_client_call(client, "/test/shutdown", words(how), NULL, &response, NULL);
+    valkyrie_response_free(response);
+}
+
+/* ---- actions ---- */
+
+static void refused(valkyrie_code code) {
+    if (code != VALKYRIE_CODE_INVALID_ARGUMENT) fail("expected INVALID_ARGUMENT, got %s", valkyrie_code_name(code));
+}
+
+static void run(const test_case *one) {
+    const char *action = raw(one, "action");
+    size_t count = 0, wanted = number(one, "count");
+    if (!strcmp(action, "request")) {
+        valkyrie_response *response = NULL;
+        valkyrie_error *error = NULL;
+        owned message = message_of(one);
+        valkyrie_code code = valkyrie_client_request(shared, lend(message), &response, &error);
+        check_and_drop(one, settle(code, response, error));
+        free(message.data);
+    } else if (!strcmp(action, "unary")) {
+        check_and_drop(one, call(shared, one));
+    } else if (!strcmp(action, "server_stream")) {
+        valkyrie_call *stream = server_stream(shared, one);
+        got end = receive_all(one, stream, &count, 1, NULL);
+        if (count != wanted) fail("expected %zu messages, got %zu", wanted, count);
+        check_and_drop(one, end);
+        valkyrie_call_free(stream);
+    } else if (!strcmp(action, "client_stream")) {
+        valkyrie_call *stream = open_stream(shared, one);
+        valkyrie_message *last = NULL;
+        for (size_t i = 0; i < wanted && send_one(one, stream, i); i++) {}
+        valkyrie_call_half_close(stream, NULL);
+        got end = receive_all(one, stream, &count, 0, &last);
+        if (!end.code && count != 1) fail("expected one reply, got %zu", count);
+        end.message.data = (uint8_t *)valkyrie_message_bytes(last).data;
+        end.message.len = valkyrie_message_bytes(last).len;
+        check_and_drop(one, end);
+        valkyrie_message_free(last);
+        valkyrie_call_free(stream);
+    } else if (!strcmp(action, "bidi")) {
+        valkyrie_call *stream = open_stream(shared, one);
+        int lockstep = number(one, "lockstep") == 1;
+        for (size_t i = 0; i < wanted && !failed; i++)
+            if (send_one(one, stream, i) && lockstep) receive_one(one, stream, i);
+        valkyrie_call_half_close(stream, NULL);
+        for (size_t i = 0; i < wanted && !lockstep && receive_one(one, stream, i); i++) {}
+        got end = receive_all(one, stream, &count, 0, NULL);
+        if (count) fail("a message after the last");
+        check_and_drop(one, end);
+        valkyrie_call_free(stream);
+    } else if (!strcmp(action, "cancel_before") || !strcmp(action, "cancel_during") || !strcmp(action, "cancel_after")) {
+        worker beside;
+        memset(&beside, 0, sizeof beside);
+        beside.client = shared;
+        beside.one = one;
+        valkyrie_queue_new(&beside.queue, NULL);
+        start(&beside);
+        if (!strcmp(action, "cancel_during")) hang_until(one, "started");
+        if (!strcmp(action, "cancel_after")) finish(&beside);
+        valkyrie_operation_cancel(beside.operation);
+        valkyrie_operation_cancel(beside.operation);
+        finish(&beside);
+        if (beside.done != 1) fail("%d completions", beside.done);
+        check_and_drop(one, beside.result);
+        if (!strcmp(action, "cancel_after")) check_and_drop(one, call(shared, one));
+        valkyrie_queue_free(beside.queue);
+    } else if (!strcmp(action, "cancel_stream")) {
+        worker beside;
+        pthread_t thread;
+        owned message = message_of(one);
+        memset(&beside, 0, sizeof beside);
+        beside.one = one;
+        beside.stream = open_stream(shared, one);
+        valkyrie_call_send(beside.stream, lend(message), NULL);
+        hang_until(one, "started");
+        pthread_create(&thread, NULL, receive_in_thread, &beside);
+        valkyrie_call_cancel(beside.stream);
+        pthread_join(thread, NULL);
+        check_and_drop(one, beside.result);
+        valkyrie_call_free(beside.stream);
+        free(message.data);
+    } else if (!strcmp(action, "leave_stream")) {
+        valkyrie_call *stream = server_stream(shared, one);
+        for (size_t i = 0; i < wanted; i++) {
+            valkyrie_message *message = NULL;
+            if (valkyrie_call_recv(stream, &message, NULL) || !message) fail("the stream ended early");
+            valkyrie_message_free(message);
+        }
+        valkyrie_call_free(stream);
+        check_and_drop(one, echo(shared));
+    } else if (!strcmp(action, "in_flight")) {
+        valkyrie_queue *queue = NULL;
+        worker *all = (worker *)calloc(wanted, sizeof *all);
+        char *method = text(one, "method");
+        call_setup setup;
+        size_t done = 0;
+        set_up(one, &setup);
+        valkyrie_queue_new(&queue, NULL);
+        for (size_t i = 0; i < wanted; i++) {
+            char digits[32];
+            snprintf(digits, sizeof digits, "%zu", i);
+            if (valkyrie_client_call_start(shared, queue, method, words(digits), &setup.options, NULL, NULL, on_complete,
+                                           &all[i]))
+                fail("call %zu was refused", i);
+        }
+        while (done < wanted && !failed) {
+            size_t more = valkyrie_queue_dispatch(queue, 60000);
+            if (!more) fail("%zu of %zu calls do not end", wanted - done, wanted);
+            done += more;
+        }
+        for (size_t i = 0; i < wanted; i++) {
+            char digits[32];
+            snprintf(digits, sizeof digits, "%zu", i);
+            if (all[i].result.code || !same(lend(all[i].result.message), digits)) fail("reply %zu is wrong", i);
+            drop(&all[i].result);
+        }
+        tear_down(&setup);
+        valkyrie_queue_free(queue);
+        free(method);
+        free(all);
+    } else if (!strcmp(action, "go_away")) {
+        valkyrie_client *client = private_server();
+        valkyrie_call *stream = server_stream(client, one);
+        for (; count < wanted; count++) {
+            valkyrie_message *message = NULL;
+            if (valkyrie_call_recv(stream, &message, NULL) || !message) fail("the stream ended after %zu", count);
+            valkyrie_message_free(message);
+        }
+        shut_down(client, raw(one, "how"));
+        got end = receive_all(one, stream, &count, 0, NULL);
+        if (raw(one, "total") && count != number(one, "total"))
+            fail("expected %zu messages, got %zu", number(one, "total"), count);
+        check_and_drop(one, end);
+        got after = echo(client);
+        if (raw(one, "then_code") && strcmp(raw(one, "then_code"), valkyrie_code_name(after.code)))
+            fail("then: expected %s, got %s", raw(one, "then_code"), valkyrie_code_name(after.code));
+        drop(&after);
+        valkyrie_call_free(stream);
+        valkyrie_client_free(client);
+    } else if (!strcmp(action, "connect")) {
+        valkyrie_client *client = NULL;
+        valkyrie_error *error = NULL;
+        char *where = text(one, "endpoint");
+        valkyrie_code code = valkyrie_client_connect(where, NULL, &client, &error);
+        check_and_drop(one, code ? settle(code, NULL, error) : echo(client));
+        valkyrie_client_free(client);
+        free(where);
+    } else if (!strcmp(action, "bad_metadata")) {
+        got result = call(shared, one);
+        refused(result.code);
+        drop(&result);
+    } else if (!strcmp(action, "wrong_type")) {
+        /* The compiler refuses other types; what is left are the values that no type forbids. */
+        const char *argument = raw(one, "argument");
+        valkyrie_response *response = NULL;
+        valkyrie_bytes lie = {NULL, 42};
+        valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
+        options.priority = 42;
+        if (!strcmp(argument, "message")) refused(valkyrie_client_request(shared, lie, &response, NULL));
+        else if (!strcmp(argument, "method"))
+            refused(valkyrie_client_call(shared, NULL, words("x"), NULL, &response, NULL));
+        else refused(valkyrie_client_call(shared, "/echo", words("x"), &options, &response, NULL));
+    } else if (!strcmp(action, "call_closed") || !strcmp(action, "double_close")) {
+        valkyrie_client *client = NULL;
+        if (valkyrie_client_connect(endpoint, NULL, &client, NULL)) fail("cannot connect");
+        if (valkyrie_client_close(client, NULL)) fail("close failed");
+        if (!strcmp(action, "call_closed")) check_and_drop(one, call(client, one));
+        else if (valkyrie_client_close(client, NULL)) fail("the second close failed");
+        valkyrie_client_free(client);
+    } else if (!strcmp(action, "after_shutdown")) {
+        valkyrie_client *client = private_server();
+        got first = echo(client);
+        if (first.code) fail("the private server does not answer");
+        drop(&first);
+        shut_down(client, "now");
+        int tries = 0;
+        for (; tries < 100; tries++) {
+            got result = call(client, one);
+            valkyrie_code code = result.code;
+            if (code) check(one, &result);
+            drop(&result);
+            if (code) break;
+        }
+        if (tries == 100) fail("100 calls succeeded");
+        valkyrie_client_free(client);
+    } else {
+        fail("unknown action %s", action);
+    }
+}
+
+static char *slurp(const char *path) {
+    FILE *file = fopen(path, "rb");
+    if (!file) return NULL;
+    fseek(file, 0, SEEK_END);
+    long len = ftell(file);
+    rewind(file);
+    char *all = (char *)calloc(1, (size_t)len + 1);
+    size_t taken = fread(all, 1, (size_t)len, file);
+    fclose(file);
+    return taken == (size_t)len ? all : NULL;
+}
+
+int main(void) {
+    endpoint = getenv("VALKYRIE_CONFORMANCE_ENDPOINT");
+    absent = getenv("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT");
+    const char *path = getenv("VALKYRIE_CONFORMANCE_CASES");
+    char *cases = path ? slurp(path) : NULL;
+    if (!endpoint || !absent || !cases || valkyrie_client_connect(endpoint, NULL, &shared, NULL)) {
+        fprintf(stderr, "the variables of README.md are not set, or the server does not answer\n");
+        return 1;
+    }
+    test_case one;
+    for (int i = 0; parse_case(&cases, &one); i++) {
+        snprintf(one.token, sizeof one.token, "c%ldx%d", (long)getpid(), i);
+        detail[0] = 0;
+        failed = 0;
+        alarm(60); /* A hang ends the run, and the empty cells below it say where. */
+        run(&one);
+        printf("{\"case\":\"%s\",\"ok\":%s,\"detail\":\"", raw(&one, "case"), failed ? "false" : "true");
+        for (const char *at = detail; *at; at++) {
+            if (*at == '"' || *at == '\\') printf("\\%c", *at);
+            else if ((unsigned char)*at < ' ') printf(" ");
+            else putchar(*at);
+        }
+        printf("\"}\n");
+        fflush(stdout);
+    }
+    valkyrie_client_free(shared);
+    return 0;
+}
