@@ -30,7 +30,7 @@ usage: cargo xtask <verb> [flags]
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text
 
-  --only TEXT       with any verb: only the steps whose names contain TEXT, as they are named in the verb's table
+  --only TEXT       with any verb: only the step named TEXT, or those whose names contain it
 
 Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
 A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.

@@ -38,7 +38,7 @@ impl Profile {
 
 /// What cargo compiles for the packages, all in one call: features are united over a call, so that separate ones would
 /// compile tokio and the core again for each. The wheel is maturin's, which makes a call of its own.
-const COMPILED: [&str; 3] = ["valkyrie-server", "valkyrie-tools", "valkyrie-node"];
+const COMPILED: [&str; 4] = ["valkyrie-server", "valkyrie-tools", "valkyrie-node", "valkyrie-c"];
 
 /// Adds the steps that build and install every package.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Profile) {

@@ -181,9 +181,12 @@ impl<'a> Steps<'a> {
     }
 
     /// Runs the steps in order, all of them even when one fails, and prints the table of their times. `only` leaves
-    /// out the steps whose names do not contain it.
+    /// out every step but the one of that name or, without one, the steps whose names contain it.
     pub(crate) fn run(mut self, only: Option<&str>, ci: bool) -> ExitCode {
-        self.list.retain(|step| only.is_none_or(|only| step.name.contains(only)));
+        if let Some(only) = only {
+            let exact = self.list.iter().any(|step| step.name == only);
+            self.list.retain(|step| if exact { step.name == only } else { step.name.contains(only) });
+        }
         let total = self.list.len();
         let began = Instant::now();
         let mut done: Vec<Done> = Vec::new();
