@@ -62,6 +62,12 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("web", "the package's tests in a page of headless Chromium", &["package: web"], || {
         web::check(project)
     });
+    steps.add(
+        "one core",
+        "every installed package tells the same version and the same hash of the core",
+        &[],
+        || one_core(project),
+    );
     steps.add("examples", "every example in its language, through its installed package", &[], || {
         examples(project)
     });
@@ -244,6 +250,33 @@ fn other_ways_to_link(project: &Project, programs: &Path) -> Outcome<()> {
     let mut link = project.command("gcc");
     link.arg(hello).arg("-I").arg(prefix.join("include/valkyrie")).arg(prefix.join("lib/libvalkyrie.a"));
     run(link.args(["-lpthread", "-ldl", "-lm", "-o"]).arg(programs.join("hello-static")))
+}
+
+/// Asks each installed package for its version: a package that was left behind by a change of the core differs.
+fn one_core(project: &Project) -> Outcome {
+    const FROM_C: &str = "import ctypes, sys; library = ctypes.CDLL(sys.argv[1]); \
+        library.valkyrie_version.restype = ctypes.c_char_p; print(library.valkyrie_version().decode())";
+    let fresh = project.path(FRESH);
+    let library = fresh.join("c/lib/libvalkyrie.so.0");
+    let mut python = project.command(fresh.join("python/bin/python"));
+    python.args(["-P", "-c", "import valkyrie; print(valkyrie.version())"]);
+    let mut node = project.command("node");
+    node.current_dir(fresh.join("node")).args(["-p", "require('valkyrie-sdk').version"]);
+    let mut c = project.command("python3");
+    c.args(["-c", FROM_C]).arg(library);
+    let mut page = web::page(project, "xtask/node/version.mjs")?;
+    let mut told: Vec<(&str, String)> = Vec::new();
+    for (language, command) in
+        [("python", &mut python), ("node", &mut node), ("c", &mut c), ("browser", &mut page)]
+    {
+        told.push((language, output(command)?.trim().to_owned()));
+        println!("   {language}: {}", told[told.len() - 1].1);
+    }
+    let (_, first) = &told[0];
+    match told.iter().find(|(_, version)| version != first) {
+        Some((language, version)) => failed(format!("{language} has {version}, python has {first}")),
+        None => Ok(first.clone()),
+    }
 }
 
 /// Runs every file of examples/ in its language, through the installed packages, and compares what it prints.

@@ -1,0 +1,6 @@
+// Prints the version of the browser's package, for the check that every package has the same core.
+import * as valkyrie from 'valkyrie-sdk-web';
+
+export default function () {
+  console.log(typeof valkyrie.version === 'function' ? valkyrie.version() : valkyrie.version);
+}
