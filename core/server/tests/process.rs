@@ -85,6 +85,10 @@ impl Drop for Server {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        // A killed process leaves its socket behind.
+        for path in self.endpoints.iter().filter_map(|endpoint| endpoint.strip_prefix("unix://")) {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -10,6 +10,8 @@ use valkyrie_sdk::ServerBuilder;
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    // One case makes a handler panic: a line of it is enough.
+    std::panic::set_hook(Box::new(|panic| eprintln!("valkyrie-conformance-server: {panic}")));
     match serve().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
