@@ -245,7 +245,7 @@ fn summary(done: &[Done], spent: Duration) -> ExitCode {
     println!("{:width$}  {:>8}", "all", seconds(spent));
     println!("{passed} passed, {failed} failed");
     // Nothing that ran is nothing that was shown.
-    if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    if failed == 0 && !done.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
 fn seconds(spent: Duration) -> String {
@@ -274,7 +274,6 @@ mod tests {
         for ci in [false, true] {
             let mut steps = Steps::default();
             steps.add("only", "", &[], || Err(Stop::Skipped("no such program".into())));
-            steps.add("other", "", &[], || Ok(String::new()));
             assert_eq!(steps.run(None, ci) == ExitCode::SUCCESS, !ci);
         }
     }
