@@ -48,26 +48,12 @@ class Client {
     return this.call('/echo', message, options);
   }
 
-  async call(method, message, options) {
-    return (await this.callWithResponse(method, message, options)).message;
+  call(method, message, options) {
+    return this.#unary(method, message, options, true);
   }
 
-  async callWithResponse(method, message, options = {}) {
-    checkMethod(method);
-    checkOptions(options);
-    const bytes = toBytes(message);
-    const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
-    const priority = priorityOf(options.priority);
-    const [keys, values] = pairsOf(options.metadata);
-    const signal = checkSignal(options.signal);
-    try {
-      return await operation(
-        (slot) => this.#handle.call(slot, method, bytes, timeoutMs, priority, keys, values),
-        signal,
-      );
-    } catch (error) {
-      throw traced(error);
-    }
+  callWithResponse(method, message, options) {
+    return this.#unary(method, message, options, false);
   }
 
   stream(method, message, options) {
@@ -105,6 +91,26 @@ class Client {
 
   async [Symbol.asyncDispose]() {
     await this.close();
+  }
+
+  // One function, so that a call costs two promises: the caller's and the operation's.
+  async #unary(method, message, options = {}, messageOnly) {
+    checkMethod(method);
+    checkOptions(options);
+    const bytes = toBytes(message);
+    const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+    const priority = priorityOf(options.priority);
+    const [keys, values] = pairsOf(options.metadata);
+    const signal = checkSignal(options.signal);
+    try {
+      const response = await operation(
+        (slot) => this.#handle.call(slot, method, bytes, timeoutMs, priority, keys, values),
+        signal,
+      );
+      return messageOnly ? response.message : response;
+    } catch (error) {
+      throw traced(error);
+    }
   }
 }
 

@@ -56,6 +56,8 @@ struct Table {
     ops: Vec<u64>,
     ready: VecDeque<(u32, Completion)>,
     scratch: Vec<Completion>,
+    /// The last drain may have left completions in the queue, which wakes nobody for them.
+    left_behind: bool,
 }
 
 #[napi]
@@ -119,9 +121,8 @@ impl Loop {
     #[napi]
     pub fn drain(&self, env: Env) -> Result<Option<Unknown<'static>>> {
         let table = &mut *self.shared.table.borrow_mut();
-        let mut full = false;
         if table.ready.is_empty() {
-            full = self.shared.queue.drain(&mut table.scratch, DRAIN_MAX) == DRAIN_MAX;
+            table.left_behind = self.shared.queue.drain(&mut table.scratch, DRAIN_MAX) == DRAIN_MAX;
             for completion in table.scratch.drain(..) {
                 if let Some(slot) = table.slots.remove(&completion.op) {
                     table.ready.push_back((slot, completion));
@@ -136,7 +137,7 @@ impl Loop {
             let Some((slot, completion)) = table.ready.pop_front() else { break };
             batch.push(slot, completion.outcome);
         }
-        let more = full || !table.ready.is_empty();
+        let more = table.left_behind || !table.ready.is_empty();
         if !more && table.slots.is_empty() {
             self.shared.refer(env, false);
         }
