@@ -5,6 +5,7 @@
 mod arrows;
 mod check;
 mod conformance;
+mod demo;
 mod package;
 mod setup;
 mod step;
@@ -19,6 +20,8 @@ const HELP: &str = "\
 usage: cargo xtask <verb> [flags]
 
   test [--quick]    set-up, then every check; --quick: formatting, clippy, Rust tests and vectors of the core, in minutes
+  demo              set-up, packages, then the main job: the installed server, 200 MB up and down in every language
+                    with equal hashes at both ends, and the conformance cases as one table
   matrix            set-up, packages, then the conformance cases in every language as one table
   package [--dist]  builds what users install into dist/ and installs each into a fresh place under target/fresh/;
                     --dist: with the profile of a release, smaller and slower to build
@@ -57,6 +60,12 @@ fn main() -> ExitCode {
             conformance::add(&mut steps, &project);
         }
         ["test", "--quick"] => check::add_quick(&mut steps, &project),
+        ["demo"] => {
+            setup::add(&mut steps, &project);
+            package::add(&mut steps, &project, Profile::Release);
+            demo::add(&mut steps, &project);
+            conformance::add(&mut steps, &project);
+        }
         ["matrix"] => {
             setup::add(&mut steps, &project);
             package::add(&mut steps, &project, Profile::Release);
