@@ -107,7 +107,9 @@ fn matrix(project: &Project) -> Outcome {
     }
     let server = Server::start(project)?;
     let mut columns = Vec::new();
-    for column in &COLUMNS {
+    let shown: Vec<&Column> =
+        COLUMNS.iter().filter(|column| column.language != "browser" || web::exists(project)).collect();
+    for column in &shown {
         let mut cells = BTreeMap::new();
         let ran = runner(project, column.language).and_then(|mut runner| {
             read_lines(runner.envs(server.variables(column.scheme)), |line| {
@@ -126,7 +128,7 @@ fn matrix(project: &Project) -> Outcome {
         }
         columns.push(cells);
     }
-    report(project, &cases, &columns)
+    report(project, &cases, &shown, &columns)
 }
 
 /// The program that runs the cases in a language.
@@ -162,10 +164,15 @@ fn runner(project: &Project, language: &str) -> Outcome<Command> {
 }
 
 /// Prints the table, writes it to `target/matrix.md` and `target/matrix.json`, and fails on any cell that is not ok.
-fn report(project: &Project, cases: &[&str], columns: &[BTreeMap<String, Cell>]) -> Outcome {
+fn report(
+    project: &Project,
+    cases: &[&str],
+    shown: &[&Column],
+    columns: &[BTreeMap<String, Cell>],
+) -> Outcome {
     let width = cases.iter().map(|case| case.len()).max().unwrap_or(0);
     let heads: Vec<String> =
-        COLUMNS.iter().map(|column| format!("{}/{}", column.language, column.scheme)).collect();
+        shown.iter().map(|column| format!("{}/{}", column.language, column.scheme)).collect();
     let mut table = format!("| {:width$} | {} |\n", "case", heads.join(" | "));
     table += &format!(
         "|-{:-<width$}-|{}\n",

@@ -69,10 +69,15 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Prof
         needs,
         move || c(project, profile),
     );
-    let needs = &["setup: npm tools", "setup: wasm toolchain"];
-    steps.add("package: web", "the wasm module and its tarball, into a fresh project", needs, move || {
-        web::package(project)
-    });
+    if web::exists(project) {
+        let needs = &["setup: npm tools", "setup: wasm toolchain"];
+        steps.add(
+            "package: web",
+            "the wasm module and its tarball, into a fresh project",
+            needs,
+            move || web::package(project),
+        );
+    }
 }
 
 fn rust(project: &Project, profile: Profile) -> Outcome {

@@ -27,6 +27,11 @@ const FEATURES: [&str; 8] = [
     "--enable-call-indirect-overlong",
 ];
 
+/// Whether the browser's package is in the checkout: until it is, no verb asks for it, and the matrix has no column.
+pub(crate) fn exists(project: &Project) -> bool {
+    project.path("wasm/package.json").is_file()
+}
+
 /// Adds the check that the protocol and the sdk build without threads, sockets and clocks.
 pub(crate) fn add_check<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("wasm32", "the protocol and the sdk build for wasm32", &["setup: wasm toolchain"], || {
