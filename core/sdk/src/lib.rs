@@ -52,7 +52,7 @@ pub use stream::{RecvStream, SendStream};
 pub use traits::{BoxFuture, ValkyrieClient, ValkyrieServer};
 pub use transport::{Carrier, Connector, Listener, ReadBuffer, Transport};
 pub use valkyrie_protocol::{
-    Class, Code, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason, Status,
+    Class, Code, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason, Status, Time,
 };
 
 /// The version of this crate and of every package built on it.

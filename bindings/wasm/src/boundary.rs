@@ -1,0 +1,301 @@
+//! What JavaScript calls. Checked arguments come in, outcomes leave through [`turn`]; nothing here waits or throws.
+
+use std::{
+    cell::RefCell,
+    collections::{HashMap, VecDeque},
+    future::Future,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use js_sys::Function;
+use valkyrie_sdk::{CallOptions, Client, Priority, Reason, Response, Sink, Status, Submission};
+use wasm_bindgen::prelude::*;
+
+use crate::{
+    pack::{self, Batch, Value},
+    runtime::{self, PageRuntime},
+    socket::PageConnector,
+    stream::Stream,
+};
+
+thread_local! {
+    static BOUNDARY: RefCell<Boundary> = RefCell::default();
+}
+
+/// Never borrowed while the sdk runs, which calls back.
+#[derive(Default)]
+struct Boundary {
+    clients: HashMap<u32, Client>,
+    streams: HashMap<u32, Rc<Stream>>,
+    /// The last number given to a client or a stream. 0 is none.
+    last_id: u32,
+    /// Unary calls in flight, by slot.
+    submissions: HashMap<u32, Submission>,
+    outcomes: VecDeque<(u32, Result<Value, Status>)>,
+}
+
+impl Boundary {
+    /// A number that nothing alive has.
+    fn new_id(&mut self) -> u32 {
+        loop {
+            self.last_id = self.last_id.wrapping_add(1);
+            let id = self.last_id;
+            if id != 0 && !self.clients.contains_key(&id) && !self.streams.contains_key(&id) {
+                return id;
+            }
+        }
+    }
+}
+
+fn boundary<T>(then: impl FnOnce(&mut Boundary) -> T) -> T {
+    BOUNDARY.with_borrow_mut(then)
+}
+
+fn complete(slot: u32, outcome: Result<Value, Status>) {
+    boundary(|boundary| boundary.outcomes.push_back((slot, outcome)));
+    runtime::request_turn();
+}
+
+/// Runs an operation whose outcome is the slot's.
+fn run(slot: u32, operation: impl Future<Output = Result<Value, Status>> + 'static) {
+    runtime::spawn(async move { complete(slot, operation.await) });
+}
+
+/// Takes the outcome of a unary call; its token is the slot.
+struct Unary;
+
+impl Sink for Unary {
+    fn complete(&self, token: u64, result: Result<Response, Status>) {
+        complete(token as u32, result.map(Value::Response));
+    }
+}
+
+/// The version of this module and a hash of the core's sources, equal in every language of one release.
+#[wasm_bindgen]
+pub fn version() -> String {
+    concat!(env!("CARGO_PKG_VERSION"), " (core ", env!("VALKYRIE_CORE_HASH"), ")").to_owned()
+}
+
+/// To be called first, once. `wake` must see to it that [`turn`] is called soon, and may not call it itself; `fatal` is
+/// told why when the module panics, and then it must not be called again.
+#[wasm_bindgen]
+pub fn start(wake: Function, fatal: Function) {
+    thread_local!(static FATAL: RefCell<Option<Function>> = const { RefCell::new(None) });
+    FATAL.set(Some(fatal));
+    runtime::set_wake(wake);
+    std::panic::set_hook(Box::new(|panic| {
+        let message = JsValue::from(panic.to_string());
+        // The trap that follows is all that is left to say if it fails.
+        FATAL.with_borrow(|fatal| fatal.as_ref().map(|fatal| fatal.call1(&JsValue::UNDEFINED, &message)));
+    }));
+}
+
+/// Runs every task that is ready, then gives a batch of outcomes, `None` when there is none.
+#[wasm_bindgen]
+pub fn turn() -> Option<Vec<u8>> {
+    runtime::run_tasks();
+    let (batch, more) = boundary(|boundary| {
+        let mut batch = Batch::new();
+        while batch.has_room() {
+            let Some((slot, outcome)) = boundary.outcomes.pop_front() else { break };
+            boundary.submissions.remove(&slot);
+            batch.push(slot, outcome);
+        }
+        (batch, !boundary.outcomes.is_empty())
+    });
+    if !more {
+        runtime::end_turn();
+    }
+    (!batch.is_empty()).then(|| batch.into_bytes(more))
+}
+
+/// Begins to connect and gives the client's number; 0 when it was refused.
+#[wasm_bindgen]
+pub fn connect(slot: u32, endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> u32 {
+    let connector = Arc::new(PageConnector);
+    let mut builder = Client::builder()
+        .endpoint(endpoint)
+        .runtime(Arc::new(PageRuntime))
+        .connector("ws", connector.clone())
+        .connector("wss", connector);
+    if let Some(timeout_ms) = milliseconds(timeout_ms) {
+        builder = builder.timeout_ms(timeout_ms);
+    }
+    if let Some(timeout_ms) = milliseconds(connect_timeout_ms) {
+        builder = builder.connect_timeout_ms(timeout_ms);
+    }
+    match builder.connect_lazily() {
+        Ok(client) => {
+            let connecting = client.clone();
+            run(slot, async move { connecting.ready().await.map(|()| Value::Done) });
+            boundary(|boundary| {
+                let id = boundary.new_id();
+                boundary.clients.insert(id, client);
+                id
+            })
+        }
+        Err(status) => {
+            complete(slot, Err(status));
+            0
+        }
+    }
+}
+
+/// Begins a unary call. `timeout_ms` NaN: the default; infinite: none. `metadata`: what [`pack::metadata`] reads.
+#[wasm_bindgen]
+pub fn call(
+    client: u32,
+    slot: u32,
+    method: &str,
+    message: Vec<u8>,
+    timeout_ms: f64,
+    priority: u32,
+    metadata: Option<Vec<u8>>,
+) {
+    let prepared = client_and_options(client, timeout_ms, priority, metadata);
+    match prepared {
+        Ok((client, options)) => {
+            let submission = client.submit(method, message.into(), options, slot.into(), unary());
+            boundary(|boundary| boundary.submissions.insert(slot, submission));
+        }
+        Err(status) => complete(slot, Err(status)),
+    }
+}
+
+/// Gives up the unary call in that slot, which still has its one outcome. Idempotent.
+#[wasm_bindgen]
+pub fn cancel(slot: u32) {
+    if let Some(submission) = boundary(|boundary| boundary.submissions.get(&slot).cloned()) {
+        submission.cancel();
+    }
+}
+
+/// Opens a stream in the background and gives its number; 0 when it was refused, and `slot` has the refusal. Otherwise
+/// the slot has no outcome.
+#[wasm_bindgen]
+pub fn open(
+    client: u32,
+    slot: u32,
+    method: String,
+    timeout_ms: f64,
+    priority: u32,
+    metadata: Option<Vec<u8>>,
+) -> u32 {
+    match client_and_options(client, timeout_ms, priority, metadata) {
+        Ok((client, options)) => {
+            let stream = Stream::open(client, method, options);
+            boundary(|boundary| {
+                let id = boundary.new_id();
+                boundary.streams.insert(id, stream);
+                id
+            })
+        }
+        Err(status) => {
+            complete(slot, Err(status));
+            0
+        }
+    }
+}
+
+/// Begins to send a message; done when flow control has taken it.
+#[wasm_bindgen]
+pub fn send(stream: u32, slot: u32, message: Vec<u8>) {
+    on_stream(stream, slot, |stream| stream.send(message.into()));
+}
+
+/// Begins to half-close.
+#[wasm_bindgen]
+pub fn half_close(stream: u32, slot: u32) {
+    on_stream(stream, slot, Stream::half_close);
+}
+
+/// Begins to receive 1 to `max` messages or the end.
+#[wasm_bindgen]
+pub fn recv(stream: u32, slot: u32, max: u32) {
+    on_stream(stream, slot, |stream| stream.recv(max as usize));
+}
+
+/// Cancels a stream; what is in flight on it ends. Idempotent.
+#[wasm_bindgen]
+pub fn stream_cancel(stream: u32) {
+    if let Some(stream) = boundary(|boundary| boundary.streams.get(&stream).cloned()) {
+        stream.cancel();
+    }
+}
+
+/// Forgets a stream; one that has not ended is cancelled. Idempotent.
+#[wasm_bindgen]
+pub fn stream_free(stream: u32) {
+    if let Some(stream) = boundary(|boundary| boundary.streams.remove(&stream)) {
+        stream.cancel();
+    }
+}
+
+/// Begins to close a client gracefully.
+#[wasm_bindgen]
+pub fn close(client: u32, slot: u32) {
+    match find(client) {
+        Ok(client) => run(slot, async move {
+            client.close().await;
+            Ok(Value::Done)
+        }),
+        Err(status) => complete(slot, Err(status)),
+    }
+}
+
+/// Forgets a client at once; calls in flight end as cancelled. Idempotent.
+#[wasm_bindgen]
+pub fn client_free(client: u32) {
+    if let Some(client) = boundary(|boundary| boundary.clients.remove(&client)) {
+        client.close_now();
+    }
+}
+
+fn unary() -> Arc<dyn Sink> {
+    thread_local!(static UNARY: Arc<dyn Sink> = Arc::new(Unary));
+    UNARY.with(Arc::clone)
+}
+
+fn find(client: u32) -> Result<Client, Status> {
+    let found = boundary(|boundary| boundary.clients.get(&client).cloned());
+    found.ok_or_else(|| Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed"))
+}
+
+fn on_stream<F>(stream: u32, slot: u32, operation: impl FnOnce(Rc<Stream>) -> F)
+where
+    F: Future<Output = Result<Value, Status>> + 'static,
+{
+    match boundary(|boundary| boundary.streams.get(&stream).cloned()) {
+        Some(stream) => run(slot, operation(stream)),
+        None => complete(slot, Err(Status::from_reason(Reason::STREAM_MISUSE, "the stream is closed"))),
+    }
+}
+
+fn client_and_options(
+    client: u32,
+    timeout_ms: f64,
+    priority: u32,
+    metadata: Option<Vec<u8>>,
+) -> Result<(Client, CallOptions), Status> {
+    let client = find(client)?;
+    let mut options = CallOptions::new().with_priority(match priority {
+        0 => Priority::Critical,
+        1 => Priority::Normal,
+        _ => Priority::Bulk,
+    });
+    if let Some(metadata) = metadata {
+        options = options.with_metadata(pack::metadata(metadata)?);
+    }
+    options.timeout = milliseconds(timeout_ms).map(|ms| match ms {
+        u64::MAX => Duration::MAX,
+        ms => Duration::from_millis(ms),
+    });
+    Ok((client, options))
+}
+
+/// NaN stands for "not given", infinity for "no limit"; a fraction is rounded up.
+fn milliseconds(value: f64) -> Option<u64> {
+    (!value.is_nan()).then(|| value.ceil() as u64)
+}

@@ -1,0 +1,169 @@
+/// <reference lib="esnext.disposable" />
+
+// The face of Valkyrie in JavaScript. `valkyrie-sdk` (Node) and `valkyrie-sdk-web` (browsers) have the same one.
+
+/** Version of the package and a hash of the core it is built from: `0.1.0 (core 1a2b3c4d)`. Empty until the module is
+ * loaded, by the first {@link connect} or by {@link load}. */
+export const version: string;
+
+/** Connects to an endpoint: `tcp://host:port`, `unix:///path` or `ws://host:port` (in a browser `ws://` and `wss://`).
+ *
+ * Rejects with {@link StatusError}: `UNAVAILABLE` when nothing answers within `connectTimeoutMs`, `INVALID_ARGUMENT`
+ * when the endpoint cannot be parsed or its scheme is not supported. */
+export function connect(endpoint: string, options?: ConnectOptions): Promise<Client>;
+
+export interface ConnectOptions {
+  /** Time limit of unary calls that give none, in milliseconds. Default 5000; `Infinity`: none. */
+  timeoutMs?: number | undefined;
+  /** Time limit of making a connection, in milliseconds. Default 5000. */
+  connectTimeoutMs?: number | undefined;
+  /** Gives up connecting; the promise rejects with the signal's reason. */
+  signal?: AbortSignal | undefined;
+}
+
+export interface CallOptions {
+  /** Time limit in milliseconds. Default: the client's for unary calls, none for streams; `Infinity`: none. */
+  timeoutMs?: number | undefined;
+  /** Metadata sent with the call. Keys are lower-case ASCII; only values of keys that end in `-bin` may be bytes. */
+  metadata?: MetadataInit | undefined;
+  /** Priority class. Default `normal`. */
+  priority?: Priority | undefined;
+  /** Cancels the call, at the server too; what is pending rejects with the signal's reason, an `AbortError` unless
+   * another was given. */
+  signal?: AbortSignal | undefined;
+}
+
+export type Priority = 'critical' | 'normal' | 'bulk';
+
+/** Text is sent as UTF-8. Bytes are copied before the call returns, so that they may be changed at once. */
+export type Message = string | Uint8Array;
+
+export type MetadataInit =
+  Iterable<readonly [key: string, value: string | Uint8Array]> | { readonly [key: string]: string | Uint8Array };
+
+/** Calls methods of one endpoint. It connects again by itself, may be used by any number of callers at once, until it is
+ * closed or collected. */
+export class Client {
+  private constructor();
+
+  /** The endpoint given to {@link connect}. */
+  readonly endpoint: string;
+
+  /** Calls `/echo`. */
+  request(message: Message, options?: CallOptions): Promise<Uint8Array>;
+
+  /** A unary call: one message each way. Rejects with {@link StatusError}, with the signal's reason on abort, and with
+   * `TypeError` or `RangeError` when an argument is not what it must be. */
+  call(method: string, message: Message, options?: CallOptions): Promise<Uint8Array>;
+
+  /** {@link Client.call} with the server's metadata and trailers. */
+  callWithResponse(method: string, message: Message, options?: CallOptions): Promise<Response>;
+
+  /** Server streaming: sends one message, half-closes, and receives any number. Errors come out of the iteration. */
+  stream(method: string, message: Message, options?: CallOptions): Stream;
+
+  /** Opens a stream with any number of messages each way. Errors come out of `send` and `recv`. */
+  open(method: string, options?: CallOptions): Stream;
+
+  /** Closes gracefully: calls in flight finish, for 5 seconds at most. Idempotent. Later calls reject with code
+   * `CANCELLED` and reason `CLIENT_CLOSED`. */
+  close(): Promise<void>;
+
+  /** {@link Client.close}, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** The answer of a unary call. */
+export interface Response {
+  readonly message: Uint8Array;
+  readonly metadata: Metadata;
+  readonly trailers: Metadata;
+}
+
+/** A call with any number of messages each way. Messages are taken from the network only as fast as they are received
+ * here. Leaving a `for await` early cancels the call. */
+export class Stream implements AsyncIterable<Uint8Array> {
+  private constructor();
+
+  /** Metadata from the server; empty until the stream has ended. */
+  readonly metadata: Metadata;
+
+  /** Trailers from the server; empty until the stream has ended. */
+  readonly trailers: Metadata;
+
+  /** Sends a message; resolves when flow control has taken it. Await it to be held to the server's pace. */
+  send(message: Message): Promise<void>;
+
+  /** Says that no more messages come from here. */
+  halfClose(): Promise<void>;
+
+  /** The next message, `null` when the stream has ended with OK. */
+  recv(): Promise<Uint8Array | null>;
+
+  /** Cancels the call. Idempotent; does nothing when the call is over. */
+  cancel(): void;
+
+  /** Receives until the stream ends with OK. Throws what {@link Stream.recv} rejects with. */
+  [Symbol.asyncIterator](): AsyncIterableIterator<Uint8Array>;
+
+  /** {@link Stream.cancel}, for `await using`. */
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** Key and value pairs in the order the peer gave them. Values of keys that end in `-bin` are bytes, all others text. */
+export class Metadata extends Array<[key: string, value: string | Uint8Array]> {
+  /** The first value of that key. */
+  get(key: string): string | Uint8Array | undefined;
+
+  /** Every value of that key. */
+  getAll(key: string): Array<string | Uint8Array>;
+}
+
+/** A call's status when it is not OK. */
+export class StatusError extends Error {
+  readonly name: 'StatusError';
+  /** Name of the status code; `UNKNOWN` for a number without a name. */
+  readonly code: CodeName;
+  /** Number of the status code. */
+  readonly number: number;
+  /** Stable reason, finer than the code: `CONNECTION_LOST`. `NONE` when the application made the status. */
+  readonly reason: string;
+  /** Whose fault it is. */
+  readonly class: ErrorClass;
+  /** Typed details from the server. */
+  readonly details: ReadonlyArray<{ readonly type: string; readonly value: Uint8Array }>;
+  /** How long the server asks to wait before another attempt; `Infinity`: never. */
+  readonly pushbackMs: number | undefined;
+  /** Metadata that came before the status. */
+  readonly metadata: Metadata;
+  /** Trailers that came with the status. */
+  readonly trailers: Metadata;
+  /** Whether another attempt may help. */
+  readonly retryable: boolean;
+}
+
+export type ErrorClass = 'application' | 'caller' | 'auth' | 'transient' | 'server' | 'protocol';
+
+export type CodeName =
+  | 'OK'
+  | 'CANCELLED'
+  | 'UNKNOWN'
+  | 'INVALID_ARGUMENT'
+  | 'DEADLINE_EXCEEDED'
+  | 'NOT_FOUND'
+  | 'ALREADY_EXISTS'
+  | 'PERMISSION_DENIED'
+  | 'RESOURCE_EXHAUSTED'
+  | 'FAILED_PRECONDITION'
+  | 'ABORTED'
+  | 'OUT_OF_RANGE'
+  | 'UNIMPLEMENTED'
+  | 'INTERNAL'
+  | 'UNAVAILABLE'
+  | 'DATA_LOSS'
+  | 'UNAUTHENTICATED';
+
+/** Loads the WebAssembly module, which {@link connect} does by itself when it has not been done. For a bundler or a
+ * server that keeps the module elsewhere: `module` says where, or is the module. The first call counts; one that failed
+ * may be repeated. */
+export function load(module?: string | URL | Request | Response | BufferSource | WebAssembly.Module): Promise<void>;

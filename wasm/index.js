@@ -1,0 +1,563 @@
+// The face of the package: checks arguments, keeps a promise per operation, and turns what the WebAssembly part hands
+// over into JavaScript values. It decides nothing about calls; the core does. Nothing is loaded before it is needed.
+
+import init, * as core from './pkg/valkyrie.js';
+
+const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
+// Messages taken from the core at once; credit goes back to the server when they are taken.
+const RECV_BATCH = 64;
+const PRIVATE = Symbol('valkyrie-sdk-web');
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+export let version = '';
+let loading;
+
+/** Loads the WebAssembly part. */
+export function load(module) {
+  loading ??= start(module).catch((error) => {
+    loading = undefined;
+    throw error;
+  });
+  return loading;
+}
+
+async function start(module) {
+  await init(module === undefined ? undefined : { module_or_path: module });
+  core.start(() => queueMicrotask(turn), fail);
+  version = core.version();
+}
+
+/** Connects to an endpoint such as `ws://localhost:8080`. */
+export async function connect(endpoint, options = {}) {
+  if (typeof endpoint !== 'string') throw wrongType('endpoint', 'a string', endpoint);
+  checkOptions(options);
+  const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+  const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
+  const signal = checkSignal(options.signal);
+  signal?.throwIfAborted();
+  await load();
+  let id = 0;
+  try {
+    await operation((slot) => (id = core.connect(slot, endpoint, timeoutMs, connectTimeoutMs)), signal);
+  } catch (error) {
+    free(core.client_free, id);
+    throw traced(error);
+  }
+  return new Client(PRIVATE, id, endpoint);
+}
+
+/** A client of one endpoint. Made by `connect`. */
+export class Client {
+  #id;
+  #endpoint;
+
+  constructor(token, id, endpoint) {
+    if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
+    this.#id = id;
+    this.#endpoint = endpoint;
+    clients.register(this, id);
+  }
+
+  get endpoint() {
+    return this.#endpoint;
+  }
+
+  request(message, options) {
+    return this.call('/echo', message, options);
+  }
+
+  async call(method, message, options) {
+    return (await this.callWithResponse(method, message, options)).message;
+  }
+
+  async callWithResponse(method, message, options = {}) {
+    checkMethod(method);
+    checkOptions(options);
+    const bytes = toBytes(message);
+    const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+    const priority = priorityOf(options.priority);
+    const metadata = packed(options.metadata);
+    const signal = checkSignal(options.signal);
+    try {
+      return await operation(
+        (slot) => core.call(this.#id, slot, method, bytes, timeoutMs, priority, metadata),
+        signal,
+        this,
+      );
+    } catch (error) {
+      throw traced(error);
+    }
+  }
+
+  stream(method, message, options) {
+    const bytes = toBytes(message);
+    const stream = this.open(method, options);
+    // Their failures are the stream's own, and come out of the next recv().
+    stream.send(bytes).catch(ignore);
+    stream.halfClose().catch(ignore);
+    return stream;
+  }
+
+  open(method, options = {}) {
+    checkMethod(method);
+    checkOptions(options);
+    const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+    const priority = priorityOf(options.priority);
+    const metadata = packed(options.metadata);
+    const signal = checkSignal(options.signal);
+    let id = 0;
+    let refused;
+    if (signal?.aborted !== true) {
+      refused = operation((slot) => {
+        id = core.open(this.#id, slot, method, timeoutMs, priority, metadata);
+        if (id !== 0) settle(slot);
+      });
+      refused.catch(ignore);
+    }
+    return new Stream(PRIVATE, id, refused, signal, this);
+  }
+
+  async close() {
+    await operation((slot) => core.close(this.#id, slot), undefined, this);
+  }
+
+  async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
+    await this.close();
+  }
+}
+
+/** A call with any number of messages each way. Made by `Client.open` and `Client.stream`. */
+export class Stream {
+  #id;
+  #client; // keeps the client from being collected while the stream is in use
+  #refused;
+  #signal;
+  #onAbort;
+  #messages = [];
+  #next = 0;
+  #pull;
+  #sent; // the last send that is under way: sends that nobody awaits keep their order
+  #halfClosed = false;
+  #over = false;
+  #failure;
+  #metadata = NO_METADATA;
+  #trailers = NO_METADATA;
+
+  constructor(token, id, refused, signal, client) {
+    if (token !== PRIVATE) throw new TypeError('a Stream is made by Client.open() or Client.stream()');
+    this.#id = id;
+    this.#client = client;
+    this.#refused = refused;
+    this.#signal = signal;
+    if (id === 0) return;
+    streams.register(this, id, this);
+    if (signal !== undefined) {
+      this.#onAbort = () => free(core.stream_cancel, id);
+      signal.addEventListener('abort', this.#onAbort, { once: true });
+    }
+  }
+
+  get metadata() {
+    return this.#metadata;
+  }
+
+  get trailers() {
+    return this.#trailers;
+  }
+
+  async send(message) {
+    let bytes = toBytes(message);
+    // A message that has to wait is copied: its owner may change it as soon as this returns.
+    if (this.#sent !== undefined && bytes === message) bytes = bytes.slice();
+    await this.#inOrder((slot) => core.send(this.#id, slot, bytes));
+  }
+
+  async halfClose() {
+    await this.#inOrder((slot) => core.half_close(this.#id, slot));
+    this.#halfClosed = true;
+    this.#release();
+  }
+
+  async recv() {
+    for (;;) {
+      if (this.#next < this.#messages.length) return this.#messages[this.#next++];
+      if (this.#failure !== undefined) throw this.#failure.error;
+      if (this.#over) return null;
+      // Callers that come while a batch is on its way wait for the same one.
+      await (this.#pull ??= this.#fetch());
+    }
+  }
+
+  cancel() {
+    free(core.stream_cancel, this.#id);
+  }
+
+  [Symbol.asyncIterator]() {
+    return {
+      next: async () => {
+        const value = await this.recv();
+        return value === null ? { value: undefined, done: true } : { value, done: false };
+      },
+      return: async () => {
+        this.cancel();
+        return { value: undefined, done: true };
+      },
+      [Symbol.asyncIterator]() {
+        return this;
+      },
+    };
+  }
+
+  async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
+    this.cancel();
+  }
+
+  async #fetch() {
+    try {
+      const batch = await this.#operation((slot) => core.recv(this.#id, slot, RECV_BATCH));
+      this.#messages = batch.messages;
+      this.#next = 0;
+      if (batch.metadata !== undefined) {
+        this.#metadata = batch.metadata;
+        this.#trailers = batch.trailers;
+        this.#over = true;
+      }
+    } catch (error) {
+      if (error instanceof StatusError) {
+        this.#metadata = error.metadata;
+        this.#trailers = error.trailers;
+      }
+      this.#failure = { error };
+      this.#over = true;
+      this.#halfClosed = true;
+    }
+    this.#pull = undefined;
+    this.#release();
+  }
+
+  #inOrder(begin) {
+    const run = () => this.#operation(begin);
+    const sent = this.#sent === undefined ? run() : this.#sent.then(run, run);
+    this.#sent = sent;
+    const done = () => {
+      if (this.#sent === sent) this.#sent = undefined;
+    };
+    sent.then(done, done);
+    return sent;
+  }
+
+  async #operation(begin) {
+    if (this.#signal?.aborted === true) throw this.#signal.reason;
+    if (this.#id === 0) await this.#refused;
+    try {
+      return await operation(begin, undefined, this);
+    } catch (error) {
+      throw this.#signal?.aborted === true ? this.#signal.reason : traced(error);
+    }
+  }
+
+  // Both directions are done: nothing waits for the collector. What is called later gets the core's answer.
+  #release() {
+    if (!this.#over || !this.#halfClosed || this.#id === 0) return;
+    streams.unregister(this);
+    free(core.stream_free, this.#id);
+    this.#signal?.removeEventListener('abort', this.#onAbort);
+  }
+}
+
+/** Key and value pairs in the order the peer gave them. */
+export class Metadata extends Array {
+  // map() and the like give plain arrays.
+  static get [Symbol.species]() {
+    return Array;
+  }
+
+  get(key) {
+    return this.find((pair) => pair[0] === key)?.[1];
+  }
+
+  getAll(key) {
+    return this.filter((pair) => pair[0] === key).map((pair) => pair[1]);
+  }
+}
+
+const NO_METADATA = Object.freeze(new Metadata());
+
+/** How a call ended when it did not end with OK. */
+export class StatusError extends Error {
+  constructor(message, facts) {
+    super(message);
+    Object.assign(this, facts);
+  }
+
+  get retryable() {
+    return this.code === 'UNAVAILABLE';
+  }
+}
+Object.defineProperty(StatusError.prototype, 'name', { value: 'StatusError', writable: true, configurable: true });
+
+// What the collector finds is given up in the core.
+const clients = new FinalizationRegistry((id) => free(core.client_free, id));
+const streams = new FinalizationRegistry((id) => free(core.stream_free, id));
+
+// Operations: JavaScript picks the slot, the core completes it.
+
+const slots = [];
+const freeSlots = [];
+let failure; // why the core must not be entered again
+
+// `begin` submits under the slot it is given. `owner` is kept from the collector until the operation has ended.
+function operation(begin, signal, owner) {
+  if (signal !== undefined) return abortable(begin, signal, owner);
+  return new Promise((resolve, reject) => submit(begin, { resolve, reject, owner }));
+}
+
+function abortable(begin, signal, owner) {
+  if (signal.aborted) return Promise.reject(signal.reason);
+  return new Promise((resolve, reject) => {
+    let slot;
+    const abort = () => {
+      // The slot stays taken until the core has let go of the call.
+      free(core.cancel, slot);
+      reject(signal.reason);
+    };
+    signal.addEventListener('abort', abort, { once: true });
+    const done = (settlePromise) => (value) => {
+      signal.removeEventListener('abort', abort);
+      settlePromise(value);
+    };
+    slot = submit(begin, { resolve: done(resolve), reject: done(reject), owner });
+  });
+}
+
+function submit(begin, waiter) {
+  const slot = freeSlots.length > 0 ? freeSlots.pop() : slots.length;
+  slots[slot] = waiter;
+  enter(begin, slot);
+  return slot;
+}
+
+function settle(slot) {
+  const waiter = slots[slot];
+  slots[slot] = undefined;
+  freeSlots.push(slot);
+  return waiter;
+}
+
+function free(release, id) {
+  if (id !== 0) enter(release, id);
+}
+
+// Every way into the core leads through here. What it throws is a trap: it has lost its footing, and must not hold up
+// the promises that wait for it.
+function enter(entry, argument) {
+  try {
+    if (failure === undefined) return entry(argument);
+    queueMicrotask(rejectAll);
+  } catch (error) {
+    fail(error);
+  }
+  return undefined;
+}
+
+function fail(error) {
+  failure ??= `the core failed: ${error?.message ?? error}; load the page again`;
+  queueMicrotask(rejectAll);
+}
+
+function rejectAll() {
+  for (const slot of slots.keys()) {
+    if (slots[slot] === undefined) continue;
+    const facts = { code: 'INTERNAL', number: 13, reason: 'INTERNAL', class: 'server', pushbackMs: undefined };
+    settle(slot).reject(
+      new StatusError(failure, { ...facts, details: [], metadata: NO_METADATA, trailers: NO_METADATA }),
+    );
+  }
+}
+
+function turn() {
+  for (let more = true; more; ) {
+    const batch = enter(core.turn);
+    if (batch === undefined) return;
+    more = complete(new Batch(batch));
+  }
+}
+
+// bindings/wasm/src/pack.rs has the layout.
+function complete(batch) {
+  for (let count = batch.count; count > 0; count--) {
+    const waiter = settle(batch.word());
+    switch (batch.word()) {
+      case 0:
+        waiter.resolve();
+        break;
+      case 1:
+        waiter.resolve({ message: batch.bytes(), metadata: NO_METADATA, trailers: NO_METADATA });
+        break;
+      case 2:
+        waiter.resolve({ message: batch.bytes(), metadata: batch.metadata(), trailers: batch.metadata() });
+        break;
+      case 3: {
+        const messages = batch.list(() => batch.bytes());
+        waiter.resolve(
+          batch.word() === 1 ? { messages, metadata: batch.metadata(), trailers: batch.metadata() } : { messages },
+        );
+        break;
+      }
+      default:
+        waiter.reject(batch.error());
+    }
+  }
+  return batch.more;
+}
+
+class Batch {
+  constructor(buffer) {
+    const words = new Uint32Array(buffer.buffer, buffer.byteOffset, buffer.byteLength >>> 2);
+    this.buffer = buffer;
+    this.words = words;
+    this.count = words[0];
+    this.more = words[2] === 1;
+    this.at = 3;
+    this.offset = words[1] * 4;
+  }
+
+  word() {
+    return this.words[this.at++];
+  }
+
+  bytes() {
+    const start = this.offset;
+    this.offset += this.word();
+    return this.buffer.subarray(start, this.offset);
+  }
+
+  text() {
+    return decoder.decode(this.bytes());
+  }
+
+  list(item) {
+    return Array.from({ length: this.word() }, item);
+  }
+
+  metadata() {
+    const count = this.word();
+    if (count === 0) return NO_METADATA;
+    const metadata = new Metadata();
+    for (let i = 0; i < count; i++) {
+      const key = this.text();
+      metadata.push([key, key.endsWith('-bin') ? this.bytes() : this.text()]);
+    }
+    return metadata;
+  }
+
+  error() {
+    const number = this.word();
+    const [code, reason, kind, message] = [this.text(), this.text(), this.text(), this.text()];
+    const pushback = this.word();
+    return new StatusError(message, {
+      code,
+      number,
+      reason,
+      class: kind,
+      pushbackMs: pushback === 0 ? undefined : pushback === 0xffffffff ? Infinity : pushback - 1,
+      details: this.list(() => ({ type: this.text(), value: this.bytes() })),
+      metadata: this.metadata(),
+      trailers: this.metadata(),
+    });
+  }
+}
+
+// The core's errors are made in a turn, where no caller is on the stack: what helps is where one awaits.
+function traced(error) {
+  if (error instanceof StatusError) Error.captureStackTrace?.(error, traced);
+  return error;
+}
+
+// Arguments.
+
+// Not instanceof: an array may come from another frame.
+function isBytes(value) {
+  return Object.prototype.toString.call(value) === '[object Uint8Array]';
+}
+
+function toBytes(message) {
+  if (typeof message === 'string') return encoder.encode(message);
+  if (isBytes(message)) return message;
+  throw wrongType('message', 'a string or a Uint8Array', message);
+}
+
+function checkMethod(method) {
+  if (typeof method !== 'string') throw wrongType('method', 'a string', method);
+}
+
+function checkOptions(options) {
+  if (typeof options !== 'object' || options === null) throw wrongType('options', 'an object', options);
+}
+
+function checkSignal(signal) {
+  if (signal === undefined) return undefined;
+  if (typeof signal?.aborted !== 'boolean' || typeof signal.addEventListener !== 'function') {
+    throw wrongType('signal', 'an AbortSignal', signal);
+  }
+  return signal;
+}
+
+// NaN stands for "not given" from here to the core, Infinity for "no limit".
+function milliseconds(value, name) {
+  if (value === undefined) return NaN;
+  if (typeof value !== 'number') throw wrongType(name, 'a number', value);
+  if (!(value >= 0)) throw new RangeError(`${name} is ${value}, not a number of milliseconds from 0`);
+  return value;
+}
+
+function priorityOf(value = 'normal') {
+  if (typeof value !== 'string') throw wrongType('priority', 'a string', value);
+  if (!Object.hasOwn(PRIORITIES, value)) {
+    throw new RangeError(`priority is '${value}', not 'critical', 'normal' or 'bulk'`);
+  }
+  return PRIORITIES[value];
+}
+
+// For each entry the lengths of key and value, then both.
+function packed(metadata) {
+  if (metadata === undefined) return undefined;
+  if (typeof metadata !== 'object' || metadata === null) {
+    throw wrongType('metadata', 'an object or an iterable of pairs', metadata);
+  }
+  const entries = [];
+  let length = 0;
+  for (const pair of Symbol.iterator in metadata ? metadata : Object.entries(metadata)) {
+    if (!Array.isArray(pair) || pair.length !== 2 || typeof pair[0] !== 'string') {
+      throw wrongType('a metadata entry', 'a pair of a string and a value', pair);
+    }
+    const [key, value] = pair;
+    if (typeof value !== 'string' && !isBytes(value)) {
+      throw wrongType(`metadata value of ${key}`, 'a string or a Uint8Array', value);
+    }
+    const entry = [encoder.encode(key), typeof value === 'string' ? encoder.encode(value) : value];
+    length += 8 + entry[0].length + entry[1].length;
+    entries.push(entry);
+  }
+  const bytes = new Uint8Array(length);
+  const view = new DataView(bytes.buffer);
+  let at = 0;
+  for (const [key, value] of entries) {
+    view.setUint32(at, key.length, true);
+    view.setUint32(at + 4, value.length, true);
+    bytes.set(key, at + 8);
+    bytes.set(value, at + 8 + key.length);
+    at += 8 + key.length + value.length;
+  }
+  return bytes;
+}
+
+function wrongType(name, expected, value) {
+  const actual =
+    value === null ? 'null' : typeof value === 'object' ? (value.constructor?.name ?? 'object') : typeof value;
+  return new TypeError(`${name} must be ${expected}, not ${actual}`);
+}
+
+function ignore() {}
