@@ -312,7 +312,7 @@ fn examples(project: &Project) -> Outcome {
                 run(&mut c_compiler(project, "gcc", "-std=c99", &path, &program)?)?;
                 project.command(program)
             }
-            ("browser", Some("mjs")) => {
+            ("web", Some("mjs")) => {
                 scheme = "ws";
                 web::page(project, &file)?
             }

@@ -153,7 +153,7 @@ fn runner(project: &Project, language: &str) -> Outcome<Command> {
             project.command(program)
         }
         "browser" => {
-            let mut page = web::page(project, "tests/conformance/browser/runner.mjs")?;
+            let mut page = web::page(project, "tests/conformance/web/runner.mjs")?;
             page.env("VALKYRIE_CONFORMANCE_CASES", format!("/page/{CASES}"));
             return Ok(page);
         }
