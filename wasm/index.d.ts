@@ -166,4 +166,4 @@ export type CodeName =
 /** Loads the WebAssembly module, which {@link connect} does by itself when it has not been done. For a bundler or a
  * server that keeps the module elsewhere: `module` says where, or is the module. The first call counts; one that failed
  * may be repeated. */
-export function load(module?: string | URL | Request | Response | BufferSource | WebAssembly.Module): Promise<void>;
+export function load(module?: string | URL | BufferSource | WebAssembly.Module): Promise<void>;

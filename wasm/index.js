@@ -320,7 +320,7 @@ function abortable(begin, signal, owner) {
     let slot;
     const abort = () => {
       // The slot stays taken until the core has let go of the call.
-      free(core.cancel, slot);
+      enter(core.cancel, slot);
       reject(signal.reason);
     };
     signal.addEventListener('abort', abort, { once: true });

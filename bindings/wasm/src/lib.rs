@@ -2,8 +2,8 @@
 //! [`valkyrie_sdk::Connector`] over what a page or a worker has, and the boundary to JavaScript. No policy lives here.
 //!
 //! JavaScript picks a *slot* (a small number) for each operation and finds its promise by it. Everything an operation
-//! ends with, a refusal too, comes out of [`boundary::turn`], which runs the tasks that are ready and hands over a batch
-//! of outcomes in one crossing (`pack.rs` has the layout). Exactly one outcome per operation.
+//! ends with, a refusal too, comes out of [`boundary::turn`], which runs the tasks that are ready and hands over a
+//! batch of outcomes in one crossing (`pack.rs` has the layout). Exactly one outcome per operation.
 #![cfg(target_arch = "wasm32")]
 #![forbid(unsafe_code)]
 
