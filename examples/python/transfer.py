@@ -13,7 +13,8 @@ CHUNK = 64 * 1024
 
 async def main(endpoint: str, paths: list[str]) -> None:
     sent, received, size, began = hashlib.sha256(), hashlib.sha256(), 0, time.perf_counter()
-    async with valkyrie.connect(endpoint) as client, client.open("/echo", metadata={"want-digest": "sha-256"}) as stream:
+    digest = {"want-digest": "sha-256"}
+    async with valkyrie.connect(endpoint) as client, client.open("/echo", metadata=digest) as stream:
 
         async def upload() -> None:
             nonlocal size
