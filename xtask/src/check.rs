@@ -7,7 +7,7 @@ use crate::conformance::Server;
 use crate::package::{self, FRESH, Profile};
 use crate::setup::VENV;
 use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run, run_and_read, succeeds};
-use crate::{arrows, setup, web};
+use crate::{arrows, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -402,7 +402,6 @@ pub(crate) fn deny(project: &Project) -> Outcome {
 
 /// Prints the figures of the benchmark programs.
 pub(crate) fn bench(project: &Project) -> Outcome {
-    setup::programs(project)?;
     run(project.command("bash").arg("benches/run.sh"))?;
     Ok(String::new())
 }

@@ -10,6 +10,9 @@ pub(crate) const VENV: &str = "target/venv";
 /// The tools of npm that the checks use.
 pub(crate) const NODE_TOOLS: &str = "xtask/node/node_modules";
 
+/// The environment variable that names another browser than Debian's Chromium.
+const BROWSER: &str = "VALKYRIE_CHROMIUM";
+
 /// Programs that the checks call, with the Debian package that has each.
 const PROGRAMS: [(&str, &str); 9] = [
     ("gcc", "gcc"),
@@ -50,8 +53,11 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 }
 
 pub(crate) fn programs(project: &Project) -> Outcome {
+    // Who names another browser needs none of Debian's.
+    let named = std::env::var_os(BROWSER).is_some();
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
+        .filter(|(program, _)| !(named && *program == "chromium"))
         .filter(|(program, _)| !succeeds(project.command(program).arg("--version")))
         .map(|(_, package)| *package)
         .collect();
@@ -78,18 +84,20 @@ fn install(project: &Project, packages: &[&str]) -> Outcome<()> {
         return failed(format!("there is no apt-get here: install what Debian calls {list}"));
     }
     let root = output(project.command("id").arg("-u"))?.trim() == "0";
-    let mut apt = project.command(if root { "apt-get" } else { "sudo" });
-    if !root {
-        // Never waits for a password: who has none to give is told what to type.
-        apt.args(["-n", "apt-get"]);
-    }
-    apt.args(["install", "-y", "--no-install-recommends"])
-        .args(packages)
-        .env("DEBIAN_FRONTEND", "noninteractive");
-    if root {
-        run(project.command("apt-get").args(["update", "-q"]))?;
-    }
-    run(&mut apt).or_else(|_| failed(format!("could not install: run `apt-get install {list}` as root")))
+    let apt = || {
+        let mut apt = project.command(if root { "apt-get" } else { "sudo" });
+        if !root {
+            // Never waits for a password: who has none to give is told what to type.
+            apt.args(["-n", "apt-get"]);
+        }
+        apt
+    };
+    let mut install = apt();
+    install.args(["install", "-y", "--no-install-recommends"]).args(packages);
+    // Lists that could not be renewed may still do: the installation decides.
+    let _ = run(apt().args(["update", "-q"]));
+    run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+        .or_else(|_| failed(format!("could not install: run `apt-get install {list}` as root")))
 }
 
 fn version_at_least(project: &Project, program: &str, arguments: &[&str], least: (u32, u32)) -> Outcome<()> {
@@ -143,7 +151,7 @@ pub(crate) fn wasm_rustc(project: &Project) -> Outcome<Option<PathBuf>> {
 
 /// Where the browser is; the environment variable `VALKYRIE_CHROMIUM` names another one.
 pub(crate) fn chromium() -> Outcome<PathBuf> {
-    let named = std::env::var_os("VALKYRIE_CHROMIUM").map(PathBuf::from);
+    let named = std::env::var_os(BROWSER).map(PathBuf::from);
     let path = named.unwrap_or_else(|| PathBuf::from("/usr/bin/chromium"));
     if path.is_file() { Ok(path) } else { Err(Stop::Skipped(format!("no browser at {}", path.display()))) }
 }
