@@ -98,9 +98,11 @@ mkdir -p "$work/std/src"
 : >"$work/std/src/lib.rs"
 printf '[package]\nname = "valkyrie-std-probe"\nversion = "0.0.0"\nedition = "2024"\n[workspace]\n' >"$work/std/Cargo.toml"
 # Bitcode must be embedded: cargo leaves it out by default, and then a build with LTO on this std fails.
-# The sources' folder is renamed in its two spellings, so that no path of this machine ends up in a module.
+# The sources' folder is renamed in its two spellings, and so is cargo's, which has the crates that std uses, so that no
+# path of this machine ends up in a module.
 sources=$usr/lib/rustlib/src/rust
 remap="--remap-path-prefix=$sources=/rustc/std --remap-path-prefix=$(readlink -f "$sources")=/rustc/std"
+remap+=" --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
 (
     cd "$work/std"
     # Settings of an outer cargo are for its own build.
