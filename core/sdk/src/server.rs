@@ -157,6 +157,7 @@ impl ServerBuilder {
                 refused: AtomicU64::new(0),
                 opening: AtomicUsize::new(0),
                 calls_before: AtomicU64::new(0),
+                calls_cut: AtomicU64::new(0),
                 phase: watch::Sender::new(Phase::Serving),
                 changed: Notify::new(),
             }),
@@ -292,6 +293,7 @@ struct Shared {
     opening: AtomicUsize,
     /// Calls of connections that are over.
     calls_before: AtomicU64,
+    calls_cut: AtomicU64,
     phase: watch::Sender<Phase>,
     changed: Notify,
 }
@@ -318,6 +320,8 @@ pub struct ServerStats {
     pub calls_total: u64,
     /// Streams open now.
     pub streams: usize,
+    /// Calls that ran when a shutdown closed their connection.
+    pub calls_cut: u64,
     /// Whether the server is shutting down.
     pub draining: bool,
 }
@@ -399,6 +403,7 @@ impl ServerControl {
             connections_refused: self.0.refused.load(Relaxed),
             calls_total: self.0.calls_before.load(Relaxed) + infos.iter().map(|info| info.calls).sum::<u64>(),
             streams: infos.iter().map(|info| info.streams).sum(),
+            calls_cut: self.0.calls_cut.load(Relaxed),
             draining: *self.0.phase.borrow() != Phase::Serving,
         }
     }
@@ -507,7 +512,11 @@ impl Opening {
             Phase::Stopping => link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped")),
         }
         driver.await;
-        shared.calls_before.fetch_add(link.info().calls, Relaxed);
+        let info = link.info();
+        shared.calls_before.fetch_add(info.calls, Relaxed);
+        if *shared.phase.borrow() != Phase::Serving {
+            shared.calls_cut.fetch_add(info.streams as u64, Relaxed);
+        }
         lock(&shared.links).remove(&link.id);
         shared.changed.notify_waiters();
     }

@@ -308,7 +308,7 @@ async fn a_shutdown_lets_calls_finish_and_refuses_new_ones() {
     send.finish().await.unwrap();
     assert_eq!(recv.recv().await.unwrap(), None);
     control.shutdown().await;
-    assert_eq!(control.stats().connections, 0);
+    assert_eq!((control.stats().connections, control.stats().calls_cut), (0, 0));
 }
 
 #[tokio::test]
@@ -321,6 +321,7 @@ async fn a_lost_server_ends_streams_and_the_next_call_dials_again() {
     let status = recv.recv().await.unwrap_err();
     assert_eq!((status.code(), status.reason()), (Code::Unavailable, Reason::CONNECTION_LOST));
     control.shutdown().await;
+    assert_eq!(control.stats().calls_cut, 1);
 
     let address = endpoints[0].clone();
     let server = ServerBuilder::new().bind(address).handler("/echo", EchoHandler).build().await.unwrap();

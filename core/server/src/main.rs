@@ -231,9 +231,7 @@ async fn serve(config: &Config) -> Result<(), Status> {
     let mut progress = tokio::time::interval_at(tokio::time::Instant::now() + PROGRESS, PROGRESS);
     let shutdown = control.shutdown();
     tokio::pin!(shutdown);
-    let mut left;
     loop {
-        left = control.stats().streams;
         tokio::select! {
             () = &mut shutdown => break,
             _ = progress.tick() => {
@@ -245,8 +243,9 @@ async fn serve(config: &Config) -> Result<(), Status> {
             }
         }
     }
-    if left > 0 && began.elapsed() >= Duration::from_millis(config.drain_timeout_ms) {
-        warn!(calls = left, "the drain timeout passed; calls were cut");
+    let cut = control.stats().calls_cut;
+    if cut > 0 {
+        warn!(calls = cut, "the drain timeout passed; calls were cut");
     }
     info!(elapsed_ms = elapsed_ms(began), "ended");
     Ok(())
