@@ -324,7 +324,7 @@ impl Connection {
 
     /// When [`Connection::handle_timeout`] wants to be called; `None` for never.
     pub fn poll_timeout(&self) -> Option<Time> {
-        [self.handshake_deadline, self.frame_deadline, self.next_deadline].into_iter().flatten().min()
+        Time::sooner(self.handshake_deadline, Time::sooner(self.frame_deadline, self.next_deadline))
     }
 
     /// Streams that are open or wait to be.

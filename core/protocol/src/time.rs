@@ -7,6 +7,14 @@ use std::time::Duration;
 pub struct Time(u64);
 
 impl Time {
+    /// The sooner of two instants, either of which may be never.
+    pub fn sooner(a: Option<Self>, b: Option<Self>) -> Option<Self> {
+        match (a, b) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        }
+    }
+
     /// The instant `micros` microseconds after the origin.
     pub const fn from_micros(micros: u64) -> Self {
         Self(micros)

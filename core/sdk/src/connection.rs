@@ -803,7 +803,7 @@ impl Driver {
         state.protocol.poll_transmit(now, &mut self.transmit, TRANSMIT_BUDGET);
         // Writing may have made room for senders, or ended streams.
         state.dispatch(&self.link, &mut self.actions);
-        let next = [state.protocol.poll_timeout(), state.closing].into_iter().flatten().min();
+        let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
         drop(guard);
         if next != self.timer_at {
             self.timer_at = next;
