@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::fork::Held;
+
 /// Names a client or a stream across the boundary. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Handle(u64);
@@ -31,6 +33,12 @@ pub(crate) struct Table<T>(Mutex<Slots<T>>);
 struct Slots<T> {
     slots: Vec<(u32, Option<Arc<T>>)>,
     free: Vec<usize>,
+}
+
+impl<T> Slots<T> {
+    fn all(&self) -> Vec<Arc<T>> {
+        self.slots.iter().filter_map(|(_, value)| value.clone()).collect()
+    }
 }
 
 impl<T> Table<T> {
@@ -80,7 +88,15 @@ impl<T> Table<T> {
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<T>> {
-        lock(&self.0).slots.iter().filter_map(|(_, value)| value.clone()).collect()
+        lock(&self.0).all()
+    }
+
+    /// Keeps the table locked, and gives what is in it.
+    pub(crate) fn hold(&'static self, held: &mut Held) -> Vec<Arc<T>> {
+        let table = lock(&self.0);
+        let all = table.all();
+        held.push(Box::new(table));
+        all
     }
 }
 

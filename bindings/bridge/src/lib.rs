@@ -6,6 +6,7 @@
 //! enter the host's language. Nothing runs before the first operation: no thread and no socket at load.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+mod fork;
 mod handle;
 mod operation;
 mod queue;

@@ -1,18 +1,21 @@
 //! Operations: submit, complete exactly once, cancel.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     future::Future,
-    panic::AssertUnwindSafe,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use tokio::sync::{Mutex as AsyncMutex, Notify};
+use tokio::{
+    runtime::Runtime,
+    sync::{Mutex as AsyncMutex, Notify},
+};
 use valkyrie_sdk::{
     Bytes, Client, Metadata, Priority, Reason, RecvStream, Response, SendStream, Sink, Status, Submission,
     TokioRuntime,
@@ -20,8 +23,9 @@ use valkyrie_sdk::{
 
 use crate::{
     Completion, End, Handle, Queue, Value,
+    fork::{Held, OwnedGuard, generation},
     handle::{Table, lock},
-    runtime::{self, generation},
+    runtime,
 };
 
 /// Options of a client.
@@ -70,70 +74,128 @@ struct ClientEntry {
     endpoint: String,
     options: ClientOptions,
     current: Mutex<Option<(u64, Client)>>,
-    closed: std::sync::atomic::AtomicBool,
+    closed: AtomicBool,
 }
 
+/// A stream as the boundary keeps it. Each direction has a lock that is fair, so that its operations keep the order in
+/// which they were submitted.
 struct StreamEntry {
     made_in: u64,
-    sender: AsyncMutex<Option<SendStream>>,
-    receiver: AsyncMutex<Option<RecvStream>>,
-    opened: Mutex<Option<Result<(), Status>>>,
+    opening: Mutex<Opening>,
     changed: Notify,
+    sender: AsyncMutex<Option<SendStream>>,
+    receiver: AsyncMutex<Option<Receiver>>,
     cancelled: Notify,
-    is_cancelled: std::sync::atomic::AtomicBool,
+    is_cancelled: AtomicBool,
 }
 
-enum Pending {
-    Unary(Arc<Token>, Option<Submission>),
-    Task(Arc<Notify>, Arc<Token>),
+enum Opening {
+    Waiting,
+    /// The halves until their first operation takes them.
+    Open(Option<SendStream>, Option<RecvStream>),
+    Failed(Status),
 }
+
+struct Receiver {
+    stream: RecvStream,
+    /// Messages that a cancelled operation had taken.
+    kept: VecDeque<Bytes>,
+}
+
+/// An operation that was accepted and is not complete: it is exactly what stands in [`PENDING`].
+struct Pending {
+    made_in: u64,
+    queue: Weak<Queue>,
+    work: Work,
+}
+
+#[derive(Clone)]
+enum Work {
+    Unary(Option<Submission>),
+    Task(Arc<Notify>),
+}
+
+type Outcome = Result<Value, Status>;
 
 static CLIENTS: Table<ClientEntry> = Table::new();
 static STREAMS: Table<StreamEntry> = Table::new();
 static NEXT_OP: AtomicU64 = AtomicU64::new(1);
 static PENDING: Mutex<Option<HashMap<u64, Pending>>> = Mutex::new(None);
 
+pub(crate) fn hold(held: &mut Held) {
+    for entry in CLIENTS.hold(held) {
+        held.push(Box::new(OwnedGuard::lock(entry, |entry| &entry.current)));
+    }
+    STREAMS.hold(held);
+    held.push(Box::new(lock(&PENDING)));
+}
+
 fn closed() -> Status {
     Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed")
+}
+
+fn cancelled() -> Status {
+    Status::from_reason(Reason::CANCELLED, "the call was cancelled")
+}
+
+fn forked() -> Status {
+    Status::from_reason(
+        Reason::FORKED,
+        "the process forked while the call ran; the call goes on in the parent",
+    )
+}
+
+fn panicked() -> Status {
+    Status::from_reason(Reason::INTERNAL, "the operation panicked")
 }
 
 fn stale_stream() -> Status {
     Status::from_reason(Reason::STREAM_MISUSE, "the stream is closed")
 }
 
+/// Completes an operation. The first outcome counts; a later one is given back.
+fn complete(op: u64, outcome: Outcome) -> Option<Outcome> {
+    let (pending, queue, wake) = {
+        let mut all = lock(&PENDING);
+        let Some(pending) = all.as_mut().and_then(|all| all.remove(&op)) else { return Some(outcome) };
+        // Before the lock is released: a fork between would lose the completion to the child.
+        let queue = pending.queue.upgrade();
+        let wake = queue.as_ref().is_some_and(|queue| queue.put(Completion { op, outcome }));
+        (pending, queue, wake)
+    };
+    drop(pending);
+    if let Some(queue) = queue.filter(|_| wake) {
+        queue.wake();
+    }
+    None
+}
+
 /// The right to complete one operation. Dropped unused, it completes with ABANDONED, so no path can lose a promise.
 struct Token {
     op: u64,
-    queue: Weak<Queue>,
-    done: std::sync::atomic::AtomicBool,
+    used: AtomicBool,
 }
 
 impl Token {
-    fn new(queue: &Arc<Queue>) -> Arc<Self> {
+    /// Accepts an operation.
+    fn new(queue: &Arc<Queue>, work: Work) -> Arc<Self> {
         let op = NEXT_OP.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { op, queue: Arc::downgrade(queue), done: std::sync::atomic::AtomicBool::new(false) })
+        let pending = Pending { made_in: generation(), queue: Arc::downgrade(queue), work };
+        lock(&PENDING).get_or_insert_default().insert(op, pending);
+        Arc::new(Self { op, used: AtomicBool::new(false) })
     }
 
-    /// The first outcome counts, every later one is dropped.
-    fn complete(&self, outcome: Result<Value, Status>) {
-        if self.done.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        if let Some(pending) = lock(&PENDING).as_mut() {
-            pending.remove(&self.op);
-        }
-        if let Some(queue) = self.queue.upgrade() {
-            queue.push(Completion { op: self.op, outcome });
-        }
+    fn complete(&self, outcome: Outcome) -> Option<Outcome> {
+        self.used.store(true, Ordering::Release);
+        complete(self.op, outcome)
     }
 }
 
 impl Drop for Token {
     fn drop(&mut self) {
-        let abandoned =
-            Status::from_reason(Reason::ABANDONED, "the operation was dropped without an outcome");
-        if !*self.done.get_mut() {
-            self.complete(Err(abandoned));
+        if !*self.used.get_mut() {
+            let message = "the operation was dropped without an outcome";
+            complete(self.op, Err(Status::from_reason(Reason::ABANDONED, message)));
         }
     }
 }
@@ -144,8 +206,28 @@ impl Sink for Token {
     }
 }
 
-fn register(op: u64, pending: Pending) {
-    lock(&PENDING).get_or_insert_default().insert(op, pending);
+/// In a child: fails what was under way at the fork, once. Every way in begins with it.
+pub(crate) fn settle() {
+    static SETTLED: AtomicU64 = AtomicU64::new(0);
+    let now = generation();
+    if SETTLED.load(Ordering::Acquire) == now {
+        return;
+    }
+    let mut woken = Vec::new();
+    {
+        let mut all = lock(&PENDING);
+        let lost = all.iter_mut().flat_map(|all| all.extract_if(|_, pending| pending.made_in != now));
+        for (op, Pending { queue, work, .. }) in lost {
+            // It hangs on the parent's connection and runtime.
+            std::mem::forget(work);
+            woken
+                .extend(queue.upgrade().filter(|queue| queue.put(Completion { op, outcome: Err(forked()) })));
+        }
+        SETTLED.store(now, Ordering::Release);
+    }
+    for queue in woken {
+        queue.wake();
+    }
 }
 
 impl ClientEntry {
@@ -180,31 +262,55 @@ impl ClientEntry {
         }
         builder.connect_lazily()
     }
+
+    fn close_now(&self) {
+        self.closed.store(true, Ordering::Release);
+        let current = lock(&self.current).take();
+        match current {
+            Some((made_in, client)) if made_in == generation() => client.close_now(),
+            parents => std::mem::forget(parents),
+        }
+    }
 }
 
-/// Runs `work` on the runtime; its outcome completes the operation, and a cancel or a panic does if it is sooner.
-fn spawn(
+/// The output of `work`, `None` when it panicked.
+async fn guarded<T>(work: impl Future<Output = T>) -> Option<T> {
+    let mut work = std::pin::pin!(work);
+    std::future::poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
+        Ok(poll) => poll.map(Some),
+        Err(_) => Poll::Ready(None),
+    })
+    .await
+}
+
+/// Runs `task` on this thread as far as it comes without waiting, and the rest of it on the runtime. What need not
+/// wait costs no wake, and what does has its place in the line before this returns.
+fn start(runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) {
+    let mut task = Box::pin(task);
+    let _entered = runtime.enter();
+    if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        runtime.spawn(task);
+    }
+}
+
+/// Accepts an operation and starts its `work`, which completes the token. A cancel stops it, a panic completes it.
+fn begin<W: Future<Output = ()> + Send + 'static>(
     queue: &Arc<Queue>,
-    work: impl Future<Output = Result<Value, Status>> + Send + 'static,
+    work: impl FnOnce(Arc<Token>) -> W,
 ) -> Result<u64, Status> {
     let runtime = runtime::runtime()?;
-    let token = Token::new(queue);
-    let op = token.op;
     let cancel = Arc::new(Notify::new());
-    register(op, Pending::Task(cancel.clone(), token.clone()));
-    runtime.spawn(async move {
-        let mut work = std::pin::pin!(work);
-        let guarded = std::future::poll_fn(|cx| {
-            match std::panic::catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(cx))) {
-                Ok(poll) => poll,
-                Err(_) => Poll::Ready(Err(Status::from_reason(Reason::INTERNAL, "the operation panicked"))),
+    let token = Token::new(queue, Work::Task(cancel.clone()));
+    let op = token.op;
+    let work = guarded(work(token.clone()));
+    start(&runtime, async move {
+        tokio::select! {
+            biased;
+            () = cancel.notified() => {}
+            finished = work => if finished.is_none() {
+                token.complete(Err(panicked()));
             }
-        });
-        let outcome = tokio::select! {
-            outcome = guarded => outcome,
-            () = cancel.notified() => Err(Status::from_reason(Reason::CANCELLED, "the call was cancelled")),
-        };
-        token.complete(outcome);
+        }
     });
     Ok(op)
 }
@@ -219,14 +325,22 @@ pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Re
         endpoint: endpoint.to_owned(),
         options,
         current: Mutex::new(None),
-        closed: std::sync::atomic::AtomicBool::new(false),
+        closed: AtomicBool::new(false),
     });
     let client = entry.client()?;
     let handle = CLIENTS
         .insert(entry)
         .ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many clients are alive"))?;
-    let op = spawn(queue, async move { client.ready().await.map(|()| Value::Done) })?;
-    Ok((handle, op))
+    let op = begin(queue, |token| async move {
+        token.complete(client.ready().await.map(|()| Value::Done));
+    });
+    match op {
+        Ok(op) => Ok((handle, op)),
+        Err(status) => {
+            CLIENTS.remove(handle);
+            Err(status)
+        }
+    }
 }
 
 /// Begins a unary call.
@@ -241,12 +355,21 @@ pub fn call(
     options: CallOptions,
 ) -> Result<u64, Status> {
     let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
-    let token = Token::new(queue);
+    let token = Token::new(queue, Work::Unary(None));
     let op = token.op;
-    register(op, Pending::Unary(token.clone(), None));
-    let submission = client.submit(method, message, options.into(), op, token);
-    if let Some(Pending::Unary(_, slot)) = lock(&PENDING).as_mut().and_then(|pending| pending.get_mut(&op)) {
-        *slot = Some(submission);
+    let submit = || client.submit(method, message, options.into(), op, token);
+    // A panic drops the token, which completes the operation.
+    let Ok(submission) = catch_unwind(AssertUnwindSafe(submit)) else { return Ok(op) };
+    let over = match lock(&PENDING).as_mut().and_then(|pending| pending.get_mut(&op)) {
+        Some(pending) => {
+            pending.work = Work::Unary(Some(submission));
+            None
+        }
+        None => Some(submission),
+    };
+    // A cancel may have come before there was something to cancel. What is complete does not mind.
+    if let Some(submission) = over {
+        submission.cancel();
     }
     Ok(op)
 }
@@ -261,32 +384,30 @@ pub fn open(
     method: &str,
     options: CallOptions,
 ) -> Result<Handle, Status> {
+    // The stream's operations say where they complete.
     let _ = queue;
     let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
     let runtime = runtime::runtime()?;
     let entry = Arc::new(StreamEntry {
         made_in: generation(),
+        opening: Mutex::new(Opening::Waiting),
+        changed: Notify::new(),
         sender: AsyncMutex::new(None),
         receiver: AsyncMutex::new(None),
-        opened: Mutex::new(None),
-        changed: Notify::new(),
         cancelled: Notify::new(),
-        is_cancelled: std::sync::atomic::AtomicBool::new(false),
+        is_cancelled: AtomicBool::new(false),
     });
     let handle = STREAMS
         .insert(entry.clone())
         .ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many streams are alive"))?;
     let method = method.to_owned();
-    runtime.spawn(async move {
-        let result = match client.open(&method, options.into()).await {
-            Ok((sender, receiver)) => {
-                *entry.sender.lock().await = Some(sender);
-                *entry.receiver.lock().await = Some(receiver);
-                Ok(())
-            }
-            Err(status) => Err(status),
+    start(&runtime, async move {
+        let open = entry.unless_cancelled(client.open(&method, options.into()));
+        *lock(&entry.opening) = match guarded(open).await {
+            Some(Ok((sender, receiver))) => Opening::Open(Some(sender), Some(receiver)),
+            Some(Err(status)) => Opening::Failed(status),
+            None => Opening::Failed(panicked()),
         };
-        *lock(&entry.opened) = Some(result);
         entry.changed.notify_waiters();
     });
     Ok(handle)
@@ -296,22 +417,26 @@ impl StreamEntry {
     fn find(handle: Handle) -> Result<Arc<Self>, Status> {
         let entry = STREAMS.get(handle).ok_or_else(stale_stream)?;
         if entry.made_in != generation() {
-            return Err(Status::from_reason(
-                Reason::FORKED,
-                "the process forked while the call ran; the call goes on in the parent",
-            ));
+            return Err(forked());
         }
         Ok(entry)
     }
 
-    /// Waits until the stream is open.
-    async fn ready(&self) -> Result<(), Status> {
+    /// Waits until the stream is open, and takes from its halves.
+    async fn opened<T>(
+        &self,
+        take: impl Fn(&mut Option<SendStream>, &mut Option<RecvStream>) -> Option<T>,
+    ) -> Result<T, Status> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if let Some(result) = &*lock(&self.opened) {
-                return result.clone();
+            match &mut *lock(&self.opening) {
+                Opening::Waiting => {}
+                Opening::Open(sender, receiver) => {
+                    return take(sender, receiver).ok_or_else(stale_stream);
+                }
+                Opening::Failed(status) => return Err(status.clone()),
             }
             changed.await;
         }
@@ -319,134 +444,170 @@ impl StreamEntry {
 
     /// Runs `work` unless the stream is cancelled before or meanwhile.
     async fn unless_cancelled<T>(&self, work: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
-        let cancelled = self.cancelled.notified();
-        tokio::pin!(cancelled);
-        cancelled.as_mut().enable();
+        let stop = self.cancelled.notified();
+        tokio::pin!(stop);
+        stop.as_mut().enable();
         if self.is_cancelled.load(Ordering::Acquire) {
-            return Err(Status::from_reason(Reason::CANCELLED, "the call was cancelled"));
+            return Err(cancelled());
         }
         tokio::select! {
+            biased;
+            () = stop => Err(cancelled()),
             result = work => result,
-            () = cancelled => Err(Status::from_reason(Reason::CANCELLED, "the call was cancelled")),
         }
     }
 
+    async fn send(&self, message: Bytes) -> Result<(), Status> {
+        let mut sender = self.sender.lock().await;
+        let sender = match &mut *sender {
+            Some(sender) => sender,
+            none => none.insert(self.opened(|sender, _| sender.take()).await?),
+        };
+        sender.send(message).await
+    }
+
+    async fn half_close(&self) -> Result<(), Status> {
+        let mut sender = self.sender.lock().await;
+        let sender = match &mut *sender {
+            Some(sender) => sender,
+            none => none.insert(self.opened(|sender, _| sender.take()).await?),
+        };
+        sender.finish().await
+    }
+
+    async fn recv(&self, max: usize, token: &Token) -> Result<(), Status> {
+        let mut receiver = self.receiver.lock().await;
+        let receiver = match &mut *receiver {
+            Some(receiver) => receiver,
+            none => {
+                let stream = self.opened(|_, receiver| receiver.take()).await?;
+                none.insert(Receiver { stream, kept: VecDeque::new() })
+            }
+        };
+        let taken = receiver.take(max).await?;
+        // While this direction is locked, so that what comes back stays ahead of what is next.
+        if let Some(Ok(Value::Messages { messages, .. })) = token.complete(Ok(taken)) {
+            for message in messages.into_iter().rev() {
+                receiver.kept.push_front(message);
+            }
+        }
+        Ok(())
+    }
+
     fn cancel(self: &Arc<Self>) {
-        self.is_cancelled.store(true, Ordering::Release);
-        self.cancelled.notify_waiters();
         if self.made_in != generation() {
+            // Its halves would lock what the parent's threads held at the fork.
+            std::mem::forget(self.clone());
             return;
         }
+        self.is_cancelled.store(true, Ordering::Release);
+        self.cancelled.notify_waiters();
         let entry = self.clone();
         if let Ok(runtime) = runtime::runtime() {
-            runtime.spawn(async move {
-                if entry.ready().await.is_ok() {
-                    entry.sender.lock().await.take();
-                    entry.receiver.lock().await.take();
-                }
+            start(&runtime, async move {
+                let halves = entry.opened(|sender, receiver| Some((sender.take(), receiver.take()))).await;
+                drop(halves);
+                entry.sender.lock().await.take();
+                entry.receiver.lock().await.take();
             });
         }
     }
 }
 
-/// Sends a message; completes when flow control has taken it. Sends of one stream keep their order when each waits
-/// for the one before.
+impl Receiver {
+    /// 1 to `max` messages, or the end. Waits for the first only, and loses nothing when it is dropped meanwhile.
+    async fn take(&mut self, max: usize) -> Result<Value, Status> {
+        let max = max.max(1);
+        let mut messages: Vec<_> = self.kept.drain(..self.kept.len().min(max)).collect();
+        if messages.is_empty() {
+            match self.stream.recv().await? {
+                Some(message) => messages.push(message),
+                None => return Ok(self.end(messages).await),
+            }
+        }
+        while messages.len() < max {
+            match self.stream.try_recv() {
+                Some(Ok(Some(message))) => messages.push(message),
+                Some(Ok(None)) => return Ok(self.end(messages).await),
+                // An error is kept by the stream and given to the next call.
+                Some(Err(_)) | None => break,
+            }
+        }
+        Ok(Value::Messages { messages, end: None })
+    }
+
+    /// Does not wait: a stream that has ended has its metadata.
+    async fn end(&mut self, messages: Vec<Bytes>) -> Value {
+        let metadata = self.stream.metadata().await.unwrap_or_default();
+        Value::Messages { messages, end: Some(End { metadata, trailers: self.stream.trailers().clone() }) }
+    }
+}
+
+/// Sends a message; completes when flow control has taken it. Sends and the half-close of one stream keep the order in
+/// which they were submitted.
 ///
 /// # Errors
 /// STREAM_MISUSE for a stream that is freed; FORKED in a child.
 pub fn send(stream: Handle, queue: &Arc<Queue>, message: Bytes) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
-    spawn(queue, async move {
-        entry
-            .unless_cancelled(async {
-                entry.ready().await?;
-                match &mut *entry.sender.lock().await {
-                    Some(sender) => sender.send(message).await,
-                    None => Err(stale_stream()),
-                }
-            })
-            .await
-            .map(|()| Value::Done)
+    begin(queue, |token| async move {
+        let sent = entry.unless_cancelled(entry.send(message)).await;
+        token.complete(sent.map(|()| Value::Done));
     })
 }
 
-/// Half-closes.
+/// Half-closes, after the sends before it.
 ///
 /// # Errors
 /// As [`send`].
 pub fn half_close(stream: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
-    spawn(queue, async move {
-        entry
-            .unless_cancelled(async {
-                entry.ready().await?;
-                match &mut *entry.sender.lock().await {
-                    Some(sender) => sender.finish().await,
-                    None => Err(stale_stream()),
-                }
-            })
-            .await
-            .map(|()| Value::Done)
+    begin(queue, |token| async move {
+        let closed = entry.unless_cancelled(entry.half_close()).await;
+        token.complete(closed.map(|()| Value::Done));
     })
 }
 
 /// Takes 1 to `max` messages, or the end. The stream's credit is returned for what was taken only, so a host that does
-/// not ask is not flooded.
+/// not ask is not flooded. A cancelled operation takes nothing: its messages come with the next.
 ///
 /// # Errors
 /// As [`send`].
 pub fn recv(stream: Handle, queue: &Arc<Queue>, max: usize) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
-    spawn(queue, async move {
-        entry
-            .unless_cancelled(async {
-                entry.ready().await?;
-                let mut guard = entry.receiver.lock().await;
-                let Some(receiver) = &mut *guard else { return Err(stale_stream()) };
-                let mut messages = Vec::new();
-                let mut next = receiver.recv().await?;
-                loop {
-                    match next {
-                        Some(message) => messages.push(message),
-                        None => {
-                            let end = End {
-                                metadata: receiver.metadata().await.unwrap_or_default(),
-                                trailers: receiver.trailers().clone(),
-                            };
-                            return Ok(Value::Messages { messages, end: Some(end) });
-                        }
-                    }
-                    if messages.len() >= max.max(1) {
-                        break;
-                    }
-                    match receiver.try_recv() {
-                        Some(Ok(more)) => next = more,
-                        // An error is kept by the stream and given to the next call.
-                        Some(Err(_)) | None => break,
-                    }
-                }
-                Ok(Value::Messages { messages, end: None })
-            })
-            .await
+    begin(queue, |token| async move {
+        if let Err(status) = entry.unless_cancelled(entry.recv(max, &token)).await {
+            token.complete(Err(status));
+        }
     })
 }
 
 /// Gives an operation up: it completes with CANCELLED unless it is complete. Idempotent; unknown numbers are ignored.
 pub fn cancel(op: u64) {
-    let found = lock(&PENDING).as_mut().and_then(|pending| pending.remove(&op));
-    match found {
-        Some(Pending::Unary(token, submission)) => {
+    settle();
+    let work =
+        lock(&PENDING).as_ref().and_then(|pending| pending.get(&op)).map(|pending| pending.work.clone());
+    let Some(work) = work else { return };
+    complete(op, Err(cancelled()));
+    match work {
+        Work::Unary(submission) => {
             if let Some(submission) = submission {
                 submission.cancel();
             }
-            token.complete(Err(Status::from_reason(Reason::CANCELLED, "the call was cancelled")));
         }
-        Some(Pending::Task(cancel, token)) => {
-            cancel.notify_one();
-            token.complete(Err(Status::from_reason(Reason::CANCELLED, "the call was cancelled")));
-        }
-        None => {}
+        Work::Task(stop) => stop.notify_one(),
     }
+}
+
+/// Cancels everything that completes in `queue`.
+pub(crate) fn cancel_all(queue: &Queue) {
+    let ops: Vec<u64> = lock(&PENDING)
+        .iter()
+        .flatten()
+        .filter(|(_, pending)| std::ptr::eq(pending.queue.as_ptr(), queue))
+        .map(|(op, _)| *op)
+        .collect();
+    ops.into_iter().for_each(cancel);
 }
 
 /// Cancels a stream in both directions; its operations complete with CANCELLED. Idempotent.
@@ -471,46 +632,76 @@ pub fn close(client: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
     let entry = CLIENTS.get(client).ok_or_else(closed)?;
     entry.closed.store(true, Ordering::Release);
     let current = lock(&entry.current).clone();
-    spawn(queue, async move {
-        if let Some((made_in, client)) = current
-            && made_in == generation()
-        {
-            client.close().await;
+    begin(queue, |token| async move {
+        match current {
+            Some((made_in, client)) if made_in == generation() => client.close().await,
+            parents => std::mem::forget(parents),
         }
-        Ok(Value::Done)
+        token.complete(Ok(Value::Done));
     })
 }
 
 /// Forgets a client without waiting: calls in flight end with CANCELLED. Idempotent.
 pub fn client_free(client: Handle) {
     if let Some(entry) = CLIENTS.remove(client) {
-        entry.closed.store(true, Ordering::Release);
-        match lock(&entry.current).take() {
-            Some((made_in, client)) if made_in == generation() => client.close_now(),
-            other => std::mem::forget(other),
-        }
+        entry.close_now();
     }
 }
 
 /// Operations that were accepted and are not complete.
 pub fn in_flight() -> usize {
+    settle();
     lock(&PENDING).as_ref().map_or(0, HashMap::len)
 }
 
 /// The process is about to end: every operation completes, every client closes at once, the runtime stops.
 pub fn shutdown() {
+    settle();
     for entry in CLIENTS.all() {
-        entry.closed.store(true, Ordering::Release);
-        if let Some((made_in, client)) = &*lock(&entry.current)
-            && *made_in == generation()
-        {
-            client.close_now();
-        }
+        entry.close_now();
     }
-    let pending = lock(&PENDING).take().unwrap_or_default();
-    for (_, pending) in pending {
-        let (Pending::Unary(token, _) | Pending::Task(_, token)) = pending;
-        token.complete(Err(Status::from_reason(Reason::CLIENT_CLOSED, "the library was shut down")));
+    let ops: Vec<u64> = lock(&PENDING).iter().flatten().map(|(op, _)| *op).collect();
+    for op in ops {
+        complete(op, Err(Status::from_reason(Reason::CLIENT_CLOSED, "the library was shut down")));
     }
     runtime::stop();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcomes(queue: &Queue) -> Vec<Completion> {
+        let mut out = Vec::new();
+        queue.drain(&mut out, usize::MAX);
+        out
+    }
+
+    #[test]
+    fn a_token_that_is_dropped_completes_as_abandoned() {
+        let queue = Queue::blocking();
+        let token = Token::new(&queue, Work::Unary(None));
+        let op = token.op;
+        drop(token);
+        let out = outcomes(&queue);
+        assert_eq!((out.len(), out[0].op), (1, op));
+        assert_eq!(out[0].outcome.as_ref().unwrap_err().reason(), Reason::ABANDONED);
+    }
+
+    #[test]
+    fn a_panic_completes_as_internal() {
+        let queue = Queue::blocking();
+        begin(&queue, |_token| async { panic!("on the caller's thread") }).unwrap();
+        begin(&queue, |_token| async {
+            tokio::task::yield_now().await;
+            panic!("on the runtime's")
+        })
+        .unwrap();
+        for _ in 0..2 {
+            assert!(queue.wait(Some(Duration::from_secs(60))));
+            let mut out = Vec::new();
+            queue.drain(&mut out, 1);
+            assert_eq!(out[0].outcome.as_ref().unwrap_err().reason(), Reason::INTERNAL);
+        }
+    }
 }

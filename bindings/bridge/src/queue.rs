@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fmt, io,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc, Condvar, Mutex, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -12,7 +12,11 @@ use std::{
 
 use valkyrie_sdk::{Bytes, Metadata, Response, Status};
 
-use crate::handle::lock;
+use crate::{
+    fork::{Held, OwnedGuard},
+    handle::lock,
+    operation,
+};
 
 /// The outcome of one accepted operation.
 #[derive(Debug)]
@@ -51,11 +55,21 @@ pub struct End {
 
 /// Completions on their way to one host loop. The host owns it; operations hold it weakly.
 pub struct Queue {
-    items: Mutex<VecDeque<Completion>>,
+    items: Mutex<Items>,
     filled: Condvar,
     wake: Wake,
     closed: AtomicBool,
 }
+
+#[derive(Default)]
+struct Items {
+    waiting: VecDeque<Completion>,
+    /// The descriptor is readable.
+    signalled: bool,
+}
+
+/// Every queue there is: a fork holds their locks, and a child renews their descriptors.
+static QUEUES: Mutex<Vec<Weak<Queue>>> = Mutex::new(Vec::new());
 
 enum Wake {
     Call(Box<dyn Fn() + Send + Sync>),
@@ -65,18 +79,22 @@ enum Wake {
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("waiting", &lock(&self.items).len()).finish_non_exhaustive()
+        f.debug_struct("Queue").field("waiting", &lock(&self.items).waiting.len()).finish_non_exhaustive()
     }
 }
 
 impl Queue {
     fn with_wake(wake: Wake) -> Arc<Self> {
-        Arc::new(Self {
+        let queue = Arc::new(Self {
             items: Mutex::default(),
             filled: Condvar::new(),
             wake,
             closed: AtomicBool::new(false),
-        })
+        });
+        let mut queues = lock(&QUEUES);
+        queues.retain(|queue| queue.strong_count() > 0);
+        queues.push(Arc::downgrade(&queue));
+        queue
     }
 
     /// A queue that calls `wake` from a native thread, once each time it goes from empty to non-empty. `wake` must not
@@ -109,26 +127,27 @@ impl Queue {
     /// Moves up to `max` completions to the end of `out`; how many. Cheap on an empty queue: a host may call it
     /// whenever it calls in.
     pub fn drain(&self, out: &mut Vec<Completion>, max: usize) -> usize {
-        let mut items = lock(&self.items);
-        let count = items.len().min(max);
-        if count == 0 {
-            return 0;
-        }
-        out.extend(items.drain(..count));
-        if items.is_empty()
+        operation::settle();
+        let items = &mut *lock(&self.items);
+        let count = items.waiting.len().min(max);
+        out.extend(items.waiting.drain(..count));
+        if items.waiting.is_empty()
+            && items.signalled
             && let Wake::Fd(fd) = &self.wake
         {
-            // Under the lock, so that a push cannot signal between and be lost.
+            // Under the lock, so that a completion cannot signal between and be lost.
             fd.clear();
+            items.signalled = false;
         }
         count
     }
 
     /// Waits until something is there, at most `timeout`; whether something is.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        operation::settle();
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut items = lock(&self.items);
-        while items.is_empty() && !self.closed.load(Ordering::Acquire) {
+        while items.waiting.is_empty() && !self.closed.load(Ordering::Acquire) {
             items = match until {
                 None => self.filled.wait(items).unwrap_or_else(std::sync::PoisonError::into_inner),
                 Some(until) => {
@@ -140,35 +159,62 @@ impl Queue {
                 }
             };
         }
-        !items.is_empty()
+        !items.waiting.is_empty()
     }
 
-    /// The host's loop is gone: what is queued and what comes later is dropped. Idempotent.
+    /// The host's loop is gone: what waits on the queue is cancelled, and its completions are dropped. Idempotent.
     pub fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        let dropped = std::mem::take(&mut *lock(&self.items));
+        let dropped = std::mem::take(&mut lock(&self.items).waiting);
         self.filled.notify_all();
         drop(dropped);
+        operation::cancel_all(self);
     }
 
-    pub(crate) fn push(&self, completion: Completion) {
-        let mut items = lock(&self.items);
+    /// Adds a completion; whether [`Queue::wake`] is to be called for it, once no lock is held.
+    #[must_use]
+    pub(crate) fn put(&self, completion: Completion) -> bool {
+        let items = &mut *lock(&self.items);
         if self.closed.load(Ordering::Acquire) {
-            return;
+            return false;
         }
-        let first = items.is_empty();
-        items.push_back(completion);
-        if !first {
-            return;
-        }
-        if let Wake::Fd(fd) = &self.wake {
+        let first = items.waiting.is_empty();
+        items.waiting.push_back(completion);
+        if first && let Wake::Fd(fd) = &self.wake {
             fd.signal();
+            items.signalled = true;
         }
-        drop(items);
+        first
+    }
+
+    pub(crate) fn wake(&self) {
         // Whatever the kind of queue, a thread may block on it.
         self.filled.notify_all();
         if let Wake::Call(wake) = &self.wake {
             wake();
+        }
+    }
+}
+
+pub(crate) fn hold(held: &mut Held) {
+    let queues = lock(&QUEUES);
+    let alive: Vec<_> = queues.iter().filter_map(Weak::upgrade).collect();
+    held.push(Box::new(queues));
+    for queue in alive {
+        held.push(Box::new(OwnedGuard::lock(queue, |queue| &queue.items)));
+    }
+}
+
+/// In a child: its descriptors stop being the parent's too. They are readable, so that a host that polls drains, which
+/// is when it is told what the fork cut off.
+#[cfg(unix)]
+pub(crate) fn renew() {
+    for queue in lock(&QUEUES).iter().filter_map(Weak::upgrade) {
+        let items = &mut *lock(&queue.items);
+        if let Wake::Fd(fd) = &queue.wake {
+            fd.renew();
+            fd.signal();
+            items.signalled = true;
         }
     }
 }
@@ -222,6 +268,19 @@ impl EventFd {
             // SAFETY: `one` is 8 readable bytes and the descriptor is open as long as self. A full counter or pipe is
             // readable already, so a failed write loses nothing.
             let _ = unsafe { libc::write(self.writer, one.as_ptr().cast(), one.len()) };
+        }
+    }
+
+    /// The same numbers for a new descriptor that no other process has.
+    #[cfg(unix)]
+    fn renew(&self) {
+        let Ok(fresh) = Self::new() else { return };
+        for (from, to) in [(fresh.reader, self.reader), (fresh.writer, self.writer)] {
+            // SAFETY: the four descriptors are ours and open; neither call takes a pointer.
+            unsafe {
+                libc::dup2(from, to);
+                libc::fcntl(to, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
         }
     }
 

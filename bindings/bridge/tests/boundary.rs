@@ -14,10 +14,28 @@ fn server() -> String {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
+            let running = Arc::new(());
             let server = ServerBuilder::new()
                 .bind("127.0.0.1:0")
                 .handler("/echo", EchoHandler)
-                .handler("/hang", handler_fn(|_| std::future::pending::<Result<Reply, Status>>()))
+                .handler("/hang", {
+                    let running = running.clone();
+                    handler_fn(move |_| {
+                        let held = running.clone();
+                        async move {
+                            let _held = held;
+                            std::future::pending::<Result<Reply, Status>>().await
+                        }
+                    })
+                })
+                .handler(
+                    "/running",
+                    handler_fn(move |_| {
+                        // One is the other handler's own, one is here.
+                        let running = Arc::strong_count(&running) - 2;
+                        async move { Ok::<_, Status>(Reply::message(running.to_string())) }
+                    }),
+                )
                 .build()
                 .await
                 .unwrap();
@@ -26,6 +44,30 @@ fn server() -> String {
         });
     });
     told.recv().unwrap()
+}
+
+/// How many handlers of /hang run.
+fn handlers(client: Handle, queue: &Arc<Queue>) -> usize {
+    call(client, queue, "/running", Bytes::new(), CallOptions::default()).unwrap();
+    let Ok(Value::Response(response)) = next(queue).outcome else { panic!("no answer") };
+    text(&response.message).parse().unwrap()
+}
+
+fn text(message: &Bytes) -> String {
+    String::from_utf8(message.to_vec()).unwrap()
+}
+
+/// What a stream still has to give.
+fn rest(stream: Handle, queue: &Arc<Queue>) -> Vec<String> {
+    let mut got = Vec::new();
+    loop {
+        recv(stream, queue, 64).unwrap();
+        let Ok(Value::Messages { messages, end }) = next(queue).outcome else { panic!("no messages") };
+        got.extend(messages.iter().map(text));
+        if end.is_some() {
+            return got;
+        }
+    }
 }
 
 fn next(queue: &Arc<Queue>) -> Completion {
@@ -129,6 +171,75 @@ fn streams_carry_messages_and_their_end() {
     assert_eq!(got, (0..10).map(|number| Bytes::from(number.to_string())).collect::<Vec<_>>());
     stream_free(stream);
     assert_eq!(recv(stream, &queue, 1).unwrap_err().reason(), Reason::STREAM_MISUSE);
+    client_free(client);
+}
+
+#[test]
+fn sends_that_nobody_waits_for_keep_their_order() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    for _ in 0..20 {
+        let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
+        for number in 0..300 {
+            send(stream, &queue, Bytes::from(number.to_string())).unwrap();
+        }
+        half_close(stream, &queue).unwrap();
+        for _ in 0..301 {
+            assert!(matches!(next(&queue).outcome, Ok(Value::Done)));
+        }
+        assert_eq!(rest(stream, &queue), (0..300).map(|number| number.to_string()).collect::<Vec<_>>());
+        stream_free(stream);
+    }
+    client_free(client);
+}
+
+#[test]
+fn a_cancelled_recv_leaves_its_messages_to_the_next() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
+    let mut got = Vec::new();
+    for number in 0..500 {
+        let receiving = recv(stream, &queue, 3).unwrap();
+        let sending = send(stream, &queue, Bytes::from(number.to_string())).unwrap();
+        // Into the middle of whatever the two are doing.
+        for _ in 0..number % 7 * 40 {
+            std::hint::spin_loop();
+        }
+        cancel(receiving);
+        let outcomes = [next(&queue), next(&queue)];
+        for completion in outcomes {
+            match completion.outcome {
+                Ok(Value::Messages { messages, .. }) if completion.op == receiving => {
+                    got.extend(messages.iter().map(text))
+                }
+                Ok(Value::Done) => assert_eq!(completion.op, sending),
+                Err(status) => assert_eq!((completion.op, status.code()), (receiving, Code::Cancelled)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    half_close(stream, &queue).unwrap();
+    assert!(next(&queue).outcome.is_ok());
+    got.extend(rest(stream, &queue));
+    assert_eq!(got, (0..500).map(|number| number.to_string()).collect::<Vec<_>>());
+    stream_free(stream);
+    client_free(client);
+}
+
+#[test]
+fn closing_a_queue_cancels_what_waits_on_it() {
+    let queue = Queue::blocking();
+    let client = connected(&queue, &server());
+    let gone = Queue::blocking();
+    let forever = CallOptions { timeout_ms: Some(u64::MAX), ..CallOptions::default() };
+    call(client, &gone, "/hang", Bytes::new(), forever).unwrap();
+    // Until the handler runs there would be nothing for the server to stop.
+    while handlers(client, &queue) == 0 {}
+    gone.close();
+    gone.close();
+    while handlers(client, &queue) == 1 {}
+    assert!(!gone.wait(Some(Duration::ZERO)));
     client_free(client);
 }
 

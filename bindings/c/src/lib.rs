@@ -303,11 +303,13 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
     Ok(out)
 }
 
-/// Submits an operation and blocks this thread, on a queue of its own, until it completes.
+thread_local! {
+    /// What this thread blocks on.
+    static QUEUE: Arc<Queue> = Queue::blocking();
+}
+
+/// Submits an operation and blocks this thread until it completes.
 fn run<T>(submit: impl FnOnce(&Arc<Queue>) -> Result<(T, u64), Status>) -> Result<(T, Value), Status> {
-    thread_local! {
-        static QUEUE: Arc<Queue> = Queue::blocking();
-    }
     QUEUE.with(|queue| {
         let (extra, op) = submit(queue)?;
         let mut taken = Vec::new();
@@ -612,7 +614,7 @@ pub unsafe extern "C" fn valkyrie_client_open(
             if client.closed.load(Ordering::Acquire) {
                 return Err(closed());
             }
-            let handle = bridge::open(client.handle, &Queue::blocking(), method, options)?;
+            let handle = QUEUE.with(|queue| bridge::open(client.handle, queue, method, options))?;
             *out = Box::into_raw(Box::new(valkyrie_call {
                 handle,
                 inner: Mutex::default(),
