@@ -291,6 +291,10 @@ fn examples(project: &Project) -> Outcome {
         let path = project.path(&file);
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let language = file.split('/').nth(1).unwrap_or_default();
+        // Needs a server that stops: the main job runs it.
+        if name == "demo" {
+            continue;
+        }
         let mut scheme = "tcp";
         let mut command = match (language, path.extension().and_then(|ending| ending.to_str())) {
             ("rust", Some("rs")) => project.command(format!("target/debug/examples/{name}")),
@@ -327,9 +331,9 @@ fn examples(project: &Project) -> Outcome {
             Some("hello") => "Hello, World!",
             Some("stream") => "one\ntwo\nthree",
             Some("errors") => "UNIMPLEMENTED",
-            _ => "",
+            _ => return failed(format!("nothing says what {file} should print")),
         };
-        if printed.is_empty() || !printed.contains(expected) {
+        if !printed.contains(expected) {
             return failed(format!("{file} printed {printed:?}, without {expected:?}"));
         }
         ran += 1;

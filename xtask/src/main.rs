@@ -20,8 +20,9 @@ const HELP: &str = "\
 usage: cargo xtask <verb> [flags]
 
   test [--quick]    set-up, then every check; --quick: formatting, clippy, Rust tests and vectors of the core, in minutes
-  demo              set-up, packages, then the main job: the installed server, 200 MB up and down in every language
-                    with equal hashes at both ends, and the conformance cases as one table
+  demo              set-up, packages, then the main job in every language against the installed server: 200 MB up and
+                    down with equal hashes at both ends, 1,000 calls in flight, cancel, deadline, SIGTERM in mid-stream;
+                    and the conformance cases as one table
   matrix            set-up, packages, then the conformance cases in every language as one table
   package [--dist]  builds what users install into dist/ and installs each into a fresh place under target/fresh/;
                     --dist: with the profile of a release, smaller and slower to build
@@ -33,7 +34,7 @@ usage: cargo xtask <verb> [flags]
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text
 
-  --only TEXT       with any verb: only the step named TEXT, or those whose names contain it
+  --only A,B        with any verb: only the steps of these names, or those whose names contain them
 
 Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
 A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
             web::add_check(&mut steps, &project);
             package::add(&mut steps, &project, Profile::Release);
             check::add_packages(&mut steps, &project);
+            demo::add(&mut steps, &project);
             conformance::add(&mut steps, &project);
         }
         ["test", "--quick"] => check::add_quick(&mut steps, &project),

@@ -180,12 +180,24 @@ impl<'a> Steps<'a> {
         self.list.push(Step { name, about, needs, work: Box::new(work) });
     }
 
-    /// Runs the steps in order, all of them even when one fails, and prints the table of their times. `only` leaves
-    /// out every step but the one of that name or, without one, the steps whose names contain it.
+    /// Runs the steps in order, all of them even when one fails, and prints the table of their times. `only`, a list
+    /// with commas, leaves out every step but those of these names; a name that no step has means those that contain it.
     pub(crate) fn run(mut self, only: Option<&str>, ci: bool) -> ExitCode {
         if let Some(only) = only {
-            let exact = self.list.iter().any(|step| step.name == only);
-            self.list.retain(|step| if exact { step.name == only } else { step.name.contains(only) });
+            let names: Vec<&str> = self.list.iter().map(|step| step.name).collect();
+            let mut wanted = Vec::new();
+            for only in only.split(',') {
+                let exact = names.contains(&only);
+                let before = wanted.len();
+                wanted.extend(
+                    names.iter().filter(|name| if exact { **name == only } else { name.contains(only) }),
+                );
+                if wanted.len() == before {
+                    eprintln!("no step is named {only:?}; there are: {}", names.join(", "));
+                    return ExitCode::from(2);
+                }
+            }
+            self.list.retain(|step| wanted.contains(&step.name));
         }
         let total = self.list.len();
         let began = Instant::now();
@@ -267,6 +279,26 @@ mod tests {
         });
         assert_eq!(steps.run(None, false), ExitCode::from(1));
         assert!(!ran);
+    }
+
+    #[test]
+    fn only_takes_names_and_parts_of_names() {
+        let ran = std::cell::RefCell::new(Vec::new());
+        for (only, expected) in
+            [("node", "node"), ("node,py", "python node"), ("no such step", ""), ("node,no such step", "")]
+        {
+            let mut steps = Steps::default();
+            for name in ["python", "node", "node types"] {
+                let ran = &ran;
+                steps.add(name, "", &[], move || {
+                    ran.borrow_mut().push(name);
+                    Ok(String::new())
+                });
+            }
+            let code = steps.run(Some(only), false);
+            assert_eq!(ran.take().join(" "), expected);
+            assert_eq!(code == ExitCode::SUCCESS, !expected.is_empty());
+        }
     }
 
     #[test]

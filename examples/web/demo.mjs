@@ -1,0 +1,102 @@
+// The main job in a page, a line per thing done. After "ready" it waits for the server to stop.
+import { connect, StatusError } from 'valkyrie-sdk-web';
+
+const CHUNK = 64 * 1024;
+const text = (message) => new TextDecoder().decode(message);
+const seconds = (began) => ((performance.now() - began) / 1000).toFixed(3);
+
+async function call(client) {
+  console.log('call', text(await client.request('Hello, World!')));
+}
+
+async function sha256(parts) {
+  const digest = await crypto.subtle.digest('SHA-256', await new Blob(parts).arrayBuffer());
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, '0')).join('');
+}
+
+/** The file goes up and comes down on one stream. Each end hashes what it gets. */
+async function transfer(client, url) {
+  const file = new Uint8Array(await (await fetch(url)).arrayBuffer());
+  const began = performance.now();
+  const stream = client.open('/echo', { metadata: { 'want-digest': 'sha-256' } });
+  const received = [];
+  async function upload() {
+    for (let at = 0; at < file.length; at += CHUNK) await stream.send(file.subarray(at, at + CHUNK));
+    await stream.halfClose();
+  }
+  async function download() {
+    for await (const message of stream) received.push(message);
+  }
+  await Promise.all([upload(), download()]);
+  console.log(`bytes ${file.length}`);
+  console.log(`seconds ${seconds(began)}`);
+  console.log(`sent ${await sha256([file])}`);
+  console.log(`received ${await sha256(received)}`);
+  console.log(`server ${stream.trailers.get('digest-sha-256')}`);
+}
+
+/** None of the calls can end before all of them are open, on one connection. */
+async function inFlight(client, count) {
+  const began = performance.now();
+  const streams = Array.from({ length: count }, () => client.open('/echo'));
+  await Promise.all(streams.map((stream, number) => stream.send(String(number))));
+  await Promise.all(streams.map((stream) => stream.halfClose()));
+  const answers = await Promise.all(streams.map((stream) => stream.recv()));
+  await Promise.all(streams.map((stream) => stream.recv()));
+  console.log(`in_flight ${answers.filter((message, number) => text(message) === String(number)).length}`);
+  console.log(`in_flight_seconds ${seconds(began)}`);
+}
+
+/** A call that waits for an answer is given up; the same connection goes on. */
+async function cancel(client) {
+  const controller = new AbortController();
+  const waiting = client.open('/echo', { signal: controller.signal }).recv();
+  controller.abort();
+  const cancelled = await waiting.catch((error) => error.name === 'AbortError');
+  await client.request('still here');
+  console.log(`cancelled ${cancelled}`);
+}
+
+/** The status that a promise rejects with. */
+async function status(promise) {
+  try {
+    await promise;
+  } catch (error) {
+    if (error instanceof StatusError) return `${error.code} ${error.reason}`;
+    throw error;
+  }
+  return 'OK';
+}
+
+async function deadline(client) {
+  console.log('deadline', await status(client.open('/echo', { timeoutMs: 100 }).recv()));
+}
+
+/** The server stops between two messages: one call ends well in the time it is given, another does not end. */
+async function serverStops(client) {
+  const [ends, stays] = [client.open('/echo'), client.open('/echo')];
+  for (const stream of [ends, stays]) {
+    await stream.send('before');
+    await stream.recv();
+  }
+  console.log('ready');
+  let refused;
+  do refused = await status(client.request('anyone there?'));
+  while (refused === 'OK');
+  console.log('refused', refused);
+  await ends.send('after');
+  await ends.halfClose();
+  for await (const message of ends) console.log('finished OK', text(message));
+  console.log('cut', await status(stays.recv()));
+}
+
+export default async function ({ VALKYRIE_ENDPOINT: endpoint, VALKYRIE_FILE: url }) {
+  const client = await connect(endpoint);
+  await call(client);
+  await transfer(client, url);
+  await inFlight(client, 1000);
+  await cancel(client);
+  await deadline(client);
+  await serverStops(client);
+  await client.close();
+}
