@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use crate::step::{Outcome, Project, Steps, Stop, failed, output, run, succeeds};
+use crate::step::{During, OWN_NODE, Outcome, Project, Steps, Stop, failed, output, run, succeeds};
 
 /// The tools of Python that the checks use; the wheel under test goes elsewhere.
 pub(crate) const VENV: &str = "target/venv";
@@ -68,7 +68,11 @@ pub(crate) fn programs(project: &Project) -> Outcome {
     if !missing.is_empty() {
         install(project, &missing)?;
     }
-    version_at_least(project, "node", &["-p", "process.versions.node"], (20, 0))?;
+    let node = || version_at_least(project, "node", &["-p", "process.versions.node"], (20, 0));
+    if node().is_err() {
+        newer_node(project)?;
+        node()?;
+    }
     version_at_least(
         project,
         "python3",
@@ -98,6 +102,29 @@ fn install(project: &Project, packages: &[&str]) -> Outcome<()> {
     let _ = run(apt().args(["update", "-q"]));
     run(install.env("DEBIAN_FRONTEND", "noninteractive"))
         .or_else(|_| failed(format!("could not install: run `apt-get install {list}` as root")))
+}
+
+/// Takes Node from npm, where it is a package for each system, as Debian's may be too old.
+fn newer_node(project: &Project) -> Outcome<()> {
+    let system = match (std::env::consts::OS, std::env::consts::ARCH) {
+        ("linux", "x86_64") => "linux-x64",
+        ("linux", "aarch64") => "linux-arm64",
+        ("macos", "aarch64") => "darwin-arm64",
+        ("macos", "x86_64") => "darwin-x64",
+        (system, machine) => {
+            return failed(format!("there is no Node for {system} on {machine} in npm: install 20 or newer"));
+        }
+    };
+    let folder = project.path("target/node");
+    let package = format!("node-{system}");
+    run(project
+        .command("npm")
+        .args(["install", "--silent", "--ignore-scripts", "--prefix"])
+        .arg(&folder)
+        .arg(format!("{package}@22")))?;
+    let bin = folder.join("node_modules").join(package).join("bin");
+    let link = project.path(OWN_NODE);
+    std::fs::rename(&bin, &link).during(link.display())
 }
 
 fn version_at_least(project: &Project, program: &str, arguments: &[&str], least: (u32, u32)) -> Outcome<()> {

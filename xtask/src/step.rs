@@ -45,6 +45,9 @@ impl<T, E: fmt::Display> During<T> for Result<T, E> {
     }
 }
 
+/// Where the set-up puts Node when the system's is too old.
+pub(crate) const OWN_NODE: &str = "target/node/bin";
+
 /// The checkout and how it is being checked.
 pub(crate) struct Project {
     /// The folder of the workspace's `Cargo.toml`.
@@ -71,6 +74,13 @@ impl Project {
         let inside = program.components().count() > 1 && program.is_relative();
         let mut command = Command::new(if inside { self.root.join(program) } else { program.to_owned() });
         command.current_dir(&self.root);
+        // A Node that the set-up fetched comes before the system's.
+        let node = self.path(OWN_NODE);
+        if node.is_dir() {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            let folders = std::iter::once(node).chain(std::env::split_paths(&path));
+            command.env("PATH", std::env::join_paths(folders).unwrap_or(path));
+        }
         command
     }
 
