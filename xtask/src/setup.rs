@@ -2,6 +2,7 @@
 //! nothing to do, and says in one sentence what is missing when it can do nothing about it.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use crate::step::{During, OWN_NODE, Outcome, Project, Steps, Stop, failed, output, run, succeeds};
 
@@ -100,7 +101,8 @@ fn install(project: &Project, packages: &[&str]) -> Outcome<()> {
     install.args(["install", "-y", "--no-install-recommends"]).args(packages);
     // Lists that could not be renewed may still do: the installation decides.
     let _ = run(apt().args(["update", "-q"]));
-    run(install.env("DEBIAN_FRONTEND", "noninteractive"))
+    // Thousands of lines that nobody reads; what goes wrong is on standard error.
+    run(install.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))
         .or_else(|_| failed(format!("could not install: run `apt-get install {list}` as root")))
 }
 
