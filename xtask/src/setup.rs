@@ -15,11 +15,12 @@ pub(crate) const NODE_TOOLS: &str = "xtask/node/node_modules";
 const BROWSER: &str = "VALKYRIE_CHROMIUM";
 
 /// Programs that the checks call, with the Debian package that has each.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("pkg-config", "pkg-config"),
     ("cmake", "cmake"),
+    ("make", "make"),
     ("valgrind", "valgrind"),
     ("python3", "python3"),
     ("node", "nodejs"),
