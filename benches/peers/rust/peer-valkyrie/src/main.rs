@@ -1,0 +1,64 @@
+//! Valkyrie, with its own server and every default.
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use harness::{arg, Client, Opts, Res};
+use std::time::Instant;
+use valkyrie_sdk::{handler_fn, CallOptions, EchoHandler, Reply, ServerBuilder, ServerCall, Status};
+
+/// Answers a message of count and size (u64, u32, little endian) with that many messages of that size.
+async fn stream(mut call: ServerCall) -> Result<Reply, Status> {
+    let mut wanted = call.message().await?;
+    let (count, size) = (wanted.get_u64_le(), wanted.get_u32_le());
+    let message = Bytes::from(vec![0; size as usize]);
+    for _ in 0..count {
+        call.send(message.clone()).await?;
+    }
+    Ok(Reply::end())
+}
+
+async fn server() -> Res<()> {
+    let port = arg("--port").ok_or("--port is missing")?;
+    let builder = ServerBuilder::new().bind(format!("127.0.0.1:{port}")).max_connections(20_000);
+    let server = builder.handler("/echo", EchoHandler).handler("/stream", handler_fn(stream)).build().await?;
+    Ok(server.start().await?)
+}
+
+struct Valkyrie(valkyrie_sdk::Client);
+
+impl Client for Valkyrie {
+    async fn connect(options: &Opts) -> Res<Self> {
+        Ok(Self(valkyrie_sdk::Client::connect(&format!("tcp://{}", options.addr)).await?))
+    }
+
+    async fn echo(&self, payload: &Bytes) -> Res<usize> {
+        Ok(self.0.request(payload.clone()).await?.len())
+    }
+
+    async fn server_stream(&self, count: u64, size: u32) -> Res<(u64, u64)> {
+        let mut wanted = BytesMut::with_capacity(12);
+        wanted.put_u64_le(count);
+        wanted.put_u32_le(size);
+        let mut stream = self.0.stream("/stream", wanted.freeze(), CallOptions::new()).await?;
+        let (mut messages, mut bytes) = (0, 0);
+        while let Some(message) = stream.recv().await? {
+            messages += 1;
+            bytes += message.len() as u64;
+        }
+        Ok((messages, bytes))
+    }
+
+    async fn ping_pong(&self, payload: &Bytes, more: &mut dyn FnMut(Instant) -> bool) -> Res<()> {
+        let (mut send, mut recv) = self.0.open("/echo", CallOptions::new()).await?;
+        loop {
+            let began = Instant::now();
+            send.send(payload.clone()).await?;
+            recv.recv().await?.ok_or("the stream ended")?;
+            if !more(began) {
+                return Ok(());
+            }
+        }
+    }
+}
+
+fn main() {
+    harness::main::<Valkyrie, _>(server)
+}
