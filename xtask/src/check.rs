@@ -12,7 +12,7 @@ use crate::{arrows, web};
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
-    steps.add("clippy", "the core without a warning", &[], || clippy(project, &[]));
+    steps.add("clippy", "the core without a warning", &[], || clippy(project, &["--all-targets"]));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
     steps.add("rust tests", "tests of the core", &[], || rust_tests(project, &[]));
     steps.add("vectors", "the decoder written from PROTOCOL.md alone reads every vector", &[], || {
@@ -24,8 +24,17 @@ pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
-    steps
-        .add("clippy", "every crate and target without a warning", &[], || clippy(project, &["--workspace"]));
+    steps.add(
+        "clippy",
+        "every crate and target without a warning, and the sdk without its features",
+        &[],
+        || {
+            clippy(project, &["--workspace", "--all-targets"])?;
+            let sdk = ["-p", "valkyrie-sdk", "--no-default-features"];
+            clippy(project, &sdk)?;
+            clippy(project, &[&sdk[..], &["--features", "native"]].concat())
+        },
+    );
     steps.add("docs", "the core's documentation builds without a warning", &[], || {
         let packages = ["-p", "valkyrie-protocol", "-p", "valkyrie-sdk", "-p", "valkyrie-bridge"];
         run(project.cargo(["doc", "--quiet", "--no-deps"]).args(packages).env("RUSTDOCFLAGS", "-Dwarnings"))?;
@@ -82,8 +91,7 @@ fn rustfmt(project: &Project) -> Outcome {
 }
 
 fn clippy(project: &Project, what: &[&str]) -> Outcome {
-    let quiet = ["clippy", "--quiet", "--all-targets"];
-    run(project.cargo(quiet).args(what).args(["--", "-D", "warnings"]))?;
+    run(project.cargo(["clippy", "--quiet"]).args(what).args(["--", "-D", "warnings"]))?;
     Ok(String::new())
 }
 
@@ -402,6 +410,15 @@ pub(crate) fn deny(project: &Project) -> Outcome {
     }
     run(project.command(TOOL).args(["--all-features", "check", "advisories"]))?;
     Ok("licences, sources, advisories".into())
+}
+
+/// Each language's installed package beside the yardsticks of benches/peers: unary calls and streams, from one run.
+pub(crate) fn peers(project: &Project) -> Outcome {
+    const PEERS: &str =
+        "valkyrie,rust-tonic,rust-tokio-raw,c-blocking,py-grpcio,py-asyncio-protocol,node-grpc,node-net-raw";
+    let mut driver = project.command("benches/peers/run.sh");
+    run(driver.env("QUIET", "1").args(["--only", PEERS, "--groups", "unary,stream"]))?;
+    Ok(String::new())
 }
 
 /// Prints the figures of the benchmark programs.

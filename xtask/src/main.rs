@@ -29,7 +29,8 @@ usage: cargo xtask <verb> [flags]
   lint              formatting, clippy, docs, the arrow test, ruff
   fmt               formats the Rust and Python sources in place
   header            writes c/include/valkyrie/valkyrie.h from bindings/c
-  bench             builds the programs as released and prints their figures beside a raw TCP echo
+  bench [--peers]   builds the programs as released and prints their figures beside a raw TCP echo; --peers: every
+                    language beside what its users would pick instead (benches/peers), in about 4 minutes
   security          licences, sources and known vulnerabilities of every dependency (cargo-deny)
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text
@@ -92,6 +93,16 @@ fn main() -> ExitCode {
         }),
         ["bench"] => {
             steps.add("bench", "figures of the programs as released", &[], || check::bench(&project))
+        }
+        ["bench", "--peers"] => {
+            setup::add(&mut steps, &project);
+            package::add(&mut steps, &project, Profile::Release);
+            steps.add(
+                "peers",
+                "each language beside its yardsticks, from one run",
+                &["package: compile"],
+                || check::peers(&project),
+            );
         }
         ["security"] => {
             steps.add("cargo-deny", "licences, sources, vulnerabilities", &[], || check::deny(&project))

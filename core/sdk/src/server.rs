@@ -149,6 +149,7 @@ impl ServerBuilder {
                 router: Arc::new(router),
                 runtime: Arc::new(runtime),
                 limits: self.limits,
+                #[cfg(feature = "websocket")]
                 origins: self.origins,
                 max_connections: self.max_connections,
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
@@ -283,6 +284,7 @@ struct Shared {
     router: Arc<Router>,
     runtime: Arc<dyn Runtime>,
     limits: Limits,
+    #[cfg(feature = "websocket")]
     origins: Vec<String>,
     max_connections: usize,
     drain_timeout: Duration,
