@@ -611,9 +611,8 @@ impl Connection {
             }
             self.next_deadline = next;
             for key in passed {
-                self.reset(key, ErrorCode::DEADLINE);
                 let status = Status::from_reason(Reason::DEADLINE_EXCEEDED, "the deadline passed");
-                self.events.push_back(Event::Reset { key, status, unprocessed: false });
+                self.reset_and_tell(key, ErrorCode::DEADLINE, status);
             }
         }
         Ok(())
@@ -956,10 +955,9 @@ impl Connection {
         if stream.receive_ended {
             // The sender broke its own half-close: the stream is over, and so is the peer's patience budget.
             self.drop_bytes(payload.len());
-            self.reset(key, ErrorCode::STREAM_CLOSED);
             let status =
                 Status::from_error_code(ErrorCode::STREAM_CLOSED, "a message came after the half-close");
-            self.events.push_back(Event::Reset { key, status, unprocessed: false });
+            self.reset_and_tell(key, ErrorCode::STREAM_CLOSED, status);
             return self.count_reset();
         }
         stream.received += payload.len() as u64;
@@ -1064,6 +1062,7 @@ impl Connection {
     fn handle_reset(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
         let code = ErrorCode::from_number(Reset::decode(record).map_err(malformed)?.code);
         let Some(key) = self.find(id)? else { return Ok(()) };
+        let seen = self.is_seen(key);
         let local = self.forget(key).is_some_and(|stream| stream.local);
         let refused = code == ErrorCode::REFUSED;
         let message = match (code, local) {
@@ -1073,7 +1072,9 @@ impl Connection {
             (code, _) => format!("the peer reset the stream: {}", code.name()),
         };
         let status = Status::from_error_code(code, message);
-        self.events.push_back(Event::Reset { key, status, unprocessed: local && refused });
+        if seen {
+            self.events.push_back(Event::Reset { key, status, unprocessed: local && refused });
+        }
         if local { Ok(()) } else { self.count_reset() }
     }
 
@@ -1151,19 +1152,31 @@ impl Connection {
         let most = self.config.limits.max_message_bytes;
         let status = Status::from_error_code(code, format!("message exceeds limit {most}"));
         if local {
-            self.reset(key, code);
+            self.reset_and_tell(key, code, status);
         } else {
             // The caller deserves a status, not only a code.
-            let seen = self.streams.get(key).is_some_and(|stream| stream.pending_call.is_none());
+            let seen = self.is_seen(key);
             let id = self.streams.get(key).map_or(0, |stream| stream.id);
             self.forget(key);
             let record = StatusRecord::from_status(&status);
             self.push_control_flags(FrameType::STATUS, FLAG_END, id, |out| record.encode(out));
-            if !seen {
-                return;
+            if seen {
+                self.events.push_back(Event::Reset { key, status, unprocessed: false });
             }
         }
-        self.events.push_back(Event::Reset { key, status, unprocessed: false });
+    }
+
+    /// Whether the driver knows the stream: one whose first message is not whole yet was never told of.
+    fn is_seen(&mut self, key: StreamKey) -> bool {
+        self.streams.get(key).is_some_and(|stream| stream.pending_call.is_none())
+    }
+
+    fn reset_and_tell(&mut self, key: StreamKey, code: ErrorCode, status: Status) {
+        let seen = self.is_seen(key);
+        self.reset(key, code);
+        if seen {
+            self.events.push_back(Event::Reset { key, status, unprocessed: false });
+        }
     }
 
     fn take_connection_credit(&mut self, len: usize) -> Result<(), ConnectionError> {
