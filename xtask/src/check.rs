@@ -95,6 +95,9 @@ fn clippy(project: &Project, what: &[&str]) -> Outcome {
     Ok(String::new())
 }
 
+/// Tests over random input; what they find is found by integration tests of cargo's.
+const PROPERTIES: [&str; 6] = ["test", "--quiet", "-p", "valkyrie-protocol", "--test", "properties"];
+
 fn rust_tests(project: &Project, what: &[&str]) -> Outcome {
     let kinds =
         [("unit", ["--lib", "--bins"].as_slice()), ("integration", &["--test", "*"]), ("doc", &["--doc"])];
@@ -104,6 +107,12 @@ fn rust_tests(project: &Project, what: &[&str]) -> Outcome {
         run_and_read(project.cargo(["test", "--quiet"]).args(what).args(which), |line| {
             count += passed(line)
         })?;
+        if kind == "integration" {
+            let listed = output(project.cargo(PROPERTIES.iter().copied()).args(["--", "--list"]))?;
+            let properties = listed.lines().filter(|line| line.ends_with(": test")).count();
+            count -= properties;
+            counts.push(format!("{properties} property"));
+        }
         counts.push(format!("{count} {kind}"));
     }
     Ok(counts.join(", "))
