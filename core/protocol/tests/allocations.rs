@@ -6,7 +6,7 @@ use std::io::IoSlice;
 
 use bytes::{Bytes, BytesMut};
 use valkyrie_protocol::{
-    Config, Connection, Event, Finish, Limits, Metadata, Opened, Priority, Role, Time, TransmitBuffer,
+    Config, Connection, Event, Finish, Metadata, Opened, Priority, Role, Time, TransmitBuffer,
 };
 
 const READ: usize = 64 << 10;
@@ -22,9 +22,7 @@ struct Side {
 
 impl Side {
     fn new(role: Role) -> Self {
-        let limits =
-            Limits { stream_window_bytes: 1 << 20, connection_window_bytes: 4 << 20, ..Limits::default() };
-        let connection = Connection::new(Config { limits, ..Config::new(role) }, Time::default());
+        let connection = Connection::new(Config::new(role), Time::default());
         Self { connection, out: TransmitBuffer::default(), inbox: BytesMut::with_capacity(READ) }
     }
 }
