@@ -295,9 +295,7 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
             // SAFETY: the caller vouches for the strings and bytes of the entries.
             let (key, value) =
                 unsafe { (text(entry.key, "metadata key")?, copy(entry.value, "metadata value")?) };
-            out.metadata
-                .insert(key, value)
-                .map_err(|error| Status::from_reason(Reason::INVALID_METADATA, error.to_string()))?;
+            out.metadata.insert(key, value)?;
         }
     }
     Ok(out)

@@ -22,7 +22,7 @@ use napi::{
 };
 use napi_derive::napi;
 use valkyrie_bridge::{
-    self as bridge, CallOptions, ClientOptions, Completion, Handle, Metadata, Priority, Queue, Reason, Status,
+    self as bridge, CallOptions, ClientOptions, Completion, Handle, Metadata, Priority, Queue, Status,
 };
 
 /// How many completions leave the bridge's queue at once.
@@ -317,9 +317,7 @@ fn call_options(
 ) -> std::result::Result<CallOptions, Status> {
     let mut metadata = Metadata::new();
     for (key, value) in keys.unwrap_or_default().into_iter().zip(values.unwrap_or_default()) {
-        metadata
-            .insert(key, Bytes::copy_from_slice(&value))
-            .map_err(|error| Status::from_reason(Reason::INVALID_METADATA, error.to_string()))?;
+        metadata.insert(key, Bytes::copy_from_slice(&value))?;
     }
     let priority = match priority {
         0 => Priority::Critical,

@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 
-use crate::{ErrorCode, Metadata};
+use crate::{ErrorCode, Metadata, MetadataError};
 
 /// A status code: gRPC's names and numbers (<https://grpc.io/docs/guides/status-codes/>). A number that has no name
 /// here keeps its value and reads as `UNKNOWN`.
@@ -433,6 +433,13 @@ impl fmt::Display for Status {
 }
 
 impl std::error::Error for Status {}
+
+impl From<MetadataError> for Status {
+    /// INVALID_METADATA with the error's sentence.
+    fn from(error: MetadataError) -> Self {
+        Self::from_reason(Reason::INVALID_METADATA, error.to_string())
+    }
+}
 
 #[cfg(test)]
 mod tests {

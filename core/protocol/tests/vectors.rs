@@ -6,8 +6,8 @@
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use valkyrie_protocol::{
-    Call, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, GoAway,
-    HEADER_LEN, Head, Hello, OPTIONAL_ID, Ping, Reset, Role, StatusRecord, Time, Window,
+    Call, Class, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType,
+    GoAway, HEADER_LEN, Head, Hello, OPTIONAL_ID, Ping, Reason, Reset, Role, StatusRecord, Time, Window,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -408,6 +408,36 @@ fn every_broken_vector_gets_its_code_and_one_go_away() {
         connection.poll_transmit(Time::default(), &mut out, usize::MAX);
         assert_eq!(out.len(), before, "{name}");
     }
+}
+
+/// Every reason of the wire's own is one that a peer can provoke (the others are in the sdk's tests).
+#[test]
+fn errors_are_reachable() {
+    let mut reached = std::collections::BTreeSet::new();
+    for vector in broken() {
+        let mut connection = Connection::new(Config::new(Role::Server), Time::default());
+        let mut bytes = BytesMut::new();
+        if !vector["name"].as_str().unwrap().starts_with("first: ") {
+            bytes.extend_from_slice(&hello_bytes());
+        }
+        bytes.extend_from_slice(&unhex(vector["hex"].as_str().unwrap()));
+        let error = connection.handle_read(Time::default(), &mut bytes).unwrap_err();
+        let status = error.status();
+        assert_eq!((status.reason(), status.code()), (error.reason, error.reason.code()));
+        assert!(!status.message().is_empty());
+        reached.insert(status.reason());
+    }
+    let mut silent = Connection::new(Config::new(Role::Server), Time::default());
+    reached.insert(silent.handle_timeout(Time::from_micros(u64::MAX)).unwrap_err().reason);
+    let mut unfinished = Connection::new(Config::new(Role::Server), Time::default());
+    unfinished.handle_read(Time::default(), &mut BytesMut::from(&hello_bytes()[..])).unwrap();
+    let mut part = BytesMut::from(&call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"hello")[..50]);
+    unfinished.handle_read(Time::default(), &mut part).unwrap();
+    reached.insert(unfinished.handle_end(&part).reason());
+    reached.insert(unfinished.handle_timeout(Time::from_micros(u64::MAX)).unwrap_err().reason);
+    let wire = Reason::ALL.iter().filter(|reason| reason.class() == Class::Protocol);
+    let never: Vec<_> = wire.filter(|reason| !reached.contains(reason)).collect();
+    assert!(never.is_empty(), "nothing provokes {never:?}");
 }
 
 #[test]

@@ -89,6 +89,10 @@ async fn serve(binds: &[&str]) -> (Vec<String>, ServerControl, Arc<Watch>) {
                 Ok(Reply::message("ok").with_metadata(metadata.clone()).with_trailers(metadata))
             }),
         )
+        .handler(
+            "/peer",
+            handler_fn(|call| async move { Ok(Reply::message(format!("{:?}", call.peer().uid))) }),
+        )
         .handler("/panic", handler_fn(|_call| async move { panic!("on purpose") }))
         .handler("/nothing", handler_fn(|_call| async move { Ok(Reply::end()) }))
         .build()
@@ -169,7 +173,41 @@ async fn every_shape_works_over_a_unix_socket_of_mode_0600() {
     let (_, control, _) = serve(&[&endpoint]).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     every_shape(&endpoint).await;
+    // The system vouches for who calls: this process, as whom it made the socket's file.
+    use std::os::unix::fs::MetadataExt;
+    let client = Client::connect(&endpoint).await.unwrap();
+    let peer = client.call("/peer", "").await.unwrap().message;
+    assert_eq!(peer, format!("{:?}", Some(std::fs::metadata(&path).unwrap().uid())));
     control.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_method_goes_to_its_own_handler_or_the_longest_prefix() {
+    let named =
+        |name: &'static str| handler_fn(move |_| async move { Ok::<_, Status>(Reply::message(name)) });
+    let endpoint = format!("memory:{}", unique("routes"));
+    let server = ServerBuilder::new()
+        .bind(&endpoint)
+        .handler("/*", named("all"))
+        .handler("/a/*", named("a"))
+        .handler("/a/b/*", named("a-b"))
+        .handler("/a/b", named("exact"))
+        .build()
+        .await
+        .unwrap();
+    tokio::spawn(async move { server.start().await });
+    let client = Client::connect(&endpoint).await.unwrap();
+    for (method, handler) in
+        [("/a/b", "exact"), ("/a/b/c", "a-b"), ("/a/c", "a"), ("/a", "all"), ("/ab/c", "all"), ("/a/", "a")]
+    {
+        assert_eq!(client.call(method, "").await.unwrap().message, handler, "{method}");
+    }
+    for path in ["", "a", "/a*", "/*/a", "/a/*/b"] {
+        let refused = ServerBuilder::new().bind("memory:refused").handler(path, EchoHandler).build().await;
+        let status = refused.map(drop).unwrap_err();
+        assert_eq!(status.reason(), Reason::INVALID_CONFIGURATION, "{path}");
+        assert!(status.message().contains(&format!("{path:?}")), "{status}");
+    }
 }
 
 #[tokio::test]

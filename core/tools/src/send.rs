@@ -110,9 +110,7 @@ impl Send {
     async fn call(&self, message: Bytes) -> Result<Response, Status> {
         let mut metadata = Metadata::new();
         for (key, value) in &self.metadata {
-            metadata
-                .insert(key, value.clone())
-                .map_err(|error| Status::from_reason(Reason::INVALID_METADATA, error.to_string()))?;
+            metadata.insert(key, value.clone())?;
         }
         let client = self.target.builder().build().await?;
         let response =
