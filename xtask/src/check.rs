@@ -51,6 +51,11 @@ pub(crate) fn add_rust<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("rust tests", "unit, integration and documentation tests of every crate", &[], || {
         rust_tests(project, &["--workspace"])
     });
+    steps.add("protocol alone", "the protocol builds from its own package, away from here", &[], || {
+        let package = ["package", "--quiet", "--offline", "--allow-dirty", "-p", "valkyrie-protocol"];
+        run(&mut project.cargo(package))?;
+        Ok(String::new())
+    });
     steps.add("vectors", "the decoder written from PROTOCOL.md alone reads every vector", &[], || {
         vectors(project)
     });
