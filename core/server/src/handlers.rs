@@ -47,13 +47,27 @@ impl Health {
 #[derive(Clone)]
 pub(crate) struct State {
     pub(crate) health: watch::Sender<Health>,
+    /// Whether the metrics methods answer.
+    metrics: bool,
     /// Set once the server is built.
     pub(crate) control: Arc<OnceLock<ServerControl>>,
 }
 
-impl Default for State {
-    fn default() -> Self {
-        Self { health: watch::Sender::new(Health::Serving), control: Arc::default() }
+impl State {
+    pub(crate) fn new(config: &Config) -> Self {
+        Self { health: watch::Sender::new(Health::Serving), metrics: config.metrics, control: Arc::default() }
+    }
+
+    /// What health says of a service: a service that is turned off stays known.
+    fn health_of(&self, service: &[u8], server: Health) -> Result<&'static str, Status> {
+        match SERVICES.iter().find(|known| known.as_bytes() == service) {
+            Some(&"valkyrie.Metrics") if !self.metrics => Ok("not_serving"),
+            Some(_) => Ok(server.name()),
+            None => {
+                let service: String = String::from_utf8_lossy(service).chars().take(100).collect();
+                Err(Status::new(Code::NotFound, format!("unknown service {service:?}")))
+            }
+        }
     }
 }
 
@@ -97,28 +111,20 @@ impl MessageHandler for Echo {
     }
 }
 
-fn known(service: &[u8]) -> Result<(), Status> {
-    if SERVICES.iter().any(|known| known.as_bytes() == service) {
-        return Ok(());
-    }
-    let service: String = String::from_utf8_lossy(service).chars().take(100).collect();
-    Err(Status::new(Code::NotFound, format!("unknown service {service:?}")))
-}
-
-/// Message: a service's name, or nothing for the server. Answers `serving` or `draining`.
+/// Message: a service's name, or nothing for the server. Answers `serving`, `not_serving` or `draining`.
 async fn health_check(state: State, mut call: ServerCall) -> Result<Reply, Status> {
-    known(&call.message().await?)?;
-    let health = *state.health.borrow();
-    Ok(Reply::message(health.name()))
+    let service = call.message().await?;
+    let server = *state.health.borrow();
+    state.health_of(&service, server).map(Reply::message)
 }
 
-/// As Check, and once more for each change. Ends with `draining`, so that no watcher holds up a shutdown.
+/// As Check, and once more for each change. Ends when the server drains, so that no watcher holds up a shutdown.
 async fn health_watch(state: State, mut call: ServerCall) -> Result<Reply, Status> {
-    known(&call.message().await?)?;
+    let service = call.message().await?;
     let mut health = state.health.subscribe();
     loop {
         let now = *health.borrow_and_update();
-        call.send(now.name()).await?;
+        call.send(state.health_of(&service, now)?).await?;
         if now == Health::Draining || health.changed().await.is_err() {
             return Ok(Reply::end());
         }

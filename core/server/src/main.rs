@@ -198,7 +198,7 @@ async fn serve(config: &Config) -> Result<(), Status> {
     for origin in &config.allow_origins {
         builder = builder.allow_origin(origin);
     }
-    let state = State::default();
+    let state = State::new(config);
     for (path, handler) in handlers::all(&state, config) {
         builder = builder.handler(path, handler);
     }

@@ -112,13 +112,29 @@ async fn echoes_on_every_transport() {
 }
 
 #[tokio::test]
-async fn health_says_serving() {
-    let server = Server::start(&["--bind", "127.0.0.1:0"]);
+async fn health_is_told_per_service() {
+    let server = Server::start(&["--bind", "127.0.0.1:0", "--metrics", "false"]);
     let client = server.client().await;
-    for service in ["", "/echo"] {
-        assert_eq!(client.call("/valkyrie.Health/Check", service).await.unwrap().message, "serving");
+    for (service, health) in [("", "serving"), ("/echo", "serving"), ("valkyrie.Metrics", "not_serving")] {
+        assert_eq!(
+            client.call("/valkyrie.Health/Check", service).await.unwrap().message,
+            health,
+            "{service}"
+        );
     }
     assert_eq!(client.call("/valkyrie.Health/Check", "nobody").await.unwrap_err().code(), Code::NotFound);
+    let mut watched = Vec::new();
+    for service in ["/echo", "valkyrie.Metrics"] {
+        watched.push(client.stream("/valkyrie.Health/Watch", service, CallOptions::new()).await.unwrap());
+    }
+    for (watch, health) in watched.iter_mut().zip(["serving", "not_serving"]) {
+        assert_eq!(watch.recv().await.unwrap().unwrap(), health);
+    }
+    server.signal("TERM");
+    for (watch, health) in watched.iter_mut().zip(["draining", "not_serving"]) {
+        assert_eq!(watch.recv().await.unwrap().unwrap(), health);
+        assert_eq!(watch.recv().await.unwrap(), None);
+    }
 }
 
 #[tokio::test]

@@ -1,5 +1,8 @@
-//! `benchmark`: a closed loop of calls on many connections, and what they took. Each worker waits for its answer before
-//! it calls again, so a stalled server is asked less: the numbers are not corrected for coordinated omission.
+//! `benchmark`: calls on many connections, and what they took.
+//!
+//! Without a rate it is a closed loop: each worker waits for its answer before it calls again, so a stalled server is
+//! asked less, and the stall shows in few of the numbers. With a rate, calls have their times, and a latency counts from
+//! there: who waits behind a stall is measured too, and nothing is omitted in coordination with the server.
 
 use std::{
     collections::BTreeMap,
@@ -34,8 +37,8 @@ const QUANTILES: [(&str, f64); 7] = [
 ];
 
 /// Measures a server. --requests counts per connection: 100 connections with 1000 requests make 100,000 calls. Each call
-/// in flight waits for its answer before the next (closed loop, not corrected for coordinated omission). Ctrl-C prints
-/// what was measured so far.
+/// in flight waits for its answer before the next (closed loop); with --rate each call has its time, and its latency
+/// counts from there (no coordinated omission). Ctrl-C prints what was measured so far.
 #[derive(clap::Args)]
 pub(crate) struct Benchmark {
     #[command(flatten)]
@@ -49,6 +52,10 @@ pub(crate) struct Benchmark {
     /// Calls in flight per connection.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     in_flight: u64,
+    /// Calls per second over all connections, each due at its own time, and late calls measured from when they were
+    /// due. As fast as answers come without it.
+    #[arg(long, value_name = "PER_SECOND", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    rate: Option<u64>,
     /// Size of each message in bytes.
     #[arg(long, value_name = "BYTES", default_value_t = 32)]
     size: usize,
@@ -67,6 +74,31 @@ struct Shared {
     /// Nanoseconds; in several parts, so that workers rarely wait for each other.
     histograms: Vec<Mutex<Histogram<u64>>>,
     failures: Mutex<Failures>,
+    schedule: Option<Schedule>,
+}
+
+/// When calls are due, in the order in which workers ask.
+struct Schedule {
+    started: Instant,
+    rate: u64,
+    next: AtomicU64,
+}
+
+impl Schedule {
+    /// Waits until the next call is due; since when it is.
+    async fn next(&self) -> Instant {
+        let number = self.next.fetch_add(1, Relaxed);
+        let due = self.started + Duration::from_secs_f64(number as f64 / self.rate as f64);
+        // The runtime's timers are late by up to two milliseconds, which would count as the server's.
+        if let Some(early) = due.checked_sub(Duration::from_millis(2)).filter(|early| *early > Instant::now())
+        {
+            tokio::time::sleep_until(early.into()).await;
+        }
+        while Instant::now() < due {
+            tokio::task::yield_now().await;
+        }
+        due
+    }
 }
 
 #[derive(Default)]
@@ -95,12 +127,13 @@ fn histogram() -> Histogram<u64> {
 impl Benchmark {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         let parts = std::thread::available_parallelism().map_or(1, usize::from) * 4;
-        let shared = Arc::new(Shared {
+        let mut shared = Shared {
             method: self.method.clone(),
             message: vec![b'v'; self.size].into(),
             histograms: (0..parts).map(|_| Mutex::new(histogram())).collect(),
             failures: Mutex::default(),
-        });
+            schedule: None,
+        };
         // One listener from the beginning to the end: between two, a Ctrl-C would be lost.
         let (interrupt, mut interrupted) = watch::channel(false);
         tokio::spawn(async move {
@@ -118,6 +151,8 @@ impl Benchmark {
             return first.map_or(Ok(()), |status| Err(status.into()));
         }
         let started = Instant::now();
+        shared.schedule = self.rate.map(|rate| Schedule { started, rate, next: AtomicU64::new(0) });
+        let shared = Arc::new(shared);
         let mut workers = JoinSet::new();
         for (index, client) in clients.iter().enumerate() {
             let left = Arc::new(AtomicU64::new(self.requests));
@@ -189,7 +224,10 @@ async fn work(
     let part = &shared.histograms[connection % shared.histograms.len()];
     let calls = async {
         while left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
-            let started = Instant::now();
+            let started = match &shared.schedule {
+                None => Instant::now(),
+                Some(schedule) => schedule.next().await,
+            };
             match client.call(&shared.method, shared.message.clone()).await {
                 Ok(_) => {
                     let elapsed = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -255,7 +293,10 @@ impl Report<'_> {
         }
         line("elapsed", format!("{:.3} s", self.elapsed.as_secs_f64()));
         line("throughput", format!("{:.0} calls/s", self.per_second()));
-        line("latency (closed loop)", "µs".into());
+        match options.rate {
+            None => line("latency (closed loop)", "µs".into()),
+            Some(rate) => line("latency (from due)", format!("µs, {rate} calls/s asked for")),
+        }
         let micros = |nanos: u64| format!("{:>12.1}", nanos as f64 / 1_000.0);
         if !self.all.is_empty() {
             line("  min", micros(self.all.min()));
@@ -284,6 +325,7 @@ impl Report<'_> {
             "connections": self.connected,
             "requests_per_connection": options.requests,
             "in_flight_per_connection": options.in_flight,
+            "rate": options.rate,
             "message_bytes": options.size,
             "succeeded": self.all.len(),
             "failed": self.failed(),
