@@ -11,7 +11,9 @@ ap = argparse.ArgumentParser()
 ap.add_argument("--quick", action="store_true"); ap.add_argument("--rounds", type=int); ap.add_argument("--only", default=""); ap.add_argument("--groups", default="")
 ap.add_argument("--prio", choices=["none", "nice", "rt"], default="none", help="scheduling class of servers and clients")
 ap.add_argument("--out", default=f"{ROOT}/results"); ap.add_argument("--report", help="only re-print the table of a JSON-lines file")
+ap.add_argument("--lang", default="", help="of the selected peers only those in these languages: rust, c, py, node")
 ap.add_argument("--needs", action="store_true", help="only print what the selection needs built, for setup.sh")
+ap.add_argument("--without", default="", help="lines 'WORD PACKAGE...' of setup.sh: peers that need these words are left out")
 ap.add_argument("--server-core", default="0"); ap.add_argument("--client-core", default="1")
 A = ap.parse_args()
 ROUNDS = A.rounds or (1 if A.quick else 3); SECS = .12 if A.quick else .3
@@ -78,21 +80,23 @@ PEERS = [
     ("node-grpc-js", "tonic", js("grpc.js"), "umspcktb", "node"),
     ("node-nats", "nats", js("nats.js"), "umspckb", "node"),
 ]
-def selected(): return [p for p in PEERS if not A.only or any(o in p[0] for o in A.only.split(","))]
-def needs():
-    """Words for setup.sh: rust:NAME, c:NAME, python, node, ffi-py, ffi-node, nats, packages (Valkyrie's)."""
+def needs(peer):
+    """Words for setup.sh: rust:NAME, c:NAME, python, node, ffi-py, ffi-node, nats, certs, package:LANGUAGE (Valkyrie's own)."""
     words = set()
-    for name, server, cmd, caps, lang in selected():
-        for part in [x for c in SERVERS[server](1, 2) for x in c] + cmd:
-            if part.startswith(R): words.add("rust:" + part[len(R):])
-            elif part.startswith(C): words.add("c:" + part[len(C):])
-            elif part == PY: words.add("python")
-            elif part.startswith(ND): words.add("packages" if "valkyrie" in part else "node")
-            if part.startswith(FRESH) or part == C + "valkyrie": words.add("packages")
-            elif part.endswith("nats-server"): words.add("nats")
-            if part.endswith(("ffi_peer.py", "ffi_peer.js")): words.add("ffi-py" if part.endswith("py") else "ffi-node")
-    if not A.only: words |= {"ffi-py", "ffi-node", "python", "node"}
-    return sorted(words)
+    for part in [x for c in SERVERS[peer[1]](1, 2) for x in c] + peer[2]:
+        if part.startswith(R): words.add("rust:" + part[len(R):])
+        elif part.startswith(C): words.add("c:" + part[len(C):])
+        elif part.startswith(FRESH): words.add("package:python")
+        elif part == PY: words.add("python")
+        elif part == CERT: words.add("certs")
+        elif part == ND + "valkyrie.js": words.add("package:node")
+        elif part.startswith(ND): words.add("node")
+        elif part.endswith("nats-server"): words.add("nats")
+        if part == C + "valkyrie": words.add("package:c")
+        if part.endswith(("ffi_peer.py", "ffi_peer.js")): words.add("ffi-py" if part.endswith("py") else "ffi-node")
+    return words
+def selected(): return [p for p in PEERS if (not A.only or any(o in p[0] for o in A.only.split(","))) and (not A.lang or p[4] in A.lang.split(","))]
+def ffi_wanted(): return not A.only and not A.lang and (not A.groups or "ffi" in A.groups.split(","))
 def specs(group, name, caps, lang):
     slow = lang in ("py", "node"); q = A.quick; out = []
     def u(l, size, infl, **k): out.append(dict(w="unary", size=size, inflight=infl, secs=SECS, label=l, **k))
@@ -180,30 +184,39 @@ def table(rows):
         if r.get("peer") and r["group"] != "ffi" and r["peer"] not in peers: peers.append(r["peer"])
     order = [p[0] for p in PEERS]; peers.sort(key=lambda p: order.index(p) if p in order else 999)
     def t(title, cols):
+        cols = [c for c in cols if any(c[1](p).strip("-/ ") for p in peers)]
+        if not cols: return
         print(f"\n{title}\n\n| peer | " + " | ".join(c[0] for c in cols) + " |\n|---|" + "---:|" * len(cols))
         for p in peers:
             cells = [c[1](p) for c in cols]
-            if all(x == "-" for x in cells): continue
+            if not any(x.strip("-/ ") for x in cells): continue
             print(f"| {p} | " + " | ".join(cells) + " |")
     def lat(l): return lambda p: "/".join(g(p, l, k, "{:.0f}") for k in ("p50_us", "p99_us", "p999_us")) if (p, l, "p50_us") in agg else g(p, l, "p50_us")
     def rps(l): return lambda p: g(p, l, "rps", "{:.1f}", 1e-3)
     t("(a) unary, 1 in flight: latency p50/p99/p99.9, us", [("32 B", lat("u1_32")), ("1 KiB", lat("u1_1k")), ("64 KiB", lat("u1_64k")), ("1 MiB", lat("u1_1m"))])
-    t("(b) unary, many in flight on one connection: thousand requests/s; CPU seconds per million requests (64 in flight, 32 B)", [("64 x 32 B", rps("u64_32")), ("512 x 32 B", rps("u512_32")), ("64 x 1 KiB", rps("u64_1k")), ("64 x 64 KiB", rps("u64_64k")), ("server CPU", lambda p: g(p, "u64_32", "srv_cpu_s_per_M", "{:.2f}")), ("client CPU", lambda p: g(p, "u64_32", "cli_cpu_s_per_M", "{:.2f}"))])
+    def each(k, scale, f): return lambda p: " / ".join(g(p, f"u{n}_32", k, f, scale) for n in (1, 64, 512))
+    t("(b) unary 32 B on one connection at 1 / 64 / 512 in flight: thousand requests/s, p50 in us, CPU us per request; larger messages in thousand requests/s", [
+        ("k req/s", each("rps", 1e-3, "{:.1f}")), ("p50", each("p50_us", 1, "{:.0f}")), ("server CPU", each("srv_cpu_s_per_M", 1, "{:.2f}")), ("client CPU", each("cli_cpu_s_per_M", 1, "{:.2f}")),
+        ("64 x 1 KiB", rps("u64_1k")), ("64 x 64 KiB", rps("u64_64k"))])
     t("(c,h) streams", [("server stream 32 B, k msg/s", lambda p: g(p, "sstream_32", "mps", "{:.0f}", 1e-3)), ("bidi ping-pong us p50/p99/p99.9", lat("pingpong_32")), ("bulk 64 KiB, GB/s", lambda p: g(p, "bulk_64k", "gbps", "{:.2f}"))])
     t("(d,e) connections", [("1,000 conns, k req/s", rps("conns1000")), ("p99 us", lambda p: g(p, "conns1000", "p99_us")), ("server RSS/conn (1,000), KiB", lambda p: g(p, "conns1000", "srv_rss_per_conn", "{:.1f}", 1 / 1024)), ("client RSS/conn (1,000), KiB", lambda p: g(p, "conns1000", "cli_rss_per_conn", "{:.1f}", 1 / 1024)), ("server RSS/conn (10,000 idle), KiB", lambda p: g(p, "idle10k", "srv_rss_per_conn", "{:.1f}", 1 / 1024)), ("client RSS/conn (idle), KiB", lambda p: g(p, "idle10k", "cli_rss_per_conn", "{:.1f}", 1 / 1024)), ("conns opened/s", lambda p: g(p, "idle10k", "conns_per_s"))])
     t("(f,g) connect to first response, us p50/p99, and TLS", [("connect", lambda p: g(p, "connect", "p50_us") + "/" + g(p, "connect", "p99_us")), ("connect TLS", lambda p: g(p, "connect_tls", "p50_us") + "/" + g(p, "connect_tls", "p99_us")), ("TLS 32 B us p50/p99/p99.9", lat("tls_u1_32")), ("TLS 64 KiB us", lat("tls_u1_64k")), ("TLS 64 x 32 B, k req/s", rps("tls_u64_32")), ("TLS bulk GB/s", lambda p: g(p, "tls_bulk_64k", "gbps", "{:.2f}"))])
     def m(p, l, k): return statistics.median(agg[(p, l, k)]) if (p, l, k) in agg else None
-    everyone = peers
+    everyone = peers; langs = {p[0]: p[4] for p in PEERS}
     for ours in [p for p in everyone if "valkyrie" in p]:
-        peers = [p for p in everyone if p.split("-")[0] == ours.split("-")[0] or p in ("rust-valkyrie", "rust-tonic")]
-        def ratio(l, k):
+        peers = [p for p in everyone if p != ours and (langs.get(p) == langs[ours] or p in ("rust-valkyrie", "rust-tonic"))]
+        def over(p, l, k):
+            a, b = m(ours, l, k), m(p, l, k)
+            return f"{a / b:.2f}" if a and b else "-"
+        def ratio(l, k): return lambda p: over(p, l, k)
+        def ratios(k):
             def cell(p):
-                a, b = m(ours, l, k), m(p, l, k)
-                return "-" if not a or not b or p == ours else f"{a / b:.2f}"
+                c = [over(p, f"u{n}_32", k) for n in (1, 64, 512)]
+                return "-" if c == ["-"] * 3 else " / ".join(c)
             return cell
-        t(f"{ours} / peer: medians of this run, as ratios (p50 and CPU: lower is better; rates: higher)", [
-            ("p50, 1 x 32 B", ratio("u1_32", "p50_us")), ("p50, 1 x 64 KiB", ratio("u1_64k", "p50_us")), ("req/s, 64 x 32 B", ratio("u64_32", "rps")), ("req/s, 512 x 32 B", ratio("u512_32", "rps")),
-            ("req/s, 64 x 64 KiB", ratio("u64_64k", "rps")), ("server CPU", ratio("u64_32", "srv_cpu_s_per_M")), ("client CPU", ratio("u64_32", "cli_cpu_s_per_M")), ("server stream", ratio("sstream_32", "mps")), ("bulk", ratio("bulk_64k", "gbps")),
+        t(f"{ours} / peer: medians of this run, as ratios (p50 and CPU: lower is better; rates: higher); 32 B at 1 / 64 / 512 in flight", [
+            ("req/s", ratios("rps")), ("p50", ratios("p50_us")), ("server CPU", ratios("srv_cpu_s_per_M")), ("client CPU", ratios("cli_cpu_s_per_M")),
+            ("p50, 1 x 64 KiB", ratio("u1_64k", "p50_us")), ("req/s, 64 x 64 KiB", ratio("u64_64k", "rps")), ("server stream", ratio("sstream_32", "mps")), ("bulk", ratio("bulk_64k", "gbps")),
             ("1,000 conns", ratio("conns1000", "rps")), ("server RSS/idle conn", ratio("idle10k", "srv_rss_per_conn")), ("connect", ratio("connect", "p50_us"))])
     peers = everyone
     fc = {}
@@ -219,20 +232,26 @@ def table(rows):
 
 if A.report:
     table([json.loads(l) for l in open(A.report)]); sys.exit()
-if A.needs: print(" ".join(needs())); sys.exit()
-if not selected(): sys.exit(f"no peer has {A.only!r} in its name; there are: " + ", ".join(p[0] for p in PEERS))
+if not selected(): sys.exit(f"no peer of the language {A.lang or 'any'!r} has {A.only!r} in its name; there are: " + ", ".join(p[0] for p in PEERS))
+if A.needs: print(" ".join(sorted(set().union(*map(needs, selected()), ["ffi-py", "ffi-node", "python", "node"] if ffi_wanted() else [])))); sys.exit()
+without = dict(l.split(" ", 1) for l in A.without.splitlines()); present = []
+for p in selected():
+    lacks = " ".join(sorted({d for w in needs(p) & without.keys() for d in without[w].split()}))
+    if lacks: print(f"left out: {p[0]}, which needs what Debian calls {lacks}", file=sys.stderr)
+    else: present.append(p)
+if not present: sys.exit("no peer is left")
 os.makedirs(A.out, exist_ok=True); f = open(f"{A.out}/run-{time.strftime('%Y%m%d-%H%M%S')}{'-quick' if A.quick else ''}.jsonl", "w"); log = open(f"{A.out}/stderr.log", "w")
 rows = []; t0 = time.time()
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
 try:
     for rnd in range(ROUNDS):
         for grp in ("unary", "stream", "connect", "conns", "idle", "ffi"):
-            if grp == "ffi" and (not A.groups or "ffi" in A.groups.split(",")) and not A.only:
+            if grp == "ffi" and ffi_wanted():
                 for r in ffi(log):
                     r.update(round=rnd); rows.append(r); f.write(json.dumps(r) + "\n")
                 continue
             if (A.groups and grp not in A.groups.split(",")) or (grp == "idle" and rnd > 0): continue
-            for name, server, cmd, caps, lang in selected():
+            for name, server, cmd, caps, lang in present:
                 sp = specs(grp, name, caps, lang)
                 if not sp: continue
                 load = float(open("/proc/loadavg").read().split()[0])
