@@ -96,13 +96,11 @@ fn main() -> ExitCode {
         }
         ["bench", "--peers"] => {
             setup::add(&mut steps, &project);
-            package::add(&mut steps, &project, Profile::Release);
-            steps.add(
-                "peers",
-                "each language beside its yardsticks, from one run",
-                &["package: compile"],
-                || check::peers(&project),
-            );
+            // Its script makes the packages that the selected peers use.
+            let needs = &["setup: programs", "setup: python tools"];
+            steps.add("peers", "each language beside its yardsticks, from one run", needs, || {
+                check::peers(&project)
+            });
         }
         ["security"] => {
             steps.add("cargo-deny", "licences, sources, vulnerabilities", &[], || check::deny(&project))
