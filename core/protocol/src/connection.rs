@@ -190,6 +190,8 @@ const MAX_CONTROL_FRAMES: usize = 1_000;
 const MAX_RESETS: u32 = 1_000;
 /// Messages up to this length are copied behind their header; longer ones are written from where they are.
 const COPY_MAX: usize = 16 << 10;
+/// Room that the beginning of a frame may reserve for its rest.
+const READ_AHEAD: usize = 64 << 10;
 /// Of so many frames, one goes to the bulk class whatever else waits.
 const BULK_SHARE: u32 = 16;
 /// The last stream id that may be used.
@@ -542,7 +544,7 @@ impl Connection {
     // ---- bytes in ----
 
     /// Takes every whole frame out of `buffer`; what is left is the beginning of the next one, with room reserved for
-    /// the rest of it. Messages are slices of the buffer.
+    /// the rest of it, 64 KiB at a time. Messages are slices of the buffer.
     ///
     /// # Errors
     /// The rule that the peer broke. A GOAWAY with its code is queued; nothing else will be read or sent.
@@ -629,7 +631,8 @@ impl Connection {
             // Both lengths are checked: the sum is below 2 MiB.
             let body = header.body_len() as usize;
             if buffer.len() < HEADER_LEN + body {
-                buffer.reserve(HEADER_LEN + body - buffer.len());
+                // A peer that claims much and sends little holds little.
+                buffer.reserve((HEADER_LEN + body - buffer.len()).min(READ_AHEAD));
                 break;
             }
             let crc = match body {
@@ -1047,6 +1050,8 @@ impl Connection {
                     }
                     None => return Ok(()),
                 }
+            } else if self.streams.get(key).is_some_and(|stream| stream.partial.is_some()) {
+                return Err(ConnectionError::new(ErrorCode::PROTOCOL, "status OK inside a message"));
             } else {
                 None
             };

@@ -107,10 +107,10 @@ impl FrameHeader {
         out
     }
 
-    /// Reads a header: magic, then version, then the header's checksum, then everything else.
+    /// Reads a header: magic, then the header's checksum, then version, then everything else.
     ///
     /// # Errors
-    /// The first rule that is broken: MAGIC, VERSION, CHECKSUM, or PROTOCOL for a reserved bit.
+    /// The first rule that is broken: MAGIC, CHECKSUM, VERSION, or PROTOCOL for a reserved bit.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, ConnectionError> {
         Self::check_start(bytes)?;
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);

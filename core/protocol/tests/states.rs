@@ -1,0 +1,366 @@
+//! What a frame does in each state of its stream: the table of PROTOCOL.md, "Streams", from both sides, and what a peer
+//! gets that passes its credit.
+
+use std::io::IoSlice;
+
+use bytes::{Bytes, BytesMut};
+use valkyrie_protocol::{
+    Call, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE, Finish, FrameHeader,
+    FrameType, GoAway, HEADER_LEN, Head, Hello, Limits, Metadata, Opened, Priority, Reason, Reset, Role,
+    Status, StatusRecord, StreamKey, Time, TransmitBuffer, Window,
+};
+
+fn frame(frame_type: FrameType, flags: u16, stream: u64, record: &[u8], payload: &[u8]) -> Vec<u8> {
+    let body = [record, payload].concat();
+    let header = FrameHeader {
+        frame_type,
+        flags,
+        stream,
+        payload_len: payload.len() as u32,
+        metadata_len: record.len() as u32,
+        priority: 1,
+        epoch: 0,
+        payload_crc: if body.is_empty() { 0 } else { crc32c::crc32c(&body) },
+    };
+    [&header.encode()[..], &body].concat()
+}
+
+fn record(encode: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    encode(&mut out);
+    out.to_vec()
+}
+
+fn hello() -> Vec<u8> {
+    let hello =
+        Hello { min_version: 1, max_version: 1, features: 0, settings: Vec::new(), extensions: Vec::new() };
+    frame(FrameType::HELLO, 0, 0, &record(|out| hello.encode(out)), b"")
+}
+
+fn call(stream: u64, flags: u16, payload: &[u8]) -> Vec<u8> {
+    let call = Call {
+        method: "/m",
+        timeout_us: 0,
+        codec: 0,
+        schema: 0,
+        metadata: Vec::new(),
+        extensions: Vec::new(),
+    };
+    frame(FrameType::CALL, flags, stream, &record(|out| call.encode(out)), payload)
+}
+
+fn message(stream: u64, flags: u16, payload: &[u8]) -> Vec<u8> {
+    frame(FrameType::MESSAGE, flags, stream, b"", payload)
+}
+
+fn status(stream: u64, status: &Status, flags: u16) -> Vec<u8> {
+    frame(FrameType::STATUS, flags, stream, &record(|out| StatusRecord::from_status(status).encode(out)), b"")
+}
+
+fn reset(stream: u64) -> Vec<u8> {
+    let reset = Reset { code: ErrorCode::CANCEL.number(), extensions: Vec::new() };
+    frame(FrameType::RESET, 0, stream, &record(|out| reset.encode(out)), b"")
+}
+
+/// Every kind of frame that a peer may aim at a stream.
+const KINDS: [&str; 7] = ["CALL", "MESSAGE", "END", "HEAD", "STATUS", "RESET", "WINDOW"];
+
+fn of_kind(kind: &str, stream: u64) -> Vec<u8> {
+    match kind {
+        "CALL" => call(stream, FLAG_END, b""),
+        "MESSAGE" => message(stream, FLAG_MESSAGE, b"x"),
+        "END" => message(stream, FLAG_END, b""),
+        "HEAD" => {
+            let head = Head { metadata: Vec::new(), extensions: Vec::new() };
+            frame(FrameType::HEAD, 0, stream, &record(|out| head.encode(out)), b"")
+        }
+        "STATUS" => status(stream, &Status::new(Code::NotFound, "none"), FLAG_END),
+        "RESET" => reset(stream),
+        "WINDOW" => {
+            let window = Window { offset: 1 << 20, extensions: Vec::new() };
+            frame(FrameType::WINDOW, 0, stream, &record(|out| window.encode(out)), b"")
+        }
+        other => panic!("no kind {other}"),
+    }
+}
+
+/// One side that has greeted, with what it said so far taken away.
+struct Side(Connection);
+
+impl Side {
+    fn new(role: Role, limits: Limits) -> Self {
+        let mut side = Side(Connection::new(Config { limits, ..Config::new(role) }, Time::default()));
+        side.read(hello()).unwrap();
+        assert_eq!(side.0.poll_event(), Some(Event::Connected));
+        side.said();
+        side
+    }
+
+    fn read(&mut self, bytes: Vec<u8>) -> Result<(), valkyrie_protocol::ConnectionError> {
+        self.0.handle_read(Time::default(), &mut BytesMut::from(&bytes[..]))
+    }
+
+    fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.0.poll_event()).collect()
+    }
+
+    /// The frames that it has for its peer: types, streams and records.
+    fn said(&mut self) -> Vec<(FrameType, u64, Vec<u8>)> {
+        let mut out = TransmitBuffer::default();
+        self.0.poll_transmit(Time::default(), &mut out, usize::MAX);
+        let mut parts = vec![IoSlice::new(&[]); out.part_count()];
+        let count = out.parts(&mut parts);
+        let bytes: Vec<u8> = parts[..count].iter().flat_map(|part| part.iter().copied()).collect();
+        let (mut rest, mut frames) = (&bytes[..], Vec::new());
+        while let Some(start) = rest.first_chunk::<HEADER_LEN>() {
+            let header = FrameHeader::decode(start).unwrap();
+            let body = HEADER_LEN + header.metadata_len as usize;
+            frames.push((header.frame_type, header.stream, rest[HEADER_LEN..body].to_vec()));
+            rest = &rest[body + header.payload_len as usize..];
+        }
+        assert!(rest.is_empty());
+        frames
+    }
+
+    fn call(&mut self, end: bool) -> StreamKey {
+        let opened = Opened {
+            method: Bytes::from_static(b"/m"),
+            metadata: Metadata::new(),
+            priority: Priority::Normal,
+            deadline: None,
+            message: None,
+            end,
+        };
+        let key = self.0.open(opened).unwrap();
+        assert_eq!(self.said().len(), 1);
+        key
+    }
+
+    fn called(&mut self, flags: u16) -> StreamKey {
+        self.read(call(1, flags, b"")).unwrap();
+        match &self.events()[..] {
+            [Event::Call { key, .. }] => *key,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Stream 1 in a state, at the side that is asked.
+fn in_state(state: &str) -> Side {
+    let limits = Limits::default();
+    let mut side = Side::new(if state.starts_with("server") { Role::Server } else { Role::Client }, limits);
+    match state {
+        "server: never opened" | "client: never opened" => {}
+        "server: open" => drop(side.called(0)),
+        "server: half-closed" => drop(side.called(FLAG_END)),
+        "server: answered" => {
+            let key = side.called(0);
+            side.0.respond(key, Ok(Finish::default()));
+        }
+        "server: reset here" => {
+            let key = side.called(0);
+            side.0.reset(key, ErrorCode::INTERNAL);
+        }
+        "server: reset there" => {
+            side.called(0);
+            side.read(reset(1)).unwrap();
+        }
+        "client: open" => drop(side.call(false)),
+        "client: half-closed" => drop(side.call(true)),
+        "client: answered" => {
+            side.call(false);
+            side.read(of_kind("STATUS", 1)).unwrap();
+        }
+        "client: reset here" => {
+            let key = side.call(false);
+            side.0.reset(key, ErrorCode::CANCEL);
+        }
+        "client: reset there" => {
+            side.call(false);
+            side.read(reset(1)).unwrap();
+        }
+        other => panic!("no state {other}"),
+    }
+    side.events();
+    side.said();
+    side
+}
+
+/// What a frame of each kind does, in the order of [`KINDS`]: an error code's name for an error of the connection,
+/// `-` for nothing at all, `RESET …` for a stream that is reset with that code, else the event.
+const TABLE: [(&str, [&str; 7]); 11] = [
+    (
+        "server: never opened",
+        [
+            "Call",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+        ],
+    ),
+    ("server: open", ["STREAM_ID", "Message", "HalfClosed", "STREAM_STATE", "STREAM_STATE", "Reset", "-"]),
+    (
+        "server: half-closed",
+        [
+            "STREAM_ID",
+            "RESET STREAM_CLOSED",
+            "RESET STREAM_CLOSED",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "Reset",
+            "-",
+        ],
+    ),
+    ("server: answered", ["STREAM_ID", "-", "-", "-", "-", "-", "-"]),
+    ("server: reset here", ["STREAM_ID", "-", "-", "-", "-", "-", "-"]),
+    ("server: reset there", ["STREAM_ID", "-", "-", "-", "-", "-", "-"]),
+    (
+        "client: never opened",
+        [
+            "STREAM_ID",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+            "STREAM_STATE",
+        ],
+    ),
+    ("client: open", ["STREAM_ID", "Message", "HalfClosed", "Head", "Ended", "Reset", "-"]),
+    ("client: half-closed", ["STREAM_ID", "Message", "HalfClosed", "Head", "Ended", "Reset", "-"]),
+    ("client: answered", ["STREAM_ID", "-", "-", "-", "-", "-", "-"]),
+    ("client: reset here", ["STREAM_ID", "-", "-", "-", "-", "-", "-"]),
+];
+
+#[test]
+fn every_frame_in_every_state_does_what_the_table_says() {
+    for (state, expected) in TABLE.iter().chain([&("client: reset there", TABLE[10].1)]) {
+        for (kind, expected) in KINDS.iter().zip(expected) {
+            let mut side = in_state(state);
+            let done = match side.read(of_kind(kind, 1)) {
+                Err(error) => {
+                    let said = side.said();
+                    assert_eq!(said.len(), 1, "{state}, {kind}");
+                    assert_eq!(said[0].0, FrameType::GOAWAY, "{state}, {kind}");
+                    error.reason.name().to_owned()
+                }
+                Ok(()) => {
+                    let events = side.events();
+                    let said = side.said();
+                    assert!(events.len() < 2 && said.len() < 2, "{state}, {kind}: {events:?}, {said:?}");
+                    match (events.first(), said.first()) {
+                        (None, None) => "-".to_owned(),
+                        (Some(Event::Reset { .. }), Some((FrameType::RESET, 1, record))) => {
+                            let code = ErrorCode::from_number(Reset::decode(record).unwrap().code);
+                            format!("RESET {}", code.name())
+                        }
+                        (Some(event), None) => {
+                            let shown = format!("{event:?}");
+                            shown.split(' ').next().unwrap_or_default().to_owned()
+                        }
+                        other => panic!("{state}, {kind}: {other:?}"),
+                    }
+                }
+            };
+            assert_eq!(done, *expected, "{state}, {kind}");
+        }
+    }
+}
+
+/// A message that has begun ends with a message's last fragment, or with a status that is an error.
+#[test]
+fn an_end_inside_a_message_is_told_from_a_whole_one() {
+    let begun = || {
+        let mut side = in_state("client: open");
+        side.read(message(1, FLAG_MESSAGE | FLAG_MORE, b"begun")).unwrap();
+        side
+    };
+    let ok = Status::new(Code::Ok, "");
+    for (cut, reason) in [
+        (message(1, FLAG_END, b""), Reason::PROTOCOL_VIOLATION),
+        (status(1, &ok, FLAG_END), Reason::PROTOCOL_VIOLATION),
+    ] {
+        assert_eq!(begun().read(cut).unwrap_err().reason, reason);
+    }
+    for (end, outcome) in [
+        (status(1, &Status::new(Code::NotFound, "none"), FLAG_END), Err(Code::NotFound)),
+        (status(1, &ok, FLAG_END | FLAG_MESSAGE), Ok(Some(Bytes::from_static(b"begun")))),
+    ] {
+        let mut side = begun();
+        side.read(end).unwrap();
+        match side.events().pop() {
+            Some(Event::Ended { outcome: ended, .. }) => {
+                assert_eq!(ended.map(|finish| finish.message).map_err(|status| status.code()), outcome);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn message_bytes_beyond_the_credit_end_the_connection() {
+    let small = Limits {
+        stream_window_bytes: 64 << 10,
+        connection_window_bytes: 64 << 10,
+        max_frame_bytes: 16 << 10,
+        ..Limits::default()
+    };
+    let wide_streams = Limits { stream_window_bytes: 1 << 20, ..small };
+    let part = vec![7; 16 << 10];
+    for (limits, what) in
+        [(Limits { connection_window_bytes: 1 << 20, ..small }, "stream"), (wide_streams, "connection")]
+    {
+        let mut side = Side::new(Role::Server, limits);
+        side.read(call(1, FLAG_MESSAGE, &part)).unwrap();
+        // Up to the window and not a byte more, as nothing was taken.
+        for _ in 0..3 {
+            side.read(message(1, FLAG_MESSAGE, &part)).unwrap();
+        }
+        side.read(message(1, FLAG_MESSAGE, b"")).unwrap();
+        let error = side.read(message(1, FLAG_MESSAGE, b"x")).unwrap_err();
+        assert_eq!((error.code, error.reason), (ErrorCode::FLOW_CONTROL, Reason::FLOW_CONTROL));
+        assert!(error.message.contains(what), "{error}");
+    }
+}
+
+/// The GOAWAY for a version carries the versions that would have worked, and the peer's callers are told of them.
+#[test]
+fn a_version_that_is_not_shared_is_told_with_those_that_are() {
+    let newer =
+        Hello { min_version: 2, max_version: 9, features: 0, settings: Vec::new(), extensions: Vec::new() };
+    let newer = frame(FrameType::HELLO, 0, 0, &record(|out| newer.encode(out)), b"");
+    // A later version may also write itself into the header.
+    let mut header = hello();
+    header[4] = 2;
+    let crc = crc32c::crc32c(&header[..36]);
+    header[36..40].copy_from_slice(&crc.to_le_bytes());
+    for first in [newer, header] {
+        let mut server = Connection::new(Config::new(Role::Server), Time::default());
+        let error = server.handle_read(Time::default(), &mut BytesMut::from(&first[..])).unwrap_err();
+        assert_eq!(error.reason, Reason::VERSION_MISMATCH);
+        let said = Side(server).said();
+        let (kind, _, record) = said.last().unwrap();
+        let go_away = GoAway::decode(record).unwrap();
+        assert_eq!((*kind, go_away.code), (FrameType::GOAWAY, ErrorCode::VERSION.number()));
+        assert_eq!(go_away.extensions, [(1, &[1, 1][..])]);
+
+        let mut client = Connection::new(Config::new(Role::Client), Time::default());
+        let mut side = Side(client);
+        side.said();
+        let key = side.call(true);
+        client = side.0;
+        let bytes = frame(FrameType::GOAWAY, 0, 0, record, b"");
+        client.handle_read(Time::default(), &mut BytesMut::from(&bytes[..])).unwrap();
+        match client.poll_event() {
+            Some(Event::Reset { key: ended, status, unprocessed: true }) if ended == key => {
+                assert_eq!((status.code(), status.reason()), (Code::Unimplemented, Reason::VERSION_MISMATCH));
+                assert!(status.message().contains("versions 1 to 1"), "{status}");
+                assert!(!status.is_retryable());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
