@@ -10,9 +10,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use proptest::{prelude::*, test_runner::RngSeed};
 use valkyrie_protocol::{
-    Call as CallRecord, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, Finish,
-    FrameHeader, FrameType, HEADER_LEN, Hello, INITIAL, Limits, Metadata, Opened, Priority, Reason, Role,
-    SendError, Status, StreamKey, Time, TransmitBuffer,
+    Call as CallRecord, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE,
+    Finish, FrameHeader, FrameType, HEADER_LEN, Hello, INITIAL, Limits, Metadata, Opened, Priority, Reason,
+    Role, SendError, Status, StreamKey, Time, TransmitBuffer, Window,
 };
 
 /// Small windows, so that flow control is met.
@@ -54,10 +54,46 @@ struct Pair {
     sides: [Side; 2],
     calls: Vec<Call>,
     now: Time,
-    /// The client's frames, to look at what is on the wire.
+    /// What each side sends, as somebody between them sees it.
+    wires: [Wire; 2],
+}
+
+/// One direction of the wire: whole frames are looked at as they pass.
+#[derive(Default)]
+struct Wire {
     log: BytesMut,
     last_id: u64,
+    connection: Credit,
+    streams: HashMap<u64, (Sender, Credit)>,
 }
+
+/// Message bytes that were sent, and the highest offset that the other side allowed.
+struct Credit {
+    sent: u64,
+    limit: u64,
+}
+
+impl Default for Credit {
+    fn default() -> Self {
+        Self { sent: 0, limit: WINDOW }
+    }
+}
+
+/// How far a sender has come with a stream: each step excludes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, PartialOrd)]
+enum Sender {
+    #[default]
+    Open,
+    Head,
+    /// Inside a message.
+    Begun,
+    Between,
+    Ended,
+    Reset,
+}
+
+/// Every window of both sides is that large.
+const WINDOW: u64 = 64 << 10;
 
 const CLIENT: usize = 0;
 const SERVER: usize = 1;
@@ -167,8 +203,7 @@ impl Pair {
             sides: [side(Role::Client), side(Role::Server)],
             calls: Vec::new(),
             now: Time::default(),
-            log: BytesMut::new(),
-            last_id: 0,
+            wires: [Wire::default(), Wire::default()],
         }
     }
 
@@ -296,10 +331,8 @@ impl Pair {
             parts[..count].iter().flat_map(|part| part.iter().copied()).take(chunk).collect();
         out.consume(bytes.len());
         self.take_events(from);
-        if from == CLIENT {
-            self.log.extend_from_slice(&bytes);
-            self.look_at_ids();
-        }
+        self.wires[from].log.extend_from_slice(&bytes);
+        self.look_at_frames(from);
         let to = &mut self.sides[1 - from];
         to.inbox.extend_from_slice(&bytes);
         // Two honest sides never accuse each other, whatever the order of things.
@@ -308,19 +341,72 @@ impl Pair {
         bytes.len()
     }
 
-    /// Stream ids are odd and rise: none is used twice.
-    fn look_at_ids(&mut self) {
-        while let Some(head) = self.log.first_chunk::<HEADER_LEN>() {
-            let header = FrameHeader::decode(head).unwrap();
+    /// What passes is legal: ids are odd and rise, so none is used twice; nothing follows an end; no more message bytes
+    /// than the other side allowed, and it allowed no more than a window beyond what came.
+    fn look_at_frames(&mut self, from: usize) {
+        while let Some(start) = self.wires[from].log.first_chunk::<HEADER_LEN>() {
+            let header = FrameHeader::decode(start).unwrap();
             let whole = HEADER_LEN + header.metadata_len as usize + header.payload_len as usize;
-            if self.log.len() < whole {
+            if self.wires[from].log.len() < whole {
                 return;
             }
-            if header.frame_type == FrameType::CALL {
-                assert!(header.stream % 2 == 1 && header.stream > self.last_id, "id {}", header.stream);
-                self.last_id = header.stream;
+            let bytes = self.wires[from].log.split_to(whole);
+            let record = &bytes[HEADER_LEN..HEADER_LEN + header.metadata_len as usize];
+            assert!(header.payload_len <= LIMITS.max_frame_bytes);
+            let (id, len) = (header.stream, u64::from(header.payload_len));
+            if header.frame_type == FrameType::WINDOW {
+                let offset = Window::decode(record).unwrap().offset;
+                let other = &mut self.wires[1 - from];
+                let credit = match id {
+                    0 => &mut other.connection,
+                    id => &mut other.streams.get_mut(&id).expect("credit for a stream of nobody's").1,
+                };
+                assert!(offset > credit.limit, "{header:?}: an offset that does not rise");
+                assert!(offset <= credit.sent + WINDOW, "{header:?}: {offset} after {} bytes", credit.sent);
+                credit.limit = offset;
+                continue;
             }
-            let _ = self.log.split_to(whole);
+            if id == 0 {
+                continue;
+            }
+            let wire = &mut self.wires[from];
+            if header.frame_type == FrameType::CALL {
+                assert!(
+                    from == CLIENT && id % 2 == 1 && id > wire.last_id,
+                    "{header:?} after {}",
+                    wire.last_id
+                );
+                wire.last_id = id;
+                self.wires[SERVER].streams.entry(id).or_default();
+            }
+            let opened = id <= self.wires[CLIENT].last_id;
+            let wire = &mut self.wires[from];
+            let (sender, credit) = wire.streams.entry(id).or_default();
+            let begun = *sender == Sender::Begun;
+            let next = match header.frame_type {
+                FrameType::RESET => Sender::Reset,
+                FrameType::HEAD => Sender::Head,
+                FrameType::STATUS => Sender::Ended,
+                _ if header.has(FLAG_END) => Sender::Ended,
+                _ if header.has(FLAG_MORE) => Sender::Begun,
+                FrameType::CALL if !header.has(FLAG_MESSAGE) => Sender::Open,
+                _ => Sender::Between,
+            };
+            let legal = match next {
+                Sender::Reset => *sender < Sender::Reset,
+                Sender::Head => from == SERVER && *sender == Sender::Open,
+                _ => *sender < Sender::Ended && (from == SERVER || header.frame_type != FrameType::STATUS),
+            };
+            assert!(opened && legal, "{header:?} by {from} in {sender:?}");
+            assert!(!begun || header.has(FLAG_MESSAGE) || next >= Sender::Ended, "{header:?} in a message");
+            *sender = next;
+            credit.sent += len;
+            wire.connection.sent += len;
+            assert!(credit.sent <= credit.limit, "{header:?}: {} of {}", credit.sent, credit.limit);
+            assert!(
+                wire.connection.sent <= wire.connection.limit,
+                "{header:?}: beyond the connection's credit"
+            );
         }
     }
 
@@ -355,6 +441,8 @@ impl Pair {
                         Ok(finish) => {
                             if let Some(message) = finish.message {
                                 self.receive(side, key, &message);
+                                // Its credit came back when it was read.
+                                self.calls[index].to[CLIENT].unread.pop_back();
                             }
                             let direction = &self.calls[index].to[CLIENT];
                             assert_eq!(direction.received, direction.accepted, "messages are missing");
@@ -443,6 +531,37 @@ impl Pair {
         for side in &self.sides {
             assert_eq!(side.connection.streams(), 0, "a stream is left");
             assert!(side.inbox.is_empty() && side.out.is_empty());
+        }
+        self.no_credit_is_lost();
+    }
+
+    /// At rest everything that came was taken: the next credit that is given says so to the byte.
+    fn no_credit_is_lost(&mut self) {
+        if self.sides.iter().any(|side| side.connection.is_draining()) {
+            return;
+        }
+        for from in [CLIENT, SERVER] {
+            let before = self.wires[from].connection.limit;
+            let mut calls = 0;
+            while self.wires[from].connection.limit == before {
+                assert!(calls < 8, "half a window was sent and taken, and no credit came back");
+                calls += 1;
+                let index = self.calls.len();
+                let len = if from == CLIENT { 8_000 } else { 0 };
+                self.apply(Step::Open { message: Some(len), end: true, priority: 0, deadline_ms: None });
+                self.transfer(CLIENT, usize::MAX, usize::MAX);
+                let key = self.calls[index].key[SERVER].unwrap();
+                self.sides[SERVER].connection.consumed(key, len);
+                self.calls[index].to[SERVER].unread.clear();
+                let len = if from == SERVER { 8_000 } else { 0 };
+                let pick = (0..index).filter(|index| !self.calls[*index].over[SERVER]).count();
+                self.apply(Step::Respond { pick, ok: true, len: Some(len) });
+                self.transfer(SERVER, usize::MAX, usize::MAX);
+                self.transfer(CLIENT, usize::MAX, usize::MAX);
+                assert!(self.calls[index].over[CLIENT]);
+            }
+            let Credit { sent, limit } = self.wires[from].connection;
+            assert_eq!(limit, sent + WINDOW, "credit of the connection from {from} was lost");
         }
     }
 }

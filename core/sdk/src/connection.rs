@@ -289,23 +289,32 @@ impl Link {
     /// Ends a call that the peer opened.
     pub(crate) fn respond(&self, key: StreamKey, outcome: Result<Finish, Status>) {
         let mut state = lock(&self.state);
-        state.take(key);
-        state.protocol.respond(key, outcome);
+        state.respond(key, outcome);
         Self::wake_driver(state);
     }
 
     /// Gives a permit back; the call that now has it, if one waited and nobody gave it up.
     pub(crate) fn release_permit(&self) -> Option<Arrived> {
         let mut state = lock(&self.state);
-        loop {
-            let Some(next) = state.queued.pop_front() else {
-                state.running -= 1;
-                return None;
-            };
-            if !next.is_gone() {
-                return Some(next);
+        let next = loop {
+            match state.queued.pop_front() {
+                Some(gone) if gone.is_gone() => {
+                    // Nobody will read what came with it and after it.
+                    let first = gone.message.map_or(0, |message| message.len());
+                    let unread = first + gone.stream.cell.take_credit();
+                    state.protocol.consumed(gone.stream.key, unread);
+                }
+                Some(next) => break Some(next),
+                None => {
+                    state.running -= 1;
+                    break None;
+                }
             }
+        };
+        if state.protocol.wants_transmit() {
+            Self::wake_driver(state);
         }
+        next
     }
 
     /// Takes no new calls and ends once those that run have ended, or at `deadline`.
@@ -366,6 +375,14 @@ impl State {
     fn take(&mut self, key: StreamKey) -> Option<Slot> {
         self.slot(key)?;
         self.slots[key.index()].take().map(|(_, slot)| slot)
+    }
+
+    /// Ends a call that the peer opened; the credit of what its handler never read goes back.
+    fn respond(&mut self, key: StreamKey, outcome: Result<Finish, Status>) {
+        if let Some(Slot::Stream(cell)) = self.take(key) {
+            self.protocol.consumed(key, cell.take_credit());
+        }
+        self.protocol.respond(key, outcome);
     }
 
     /// Takes every free permit of `most`; how many that is.
@@ -481,6 +498,11 @@ impl State {
 }
 
 impl StreamCell {
+    /// The credit of the messages that were not taken, which then have none.
+    fn take_credit(&self) -> usize {
+        lock(&self.inner).incoming.iter_mut().map(|(_, credit)| std::mem::take(credit)).sum()
+    }
+
     fn end(&self, outcome: Result<Finish, Status>, actions: &mut Actions) {
         let mut inner = lock(&self.inner);
         match outcome {
@@ -543,35 +565,14 @@ impl StreamHandle {
         inner.gone.clone()
     }
 
-    pub(crate) fn poll_recv(&self, cx: Option<&Context<'_>>) -> Poll<Result<Option<Bytes>, Status>> {
-        let mut inner = lock(&self.cell.inner);
-        if let Some((message, credit)) = inner.incoming.pop_front() {
-            drop(inner);
-            self.consumed(credit);
-            return Poll::Ready(Ok(Some(message)));
-        }
-        match (&inner.end, cx) {
-            (Some(end), _) => Poll::Ready(end.clone().map(|()| None)),
-            (None, None) => Poll::Pending,
-            (None, Some(cx)) => {
-                inner.receiver = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
-    }
-
-    pub(crate) fn recv(&self) -> impl Future<Output = Result<Option<Bytes>, Status>> + Send + '_ {
-        std::future::poll_fn(move |cx| self.poll_recv(Some(cx)))
-    }
-
-    /// Initial metadata, as soon as it or the first message is there.
-    pub(crate) fn head(&self) -> impl Future<Output = Result<Metadata, Status>> + Send + '_ {
+    /// Initial metadata, as soon as it or the first message is there; `messages` are there already.
+    pub(crate) fn head(&self, messages: bool) -> impl Future<Output = Result<Metadata, Status>> + Send + '_ {
         std::future::poll_fn(move |cx| {
             let mut inner = lock(&self.cell.inner);
             if let Some(head) = &inner.head {
                 return Poll::Ready(Ok(head.clone()));
             }
-            if !inner.incoming.is_empty() {
+            if messages || !inner.incoming.is_empty() {
                 return Poll::Ready(Ok(Metadata::new()));
             }
             match &inner.end {
@@ -648,6 +649,64 @@ impl StreamHandle {
     }
 }
 
+/// Credit that a reader may hold back while more messages are at hand.
+const OWED_MOST: usize = 16 << 10;
+
+/// The receiving end of a stream. It takes all messages that came at once, and returns the credit of those that were
+/// read now and then: two locks for a batch and not for each message.
+#[derive(Default)]
+pub(crate) struct Inbox {
+    batch: VecDeque<(Bytes, usize)>,
+    owed: usize,
+}
+
+impl Inbox {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.batch.is_empty()
+    }
+
+    pub(crate) fn poll_recv(
+        &mut self,
+        stream: &StreamHandle,
+        cx: Option<&Context<'_>>,
+    ) -> Poll<Result<Option<Bytes>, Status>> {
+        if self.batch.is_empty() {
+            let mut inner = lock(&stream.cell.inner);
+            std::mem::swap(&mut self.batch, &mut inner.incoming);
+            if self.batch.is_empty() {
+                return match (&inner.end, cx) {
+                    (Some(end), _) => Poll::Ready(end.clone().map(|()| None)),
+                    (None, None) => Poll::Pending,
+                    (None, Some(cx)) => {
+                        inner.receiver = Some(cx.waker().clone());
+                        Poll::Pending
+                    }
+                };
+            }
+        }
+        let message = self.batch.pop_front().map(|(message, credit)| {
+            self.owed += credit;
+            message
+        });
+        // A reader that may wait for the next message owes nothing.
+        if self.batch.is_empty() || self.owed >= OWED_MOST {
+            stream.consumed(std::mem::take(&mut self.owed));
+        }
+        Poll::Ready(Ok(message))
+    }
+
+    pub(crate) async fn recv(&mut self, stream: &StreamHandle) -> Result<Option<Bytes>, Status> {
+        std::future::poll_fn(move |cx| self.poll_recv(stream, Some(cx))).await
+    }
+
+    /// Returns the credit of everything, read or not: nobody will read on.
+    pub(crate) fn release(&mut self, stream: &StreamHandle) {
+        let unread: usize = self.batch.drain(..).map(|(_, credit)| credit).sum();
+        stream.consumed(unread + std::mem::take(&mut self.owed));
+        stream.release();
+    }
+}
+
 /// Moves bytes between a transport and the protocol until the connection is over.
 pub(crate) struct Driver {
     link: Arc<Link>,
@@ -693,8 +752,7 @@ impl Driver {
             }
             let mut state = lock(&self.link.state);
             for (key, outcome) in replies {
-                state.take(key);
-                state.protocol.respond(key, outcome);
+                state.respond(key, outcome);
             }
             state.running -= free;
             state.queued.append(&mut waiting);

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use valkyrie_protocol::{Metadata, Priority, Reason, Status};
 
-use crate::connection::StreamHandle;
+use crate::connection::{Inbox, StreamHandle};
 
 /// Answers the calls of one method or of a family of methods.
 ///
@@ -132,6 +132,7 @@ pub struct Peer {
 /// One call as its handler sees it. Dropping it unanswered is fine: the handler's result is the answer.
 pub struct ServerCall {
     pub(crate) stream: StreamHandle,
+    pub(crate) inbox: Inbox,
     pub(crate) method: Bytes,
     pub(crate) metadata: Metadata,
     pub(crate) priority: Priority,
@@ -201,7 +202,7 @@ impl ServerCall {
                 self.first = First::Taken(true);
                 Ok(None)
             }
-            First::None | First::Taken(false) => self.stream.recv().await,
+            First::None | First::Taken(false) => self.inbox.recv(&self.stream).await,
         }
     }
 
@@ -235,7 +236,7 @@ impl ServerCall {
 
 impl Drop for ServerCall {
     fn drop(&mut self) {
-        self.stream.release();
+        self.inbox.release(&self.stream);
     }
 }
 

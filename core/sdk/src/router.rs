@@ -14,7 +14,7 @@ use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
 
 use crate::{
     HandlerFuture, MessageHandler, Reply, ServerCall,
-    connection::{Link, StreamHandle},
+    connection::{Inbox, Link, StreamHandle},
     handler::First,
 };
 
@@ -100,23 +100,25 @@ impl Router {
     /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one.
     pub(crate) fn start(self: &Arc<Self>, arrived: Arrived) -> Option<Outcome> {
         let Arrived { stream, method, metadata, priority, message, end } = arrived;
+        // Before anything can end the call: a message that nobody reads returns its credit too.
+        if let Some(message) = &message {
+            stream.consumed(message.len());
+        }
         let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
+            stream.release();
             let method = String::from_utf8_lossy(&method).into_owned();
             return Some(Err(Status::from_reason(
                 Reason::UNKNOWN_METHOD,
                 format!("unknown method {method}"),
             )));
         };
-        if let Some(message) = &message {
-            stream.consumed(message.len());
-        }
         let first = match (message, end) {
             (Some(message), end) => First::Message(message, end),
             (None, true) => First::End,
             (None, false) => First::None,
         };
         let task_stream = stream.clone();
-        let call = ServerCall { stream, method, metadata, priority, first };
+        let call = ServerCall { stream, inbox: Inbox::default(), method, metadata, priority, first };
         let mut future = match catch_unwind(AssertUnwindSafe(|| handler.handle(call))) {
             Ok(future) => future,
             Err(panic) => return Some(Err(panicked(&*panic))),

@@ -5,7 +5,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use valkyrie_protocol::{Metadata, Status};
 
-use crate::connection::StreamHandle;
+use crate::connection::{Inbox, StreamHandle};
 
 /// The sending half. Dropping it before [`SendStream::finish`] cancels the call: a half-written upload must not look
 /// like a whole one.
@@ -17,6 +17,7 @@ pub struct SendStream {
 /// The receiving half. Dropping it before the end cancels the call.
 pub struct RecvStream {
     stream: StreamHandle,
+    inbox: Inbox,
     trailers: Metadata,
     ended: bool,
 }
@@ -24,7 +25,7 @@ pub struct RecvStream {
 pub(crate) fn halves(stream: StreamHandle, finished: bool) -> (SendStream, RecvStream) {
     (
         SendStream { stream: stream.clone(), finished },
-        RecvStream { stream, trailers: Metadata::new(), ended: false },
+        RecvStream { stream, inbox: Inbox::default(), trailers: Metadata::new(), ended: false },
     )
 }
 
@@ -81,14 +82,14 @@ impl RecvStream {
     /// # Cancel safety
     /// A message that was not returned is returned by the next call.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, Status> {
-        let result = self.stream.recv().await;
+        let result = self.inbox.recv(&self.stream).await;
         self.note(&result);
         result
     }
 
     /// As [`RecvStream::recv`], when it would not wait.
     pub fn try_recv(&mut self) -> Option<Result<Option<Bytes>, Status>> {
-        match self.stream.poll_recv(None) {
+        match self.inbox.poll_recv(&self.stream, None) {
             Poll::Pending => None,
             Poll::Ready(result) => {
                 self.note(&result);
@@ -109,7 +110,7 @@ impl RecvStream {
     /// # Errors
     /// The status that the call ended with before either.
     pub async fn metadata(&mut self) -> Result<Metadata, Status> {
-        self.stream.head().await
+        self.stream.head(!self.inbox.is_empty()).await
     }
 
     /// Trailers; empty before the end.
@@ -126,10 +127,9 @@ impl RecvStream {
 
 impl Drop for RecvStream {
     fn drop(&mut self) {
-        if self.ended {
-            self.stream.release();
-        } else {
+        if !self.ended {
             self.stream.cancel();
         }
+        self.inbox.release(&self.stream);
     }
 }

@@ -10,8 +10,8 @@ use std::{
 
 use tokio::sync::Notify;
 use valkyrie_sdk::{
-    Bytes, CallOptions, Class, Client, Code, EchoHandler, Metadata, Reason, Reply, Server, ServerBuilder,
-    ServerControl, Status, handler_fn,
+    Bytes, CallOptions, Class, Client, Code, ConnectionInfo, EchoHandler, Metadata, Reason, Reply, Server,
+    ServerBuilder, ServerControl, Status, handler_fn,
 };
 
 /// Handlers that a test watches.
@@ -315,6 +315,109 @@ async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits() {
         count += 1;
     }
     assert_eq!(count, 20_000);
+}
+
+/// However a call ends, and whoever never read its messages: a connection that lost their credit would stop.
+#[tokio::test]
+async fn credit_comes_back_whatever_becomes_of_a_call() {
+    let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let message = Bytes::from(vec![7; 60 << 10]);
+    let whole_window = Bytes::from(vec![7; 1 << 20]);
+    for method in ["/unknown", "/panic", "/nothing", "/status/5", "/metadata"] {
+        // More than the connection's window in all.
+        for _ in 0..20 {
+            let _ = client.call(method, message.clone()).await;
+        }
+        assert!(client.call("/sum", whole_window.clone()).await.is_ok(), "{method}, unary");
+        for _ in 0..20 {
+            let (mut send, mut recv) = client.open(method, CallOptions::new()).await.unwrap();
+            for _ in 0..3 {
+                let _ = send.send(message.clone()).await;
+            }
+            let _ = send.finish().await;
+            while let Ok(Some(_)) = recv.recv().await {}
+        }
+        assert!(client.call("/sum", whole_window.clone()).await.is_ok(), "{method}, streamed");
+    }
+    for _ in 0..20 {
+        let (mut send, recv) = client.open("/hang", CallOptions::new()).await.unwrap();
+        send.send(message.clone()).await.unwrap();
+        watch.started.notified().await;
+        drop((send, recv));
+        watch.dropped.notified().await;
+    }
+    assert!(client.call("/sum", whole_window.clone()).await.is_ok(), "cancelled while it ran");
+}
+
+#[tokio::test]
+async fn credit_comes_back_of_calls_that_nobody_reads() {
+    let handlers = Arc::new(tokio::sync::Semaphore::new(0));
+    let gate = handlers.clone();
+    let endpoint = format!("memory:{}", unique("queue"));
+    let server = ServerBuilder::new()
+        .bind(&endpoint)
+        .max_running_handlers(1)
+        .handler(
+            "/gate",
+            handler_fn(move |call| {
+                // It will not read, and ends later.
+                drop(call);
+                let gate = gate.clone();
+                async move {
+                    gate.acquire().await.map_err(|_| Status::new(Code::Aborted, "closed"))?.forget();
+                    Ok(Reply::message(""))
+                }
+            }),
+        )
+        .handler("/echo", EchoHandler)
+        .build()
+        .await
+        .unwrap();
+    let control = server.control();
+    tokio::spawn(async move { server.start().await });
+    let client = Client::connect(&endpoint).await.unwrap();
+    let message = Bytes::from(vec![7; 60 << 10]);
+    let until = async |reached: &dyn Fn(&ConnectionInfo) -> bool| {
+        while !control.connections().first().is_some_and(reached) {
+            tokio::task::yield_now().await;
+        }
+    };
+    for round in 0..20u64 {
+        let running = tokio::spawn({
+            let client = client.clone();
+            async move { client.call("/gate", "").await }
+        });
+        until(&|at| at.calls > 2 * round).await;
+        // Behind the one that runs, with its message.
+        let waiting = tokio::spawn({
+            let (client, message) = (client.clone(), message.clone());
+            async move { client.call("/gate", message).await }
+        });
+        until(&|at| at.calls > 2 * round + 1).await;
+        waiting.abort();
+        until(&|at| at.streams == 1).await;
+        handlers.add_permits(1);
+        running.await.unwrap().unwrap();
+    }
+    assert!(client.request(vec![7; 1 << 20]).await.is_ok(), "given up in the queue");
+    for _ in 0..20 {
+        let before = control.connections()[0].calls;
+        let (mut send, mut recv) = client.open("/gate", CallOptions::new()).await.unwrap();
+        send.send("first").await.unwrap();
+        until(&|at| at.calls == before + 1).await;
+        send.send(message.clone()).await.unwrap();
+        // What is sent after it arrives after it.
+        let after = tokio::spawn({
+            let client = client.clone();
+            async move { client.request("after").await }
+        });
+        until(&|at| at.calls == before + 2).await;
+        handlers.add_permits(1);
+        while let Ok(Some(_)) = recv.recv().await {}
+        after.await.unwrap().unwrap();
+    }
+    assert!(client.request(vec![7; 1 << 20]).await.is_ok(), "sent to a handler that reads nothing");
 }
 
 #[tokio::test]
