@@ -882,6 +882,10 @@ impl Future for Driver {
         for _ in 0..MAX_TURNS {
             let read = this.ended.is_none() && this.poll_read(cx);
             this.turn(cx);
+            if this.ended.is_some() {
+                // Nobody would hear their answers.
+                this.actions.calls.clear();
+            }
             let called = this.run_actions();
             if called {
                 // Handlers that answered at once: their answers share this turn's write.

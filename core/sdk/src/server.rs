@@ -421,9 +421,11 @@ impl Shared {
         let mut phase = self.phase.subscribe();
         let mut rest = ACCEPT_BACKOFF.0;
         loop {
+            // The end comes first: who connects to a server that was told to stop is not served.
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                biased;
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok(accepted) => {
@@ -497,8 +499,9 @@ impl Opening {
         let shared = self.0.clone();
         let mut phase = shared.phase.subscribe();
         let opened = tokio::select! {
-            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.open(accepted)) => opened,
+            biased;
             _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return,
+            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.open(accepted)) => opened,
         };
         // A stranger that says nothing, or not enough, is closed without a word.
         let Ok(Ok((transport, peer))) = opened else { return };

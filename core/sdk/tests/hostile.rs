@@ -65,6 +65,32 @@ async fn every_broken_vector_ends_its_connection_and_nobody_elses() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_stopped_answers_nobody_who_comes_after() {
+    let vectors = vectors();
+    let mut frames = vectors["frames"].as_array().unwrap().iter();
+    let call = frames.find(|frame| frame["name"] == "unary call in one frame").unwrap();
+    let bytes = [unhex(&vectors["hello"]), unhex(&call["hex"])].concat();
+    for round in 0..200 {
+        let (endpoint, control) = serve().await;
+        Client::connect(&endpoint).await.unwrap().request("serving").await.unwrap();
+        control.shutdown_now();
+        // Its listener may not know yet.
+        let Ok(mut socket) = std::net::TcpStream::connect(endpoint.trim_start_matches("tcp://")) else {
+            continue;
+        };
+        let _ = io::Write::write_all(&mut socket, &bytes);
+        let mut answer = Vec::new();
+        let _ = io::Read::read_to_end(&mut socket, &mut answer);
+        let mut rest = &answer[..];
+        while let Some(header) = rest.get(..40) {
+            let long = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap()) as usize;
+            assert_ne!(header[5], 0x13, "round {round}: a stopped server answered a call");
+            rest = &rest[40 + long(16) + long(20)..];
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_ours_is_named_for_what_it_is() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
