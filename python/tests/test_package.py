@@ -150,6 +150,8 @@ def run(script: str, **kwargs: Any) -> subprocess.Popen[str]:
 
 def test_ctrl_c_ends_a_blocking_call() -> None:
     script = (
+        # Whoever runs the tests in the background of a shell hands down an ignored SIGINT.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import valkyrie.sync; client = valkyrie.sync.connect({ENDPOINT!r}); print('ready', flush=True)\n"
         "try: client.call('/test/hang', b'py-ctrl-c', timeout=600)\n"
         "except KeyboardInterrupt: print('interrupted', flush=True)"
