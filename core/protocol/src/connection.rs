@@ -49,23 +49,14 @@ pub enum Role {
 pub struct Config {
     /// Which side this is.
     pub role: Role,
-    /// What this side is ready to receive.
+    /// What this side takes from its peer.
     pub limits: Limits,
-    /// How long the peer's HELLO may take. Default 5 s.
-    pub handshake_timeout: Duration,
-    /// How long a frame may stand unfinished without another byte. Default 10 s.
-    pub frame_timeout: Duration,
 }
 
 impl Config {
     /// The defaults for a side.
     pub fn new(role: Role) -> Self {
-        Self {
-            role,
-            limits: Limits::default(),
-            handshake_timeout: Duration::from_secs(5),
-            frame_timeout: Duration::from_secs(10),
-        }
+        Self { role, limits: Limits::default() }
     }
 }
 
@@ -180,14 +171,6 @@ pub enum SendError {
     Refused(Status),
 }
 
-/// Bytes of unsent messages that one stream may queue before [`SendError::Full`].
-const STREAM_SEND_BUFFER: usize = 256 << 10;
-/// Calls that may wait for a stream of theirs.
-const MAX_WAITING: usize = 65_536;
-/// Control frames that may wait for the wire.
-const MAX_CONTROL_FRAMES: usize = 1_000;
-/// Resets that a peer may be ahead of completed calls.
-const MAX_RESETS: u32 = 1_000;
 /// Messages up to this length are copied behind their header; longer ones are written from where they are.
 const COPY_MAX: usize = 16 << 10;
 /// Room that the beginning of a frame may reserve for its rest.
@@ -231,9 +214,11 @@ pub struct Connection {
     peer: Limits,
     greeted: bool,
     failed: Option<ConnectionError>,
+    /// The latest instant that was handed in.
+    now: Time,
     handshake_deadline: Option<Time>,
-    frame_deadline: Option<Time>,
-    /// No stream's deadline is earlier than this.
+    unfinished: Option<Unfinished>,
+    /// No stream's deadline is earlier than this, nor the end of anybody's patience with a stream that stands still.
     next_deadline: Option<Time>,
 
     streams: Streams,
@@ -248,7 +233,8 @@ pub struct Connection {
 
     events: VecDeque<Event>,
     control: BytesMut,
-    control_frames: usize,
+    /// Answers to the peer's control frames among them.
+    control_answers: u32,
     ready: [VecDeque<StreamKey>; 3],
     /// Streams of ours that wait for the peer's max_concurrent_streams.
     waiting: VecDeque<StreamKey>,
@@ -261,7 +247,25 @@ pub struct Connection {
     receive_limit: u64,
     consumed: u64,
     partial_bytes: u64,
+    /// Message bytes that streams have queued.
+    unsent: u64,
+
+    /// Resets that the peer is to blame for, less the calls that completed.
     resets: u32,
+    /// When the last glitch will be forgiven: a leaky bucket as one instant.
+    glitches_until: Time,
+    /// How far fragments fell short, less what longer ones paid back.
+    fragment_overhead: u32,
+    /// PINGs of ours that are not answered.
+    pings: u32,
+}
+
+/// A frame that has begun to arrive.
+#[derive(Clone, Copy, Debug)]
+struct Unfinished {
+    since: Time,
+    len: usize,
+    deadline: Time,
 }
 
 impl Connection {
@@ -272,8 +276,9 @@ impl Connection {
             peer: INITIAL,
             greeted: false,
             failed: None,
-            handshake_deadline: Some(now.after(config.handshake_timeout)),
-            frame_deadline: None,
+            now,
+            handshake_deadline: Some(now.after(limits.handshake_timeout)),
+            unfinished: None,
             next_deadline: None,
             streams: Streams::default(),
             ids: HashMap::default(),
@@ -285,7 +290,7 @@ impl Connection {
             peer_going_away: false,
             events: VecDeque::new(),
             control: BytesMut::new(),
-            control_frames: 0,
+            control_answers: 0,
             ready: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             waiting: VecDeque::new(),
             waiting_opens: 0,
@@ -296,7 +301,11 @@ impl Connection {
             receive_limit: u64::from(limits.connection_window_bytes),
             consumed: 0,
             partial_bytes: 0,
+            unsent: 0,
             resets: 0,
+            glitches_until: Time::default(),
+            fragment_overhead: 0,
+            pings: 0,
             config,
         };
         let hello = Hello {
@@ -326,7 +335,8 @@ impl Connection {
 
     /// When [`Connection::handle_timeout`] wants to be called; `None` for never.
     pub fn poll_timeout(&self) -> Option<Time> {
-        Time::sooner(self.handshake_deadline, Time::sooner(self.frame_deadline, self.next_deadline))
+        let frame = self.unfinished.map(|frame| frame.deadline);
+        Time::sooner(self.handshake_deadline, Time::sooner(frame, self.next_deadline))
     }
 
     /// Streams that are open or wait to be.
@@ -380,11 +390,9 @@ impl Connection {
         let size = method.len() + metadata_size(&call.metadata) + 64;
         self.check_metadata_size(size)?;
         self.check_message_size(call.message.as_ref())?;
-        if self.waiting_opens >= MAX_WAITING {
-            return Err(Status::from_reason(
-                Reason::QUEUE_FULL,
-                format!("{MAX_WAITING} calls wait for a stream"),
-            ));
+        let most = self.config.limits.max_waiting_calls;
+        if self.waiting_opens >= most as usize {
+            return Err(Status::from_reason(Reason::QUEUE_FULL, format!("{most} calls wait for a stream")));
         }
         let mut stream = Stream::new(
             0,
@@ -395,16 +403,13 @@ impl Connection {
         );
         stream.deadline = call.deadline;
         stream.sending = if call.end { Sending::Ending } else { Sending::Open };
-        stream.push(Out::Call {
-            method: call.method,
-            metadata: call.metadata,
-            message: call.message,
-            end: call.end,
-        });
         let key = self.streams.insert(stream);
         self.waiting_opens += 1;
         self.note_deadline(call.deadline);
-        self.make_ready(key);
+        self.push(
+            key,
+            Out::Call { method: call.method, metadata: call.metadata, message: call.message, end: call.end },
+        );
         Ok(key)
     }
 
@@ -421,13 +426,13 @@ impl Connection {
                 "a message was sent after the half-close",
             )));
         }
-        if stream.current.is_some() && stream.send_buffered + message.len() > STREAM_SEND_BUFFER {
+        let most = self.config.limits.stream_send_buffer_bytes as usize;
+        if stream.current.is_some() && stream.send_buffered + message.len() > most {
             stream.wants_writable = true;
             return Err(SendError::Full(message));
         }
         stream.head_sent = true;
-        stream.push(Out::Message { message, end: false });
-        self.make_ready(key);
+        self.push(key, Out::Message { message, end: false });
         Ok(())
     }
 
@@ -439,9 +444,8 @@ impl Connection {
             let last = stream.queue.back_mut().or(stream.current.as_mut().map(|(out, _)| out));
             match last {
                 Some(Out::Message { end, .. } | Out::Call { end, .. }) => *end = true,
-                _ => stream.push(Out::End),
+                _ => self.push(key, Out::End),
             }
-            self.make_ready(key);
         }
     }
 
@@ -462,8 +466,7 @@ impl Connection {
             ));
         }
         stream.head_sent = true;
-        stream.push(Out::Head(metadata));
-        self.make_ready(key);
+        self.push(key, Out::Head(metadata));
         Ok(())
     }
 
@@ -495,8 +498,7 @@ impl Connection {
         let Some(stream) = self.streams.get(key) else { return };
         if stream.sending == Sending::Open {
             stream.sending = Sending::Ending;
-            stream.push(Out::Status(outcome));
-            self.make_ready(key);
+            self.push(key, Out::Status(outcome));
         }
     }
 
@@ -530,6 +532,7 @@ impl Connection {
     /// Asks the peer to answer with the same data.
     pub fn ping(&mut self, data: u64) {
         let ping = Ping { data, extensions: Vec::new() };
+        self.pings = self.pings.saturating_add(1);
         self.push_control(FrameType::PING, 0, |out| ping.encode(out));
     }
 
@@ -552,6 +555,7 @@ impl Connection {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
+        self.now = now;
         match self.read_frames(now, buffer) {
             Ok(()) => Ok(()),
             Err(error) => Err(self.fail(error)),
@@ -584,37 +588,59 @@ impl Connection {
         }
     }
 
-    /// Lets what is due happen: deadlines, the handshake's and a frame's time.
+    /// Lets what is due happen: deadlines, the end of a stream that stands still, the handshake's and a frame's time.
     ///
     /// # Errors
-    /// TIMEOUT when the handshake or a frame took too long.
+    /// TIMEOUT when the handshake or a frame took too long, ENHANCE_CALM after too many resets.
     pub fn handle_timeout(&mut self, now: Time) -> Result<(), ConnectionError> {
+        self.now = now;
         let due = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
         if due(self.handshake_deadline) {
             let error = ConnectionError::new(ErrorCode::TIMEOUT, "no hello within the handshake timeout");
             return Err(self.fail(error));
         }
-        if due(self.frame_deadline) {
+        if due(self.unfinished.map(|frame| frame.deadline)) {
             let error = ConnectionError::new(ErrorCode::TIMEOUT, "a frame stood unfinished for too long")
                 .with_reason(Reason::FRAME_TIMEOUT);
             return Err(self.fail(error));
         }
-        if due(self.next_deadline) {
-            // Rare: the bound moves by a whole timeout each time, so the walk costs nothing per call.
-            self.next_deadline = None;
-            let mut next: Option<Time> = None;
-            let mut passed = Vec::new();
-            for (key, stream) in self.streams.iter() {
-                match stream.deadline {
-                    Some(at) if at <= now => passed.push(key),
-                    Some(at) => next = Some(next.map_or(at, |next| next.min(at))),
-                    None => {}
-                }
+        if due(self.next_deadline)
+            && let Err(error) = self.end_streams_that_are_due(now)
+        {
+            return Err(self.fail(error));
+        }
+        Ok(())
+    }
+
+    /// Rare: the bound moves by a whole timeout each time, so the walk costs nothing per call.
+    fn end_streams_that_are_due(&mut self, now: Time) -> Result<(), ConnectionError> {
+        let limits = &self.config.limits;
+        let patience = match self.unsent > u64::from(limits.max_unsent_bytes) {
+            true => limits.stall_timeout_pressed,
+            false => limits.stall_timeout,
+        };
+        self.next_deadline = None;
+        let mut passed = Vec::new();
+        for (key, stream) in self.streams.iter() {
+            // Looked at again after the shorter time, since memory may be short by then.
+            let still = stream.stands_since(now).map(|since| since.after(patience));
+            let again = still.map(|at| at.min(now.after(limits.stall_timeout_pressed)));
+            if stream.deadline.is_some_and(|at| at <= now) {
+                passed.push((key, ErrorCode::DEADLINE, stream.local));
+            } else if still.is_some_and(|at| at <= now) {
+                passed.push((key, ErrorCode::ENHANCE_CALM, stream.local));
+            } else {
+                self.next_deadline = Time::sooner(self.next_deadline, Time::sooner(stream.deadline, again));
             }
-            self.next_deadline = next;
-            for key in passed {
-                let status = Status::from_reason(Reason::DEADLINE_EXCEEDED, "the deadline passed");
-                self.reset_and_tell(key, ErrorCode::DEADLINE, status);
+        }
+        for (key, code, local) in passed {
+            let message = match code {
+                ErrorCode::DEADLINE => "the deadline passed",
+                _ => "the peer took nothing of the stream for too long",
+            };
+            self.reset_and_tell(key, code, Status::from_error_code(code, message));
+            if !local {
+                self.count_reset()?;
             }
         }
         Ok(())
@@ -646,6 +672,7 @@ impl Connection {
                 ));
             }
             buffer.advance(HEADER_LEN);
+            self.unfinished = None;
             let record = match header.metadata_len {
                 0 => Bytes::new(),
                 len => buffer.split_to(len as usize).freeze(),
@@ -656,9 +683,23 @@ impl Connection {
             };
             self.handle_frame(now, &header, record, payload)?;
         }
-        // The clock of an unfinished frame restarts with every byte.
-        self.frame_deadline = (!buffer.is_empty()).then(|| now.after(self.config.frame_timeout));
+        self.note_unfinished(now, buffer.len());
         Ok(())
+    }
+
+    /// The clock of an unfinished frame restarts with every byte, and a frame that takes long must come at a pace.
+    fn note_unfinished(&mut self, now: Time, len: usize) {
+        let since = match self.unfinished {
+            _ if len == 0 => return self.unfinished = None,
+            Some(frame) if frame.len == len => return,
+            Some(frame) => frame.since,
+            None => now,
+        };
+        let limits = &self.config.limits;
+        let pace = u64::from(limits.frame_bytes_per_second.max(1));
+        let slowest = Duration::from_micros(len as u64 * 1_000_000 / pace).max(limits.frame_grace);
+        let deadline = now.after(limits.frame_timeout).min(since.after(slowest));
+        self.unfinished = Some(Unfinished { since, len, deadline });
     }
 
     fn check_header(&self, header: &FrameHeader) -> Result<(), ConnectionError> {
@@ -672,8 +713,10 @@ impl Connection {
         if header.payload_len > limits.max_frame_bytes {
             return size("payload", header.payload_len, limits.max_frame_bytes);
         }
-        if header.metadata_len > limits.max_metadata_bytes {
-            return size("metadata", header.metadata_len, limits.max_metadata_bytes);
+        // A stranger gets no more than the least that may be announced.
+        let most = if self.greeted { limits.max_metadata_bytes } else { INITIAL.max_metadata_bytes };
+        if header.metadata_len > most {
+            return size("metadata", header.metadata_len, most);
         }
         let protocol = |what: String| Err(ConnectionError::new(ErrorCode::PROTOCOL, what));
         if !self.greeted && header.frame_type != FrameType::HELLO && header.frame_type != FrameType::GOAWAY {
@@ -730,14 +773,25 @@ impl Connection {
             FrameType::PING => {
                 let ping = Ping::decode(&record).map_err(malformed)?;
                 self.push_control(FrameType::PONG, 0, |out| ping.encode(out));
-                self.check_control()
+                self.count_answer()?;
+                self.count_glitch()
             }
             FrameType::PONG => {
                 let data = Ping::decode(&record).map_err(malformed)?.data;
-                self.events.push_back(Event::Pong { data });
-                Ok(())
+                match self.pings.checked_sub(1) {
+                    Some(left) => {
+                        self.pings = left;
+                        self.events.push_back(Event::Pong { data });
+                        Ok(())
+                    }
+                    // Nobody asked.
+                    None => self.count_glitch(),
+                }
             }
-            FrameType::GOAWAY => self.handle_go_away(&record),
+            FrameType::GOAWAY => {
+                self.handle_go_away(&record)?;
+                self.count_glitch()
+            }
             FrameType::WINDOW => self.handle_window(header.stream, &record),
             FrameType::CALL => self.handle_call(now, header, &record, payload),
             FrameType::HEAD => self.handle_head(header.stream, &record),
@@ -846,19 +900,22 @@ impl Connection {
 
     fn handle_window(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
         let offset = Window::decode(record).map_err(malformed)?.offset;
+        let least = |limit: u64| limit + u64::from(Limits::SMALL_FRAGMENT);
+        let useful;
         if id == 0 {
             check_window(offset, self.sent)?;
+            useful = offset >= least(self.send_limit);
             self.send_limit = self.send_limit.max(offset);
             self.release_waiting();
-            return Ok(());
-        }
-        let Some(key) = self.find(id)? else { return Ok(()) };
-        if let Some(stream) = self.streams.get(key) {
+        } else {
+            let Some(key) = self.find(id)? else { return Ok(()) };
+            let Some(stream) = self.streams.get(key) else { return Ok(()) };
             check_window(offset, stream.sent)?;
+            useful = offset >= least(stream.send_limit);
             stream.send_limit = stream.send_limit.max(offset);
             self.make_ready(key);
         }
-        Ok(())
+        if useful { Ok(()) } else { self.count_glitch() }
     }
 
     fn handle_call(
@@ -897,7 +954,9 @@ impl Connection {
             self.drop_bytes(payload.len());
             let reset = Reset { code: ErrorCode::REFUSED.number(), extensions: Vec::new() };
             self.push_control(FrameType::RESET, header.stream, |out| reset.encode(out));
-            return self.check_control();
+            self.count_answer()?;
+            // While this side drains, the peer may not know it yet.
+            return if self.going_away { Ok(()) } else { self.count_glitch() };
         }
         self.last_peer_id = header.stream;
         let priority = Priority::from_number(header.priority).unwrap_or_default();
@@ -943,6 +1002,15 @@ impl Connection {
         let metadata = metadata_from(&head.metadata, record).map_err(malformed)?;
         if let Some(key) = self.find(id)? {
             self.only_answers(key, "head")?;
+            if let Some(stream) = self.streams.get(key)
+                && std::mem::replace(&mut stream.answer_began, true)
+            {
+                return Err(ConnectionError::new(
+                    ErrorCode::PROTOCOL,
+                    format!("a head after the answer of stream {id} began"),
+                )
+                .with_reason(Reason::STREAM_STATE));
+            }
             self.events.push_back(Event::Head { key, metadata });
         }
         Ok(())
@@ -970,8 +1038,13 @@ impl Connection {
                 format!("more message bytes than the window of stream {}", header.stream),
             ));
         }
+        stream.answer_began = true;
         if header.has(FLAG_END) {
             stream.receive_ended = true;
+        }
+        if header.flags == 0 {
+            // Says nothing.
+            return self.count_glitch();
         }
         if header.has(FLAG_MORE) {
             return self.add_fragment(key, header.stream, payload);
@@ -1060,6 +1133,7 @@ impl Connection {
             Err(fields.to_status(record).map_err(malformed)?)
         };
         self.forget(key);
+        self.resets = self.resets.saturating_sub(1);
         self.events.push_back(Event::Ended { key, outcome });
         Ok(())
     }
@@ -1112,7 +1186,8 @@ impl Connection {
     }
 
     fn add_fragment(&mut self, key: StreamKey, id: u64, payload: Bytes) -> Result<(), ConnectionError> {
-        let limits = self.config.limits;
+        self.count_fragment(payload.len())?;
+        let limits = &self.config.limits;
         let buffered = self.partial_bytes + payload.len() as u64;
         let Some(stream) = self.streams.get(key) else { return Ok(()) };
         let partial = stream.partial.get_or_insert_default();
@@ -1120,8 +1195,7 @@ impl Connection {
         if too_large || buffered > u64::from(limits.max_buffered_bytes) {
             let code = if too_large { ErrorCode::MESSAGE_SIZE } else { ErrorCode::ENHANCE_CALM };
             self.drop_bytes(payload.len());
-            self.refuse_message(key, code);
-            return Ok(());
+            return self.refuse_message(key, code);
         }
         partial.extend_from_slice(&payload);
         self.partial_bytes = buffered;
@@ -1143,7 +1217,7 @@ impl Connection {
         let so_far = stream.partial.as_ref().map_or(0, BytesMut::len);
         if so_far + payload.len() > most {
             self.drop_bytes(payload.len());
-            self.refuse_message(key, ErrorCode::MESSAGE_SIZE);
+            self.refuse_message(key, ErrorCode::MESSAGE_SIZE)?;
             return Ok(None);
         }
         let Some(mut partial) = stream.partial.take() else { return Ok(Some(payload)) };
@@ -1152,7 +1226,7 @@ impl Connection {
         Ok(Some(partial.freeze()))
     }
 
-    fn refuse_message(&mut self, key: StreamKey, code: ErrorCode) {
+    fn refuse_message(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
         let local = self.streams.get(key).is_some_and(|stream| stream.local);
         let most = self.config.limits.max_message_bytes;
         let status = Status::from_error_code(code, format!("message exceeds limit {most}"));
@@ -1169,6 +1243,7 @@ impl Connection {
                 self.events.push_back(Event::Reset { key, status, unprocessed: false });
             }
         }
+        self.count_reset()
     }
 
     /// Whether the driver knows the stream: one whose first message is not whole yet was never told of.
@@ -1210,23 +1285,48 @@ impl Connection {
         }
     }
 
+    // ---- abuse (PROTOCOL.md, "Abuse") ----
+
+    /// A stream ended badly, and the peer is to blame.
     fn count_reset(&mut self) -> Result<(), ConnectionError> {
+        let most = self.config.limits.max_resets;
         self.resets += 1;
-        if self.resets > MAX_RESETS {
-            return Err(ConnectionError::new(
-                ErrorCode::ENHANCE_CALM,
-                format!("{MAX_RESETS} more resets than completed calls"),
-            ));
+        if self.resets > most {
+            return Err(calm(format!("{most} more resets than completed calls")));
         }
         Ok(())
     }
 
-    fn check_control(&self) -> Result<(), ConnectionError> {
-        if self.control_frames > MAX_CONTROL_FRAMES {
-            return Err(ConnectionError::new(
-                ErrorCode::ENHANCE_CALM,
-                format!("{MAX_CONTROL_FRAMES} control frames wait for a peer that does not read"),
-            ));
+    /// A frame that is legal, and that nobody needs many of.
+    fn count_glitch(&mut self) -> Result<(), ConnectionError> {
+        let Limits { max_glitches, glitches_per_second, .. } = self.config.limits;
+        let each = Duration::from_secs(1) / glitches_per_second.max(1);
+        self.glitches_until = self.glitches_until.max(self.now).after(each);
+        if self.glitches_until.since(self.now) > each * max_glitches {
+            return Err(calm(format!("{max_glitches} frames that nobody needs")));
+        }
+        Ok(())
+    }
+
+    /// A fragment of a message that goes on: short ones cost, longer ones pay back.
+    fn count_fragment(&mut self, len: usize) -> Result<(), ConnectionError> {
+        let least = Limits::SMALL_FRAGMENT;
+        // A frame is at most 1 MiB.
+        let len = len as u32;
+        self.fragment_overhead =
+            (self.fragment_overhead + least.saturating_sub(len)).saturating_sub(len.saturating_sub(least));
+        if self.fragment_overhead > self.config.limits.fragment_overhead_bytes {
+            return Err(calm(format!("too many fragments of less than {least} bytes")));
+        }
+        Ok(())
+    }
+
+    /// An answer to a control frame of the peer's was queued.
+    fn count_answer(&mut self) -> Result<(), ConnectionError> {
+        let most = self.config.limits.max_control_frames;
+        self.control_answers += 1;
+        if self.control_answers > most {
+            return Err(calm(format!("{most} control frames wait for a peer that does not read")));
         }
         Ok(())
     }
@@ -1235,9 +1335,11 @@ impl Connection {
 
     /// Appends frames to `out` until it holds `budget` bytes or nothing waits. Frames are never split.
     pub fn poll_transmit(&mut self, now: Time, out: &mut TransmitBuffer, budget: usize) {
-        if !self.control.is_empty() {
+        self.now = now;
+        // Not on top of what a peer does not read, but a GOAWAY that ends the connection always.
+        if out.len() < budget || self.failed.is_some() {
             out.append(&mut self.control);
-            self.control_frames = 0;
+            self.control_answers = 0;
         }
         while self.failed.is_none() && out.len() < budget {
             let Some(key) = self.pick() else { break };
@@ -1366,14 +1468,17 @@ impl Connection {
             }
         }
         *offset += size;
+        stream.moved = Some(now);
         stream.sent += size as u64;
         stream.send_buffered -= size;
+        self.unsent -= size as u64;
         self.sent += size as u64;
         let ended = last && matches!(item, Out::Status(_));
         if last {
             stream.current = stream.queue.pop_front().map(|item| (item, 0));
         }
-        let writable = stream.wants_writable && stream.send_buffered <= STREAM_SEND_BUFFER / 2;
+        let half = self.config.limits.stream_send_buffer_bytes as usize / 2;
+        let writable = stream.wants_writable && stream.send_buffered <= half;
         if writable {
             stream.wants_writable = false;
             self.events.push_back(Event::Writable { key });
@@ -1404,9 +1509,22 @@ impl Connection {
         }
     }
 
+    /// Queues something on a stream that is there.
+    fn push(&mut self, key: StreamKey, out: Out) {
+        let Some(stream) = self.streams.get(key) else { return };
+        self.unsent += out.message().map_or(0, Bytes::len) as u64;
+        if stream.current.is_none() {
+            stream.moved = None;
+        }
+        stream.push(out);
+        self.note_deadline(Some(self.now.after(self.config.limits.stall_timeout_pressed)));
+        self.make_ready(key);
+    }
+
     /// Forgets a stream and everything it holds.
     fn forget(&mut self, key: StreamKey) -> Option<Stream> {
         let stream = self.streams.remove(key)?;
+        self.unsent -= stream.send_buffered as u64;
         if stream.id == 0 {
             self.waiting_opens -= 1;
         } else {
@@ -1485,7 +1603,6 @@ impl Connection {
             payload_crc: 0,
         };
         write_record(&mut self.control, header, record);
-        self.control_frames += 1;
     }
 
     fn push_go_away(&mut self, code: ErrorCode, message: &str) {
@@ -1505,11 +1622,15 @@ impl Connection {
         let message: String = error.message.chars().take(200).collect();
         self.push_go_away(error.code, &message);
         self.handshake_deadline = None;
-        self.frame_deadline = None;
+        self.unfinished = None;
         self.next_deadline = None;
         self.failed = Some(error.clone());
         error
     }
+}
+
+fn calm(message: String) -> ConnectionError {
+    ConnectionError::new(ErrorCode::ENHANCE_CALM, message)
 }
 
 fn malformed(error: RecordError) -> ConnectionError {

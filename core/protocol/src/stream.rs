@@ -120,7 +120,11 @@ pub(crate) struct Stream {
     pub(crate) send_buffered: usize,
     pub(crate) wants_writable: bool,
     pub(crate) head_sent: bool,
+    /// When something of it was last written, or first found waiting.
+    pub(crate) moved: Option<Time>,
 
+    /// The peer's HEAD or first message came.
+    pub(crate) answer_began: bool,
     pub(crate) receive_ended: bool,
     pub(crate) received: u64,
     pub(crate) receive_limit: u64,
@@ -153,6 +157,8 @@ impl Stream {
             send_buffered: 0,
             wants_writable: false,
             head_sent: false,
+            moved: None,
+            answer_began: false,
             receive_ended: false,
             received: 0,
             receive_limit: u64::from(receive_window),
@@ -169,6 +175,11 @@ impl Stream {
         } else {
             self.queue.push_back(out);
         }
+    }
+
+    /// Since when nothing of it has moved, if it has something to send and was opened.
+    pub(crate) fn stands_since(&mut self, now: Time) -> Option<Time> {
+        (self.id != 0 && self.current.is_some()).then(|| *self.moved.get_or_insert(now))
     }
 
     pub(crate) fn partial_len(&self) -> u64 {
@@ -192,7 +203,7 @@ impl Streams {
                 StreamKey { index, generation: slot.0 }
             }
             None => {
-                // Bounded by max_concurrent_streams and MAX_WAITING, far below u32.
+                // Bounded by max_concurrent_streams and max_waiting_calls, far below u32.
                 let index = self.slots.len() as u32;
                 self.slots.push((0, Some(stream)));
                 StreamKey { index, generation: 0 }

@@ -1,66 +1,14 @@
 //! What a frame does in each state of its stream: the table of PROTOCOL.md, "Streams", from both sides, and what a peer
 //! gets that passes its credit.
 
-use std::io::IoSlice;
+mod side;
 
 use bytes::{Bytes, BytesMut};
+use side::{Side, call, frame, hello, message, record, reset, status};
 use valkyrie_protocol::{
-    Call, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE, Finish, FrameHeader,
-    FrameType, GoAway, HEADER_LEN, Head, Hello, Limits, Metadata, Opened, Priority, Reason, Reset, Role,
-    Status, StatusRecord, StreamKey, Time, TransmitBuffer, Window,
+    Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE, Finish, FrameType, GoAway,
+    Head, Hello, Limits, Reason, Reset, Role, Status, Time, Window,
 };
-
-fn frame(frame_type: FrameType, flags: u16, stream: u64, record: &[u8], payload: &[u8]) -> Vec<u8> {
-    let body = [record, payload].concat();
-    let header = FrameHeader {
-        frame_type,
-        flags,
-        stream,
-        payload_len: payload.len() as u32,
-        metadata_len: record.len() as u32,
-        priority: 1,
-        epoch: 0,
-        payload_crc: if body.is_empty() { 0 } else { crc32c::crc32c(&body) },
-    };
-    [&header.encode()[..], &body].concat()
-}
-
-fn record(encode: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
-    let mut out = BytesMut::new();
-    encode(&mut out);
-    out.to_vec()
-}
-
-fn hello() -> Vec<u8> {
-    let hello =
-        Hello { min_version: 1, max_version: 1, features: 0, settings: Vec::new(), extensions: Vec::new() };
-    frame(FrameType::HELLO, 0, 0, &record(|out| hello.encode(out)), b"")
-}
-
-fn call(stream: u64, flags: u16, payload: &[u8]) -> Vec<u8> {
-    let call = Call {
-        method: "/m",
-        timeout_us: 0,
-        codec: 0,
-        schema: 0,
-        metadata: Vec::new(),
-        extensions: Vec::new(),
-    };
-    frame(FrameType::CALL, flags, stream, &record(|out| call.encode(out)), payload)
-}
-
-fn message(stream: u64, flags: u16, payload: &[u8]) -> Vec<u8> {
-    frame(FrameType::MESSAGE, flags, stream, b"", payload)
-}
-
-fn status(stream: u64, status: &Status, flags: u16) -> Vec<u8> {
-    frame(FrameType::STATUS, flags, stream, &record(|out| StatusRecord::from_status(status).encode(out)), b"")
-}
-
-fn reset(stream: u64) -> Vec<u8> {
-    let reset = Reset { code: ErrorCode::CANCEL.number(), extensions: Vec::new() };
-    frame(FrameType::RESET, 0, stream, &record(|out| reset.encode(out)), b"")
-}
 
 /// Every kind of frame that a peer may aim at a stream.
 const KINDS: [&str; 7] = ["CALL", "MESSAGE", "END", "HEAD", "STATUS", "RESET", "WINDOW"];
@@ -81,67 +29,6 @@ fn of_kind(kind: &str, stream: u64) -> Vec<u8> {
             frame(FrameType::WINDOW, 0, stream, &record(|out| window.encode(out)), b"")
         }
         other => panic!("no kind {other}"),
-    }
-}
-
-/// One side that has greeted, with what it said so far taken away.
-struct Side(Connection);
-
-impl Side {
-    fn new(role: Role, limits: Limits) -> Self {
-        let mut side = Side(Connection::new(Config { limits, ..Config::new(role) }, Time::default()));
-        side.read(hello()).unwrap();
-        assert_eq!(side.0.poll_event(), Some(Event::Connected));
-        side.said();
-        side
-    }
-
-    fn read(&mut self, bytes: Vec<u8>) -> Result<(), valkyrie_protocol::ConnectionError> {
-        self.0.handle_read(Time::default(), &mut BytesMut::from(&bytes[..]))
-    }
-
-    fn events(&mut self) -> Vec<Event> {
-        std::iter::from_fn(|| self.0.poll_event()).collect()
-    }
-
-    /// The frames that it has for its peer: types, streams and records.
-    fn said(&mut self) -> Vec<(FrameType, u64, Vec<u8>)> {
-        let mut out = TransmitBuffer::default();
-        self.0.poll_transmit(Time::default(), &mut out, usize::MAX);
-        let mut parts = vec![IoSlice::new(&[]); out.part_count()];
-        let count = out.parts(&mut parts);
-        let bytes: Vec<u8> = parts[..count].iter().flat_map(|part| part.iter().copied()).collect();
-        let (mut rest, mut frames) = (&bytes[..], Vec::new());
-        while let Some(start) = rest.first_chunk::<HEADER_LEN>() {
-            let header = FrameHeader::decode(start).unwrap();
-            let body = HEADER_LEN + header.metadata_len as usize;
-            frames.push((header.frame_type, header.stream, rest[HEADER_LEN..body].to_vec()));
-            rest = &rest[body + header.payload_len as usize..];
-        }
-        assert!(rest.is_empty());
-        frames
-    }
-
-    fn call(&mut self, end: bool) -> StreamKey {
-        let opened = Opened {
-            method: Bytes::from_static(b"/m"),
-            metadata: Metadata::new(),
-            priority: Priority::Normal,
-            deadline: None,
-            message: None,
-            end,
-        };
-        let key = self.0.open(opened).unwrap();
-        assert_eq!(self.said().len(), 1);
-        key
-    }
-
-    fn called(&mut self, flags: u16) -> StreamKey {
-        self.read(call(1, flags, b"")).unwrap();
-        match &self.events()[..] {
-            [Event::Call { key, .. }] => *key,
-            other => panic!("{other:?}"),
-        }
     }
 }
 

@@ -1,0 +1,129 @@
+//! Frames made by hand, and one side of a connection to throw them at.
+#![allow(dead_code, reason = "no test file needs all of it")]
+
+use std::io::IoSlice;
+
+use bytes::{Bytes, BytesMut};
+use valkyrie_protocol::{
+    Call, Config, Connection, ErrorCode, Event, FrameHeader, FrameType, HEADER_LEN, Hello, Limits, Metadata,
+    Opened, Priority, Reset, Role, Status, StatusRecord, StreamKey, Time, TransmitBuffer,
+};
+
+pub(crate) fn frame(
+    frame_type: FrameType,
+    flags: u16,
+    stream: u64,
+    record: &[u8],
+    payload: &[u8],
+) -> Vec<u8> {
+    let body = [record, payload].concat();
+    let header = FrameHeader {
+        frame_type,
+        flags,
+        stream,
+        payload_len: payload.len() as u32,
+        metadata_len: record.len() as u32,
+        priority: 1,
+        epoch: 0,
+        payload_crc: if body.is_empty() { 0 } else { crc32c::crc32c(&body) },
+    };
+    [&header.encode()[..], &body].concat()
+}
+
+pub(crate) fn record(encode: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
+    let mut out = BytesMut::new();
+    encode(&mut out);
+    out.to_vec()
+}
+
+pub(crate) fn hello() -> Vec<u8> {
+    let hello =
+        Hello { min_version: 1, max_version: 1, features: 0, settings: Vec::new(), extensions: Vec::new() };
+    frame(FrameType::HELLO, 0, 0, &record(|out| hello.encode(out)), b"")
+}
+
+pub(crate) fn call(stream: u64, flags: u16, payload: &[u8]) -> Vec<u8> {
+    let call = Call {
+        method: "/m",
+        timeout_us: 0,
+        codec: 0,
+        schema: 0,
+        metadata: Vec::new(),
+        extensions: Vec::new(),
+    };
+    frame(FrameType::CALL, flags, stream, &record(|out| call.encode(out)), payload)
+}
+
+pub(crate) fn message(stream: u64, flags: u16, payload: &[u8]) -> Vec<u8> {
+    frame(FrameType::MESSAGE, flags, stream, b"", payload)
+}
+
+pub(crate) fn status(stream: u64, status: &Status, flags: u16) -> Vec<u8> {
+    frame(FrameType::STATUS, flags, stream, &record(|out| StatusRecord::from_status(status).encode(out)), b"")
+}
+
+pub(crate) fn reset(stream: u64) -> Vec<u8> {
+    let reset = Reset { code: ErrorCode::CANCEL.number(), extensions: Vec::new() };
+    frame(FrameType::RESET, 0, stream, &record(|out| reset.encode(out)), b"")
+}
+
+/// One side that has greeted, with what it said so far taken away.
+pub(crate) struct Side(pub(crate) Connection);
+
+impl Side {
+    pub(crate) fn new(role: Role, limits: Limits) -> Self {
+        let mut side = Side(Connection::new(Config { limits, ..Config::new(role) }, Time::default()));
+        side.read(hello()).unwrap();
+        assert_eq!(side.0.poll_event(), Some(Event::Connected));
+        side.said();
+        side
+    }
+
+    pub(crate) fn read(&mut self, bytes: Vec<u8>) -> Result<(), valkyrie_protocol::ConnectionError> {
+        self.0.handle_read(Time::default(), &mut BytesMut::from(&bytes[..]))
+    }
+
+    pub(crate) fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.0.poll_event()).collect()
+    }
+
+    /// The frames that it has for its peer: types, streams and records.
+    pub(crate) fn said(&mut self) -> Vec<(FrameType, u64, Vec<u8>)> {
+        let mut out = TransmitBuffer::default();
+        self.0.poll_transmit(Time::default(), &mut out, usize::MAX);
+        let mut parts = vec![IoSlice::new(&[]); out.part_count()];
+        let count = out.parts(&mut parts);
+        let bytes: Vec<u8> = parts[..count].iter().flat_map(|part| part.iter().copied()).collect();
+        let (mut rest, mut frames) = (&bytes[..], Vec::new());
+        while let Some(start) = rest.first_chunk::<HEADER_LEN>() {
+            let header = FrameHeader::decode(start).unwrap();
+            let body = HEADER_LEN + header.metadata_len as usize;
+            frames.push((header.frame_type, header.stream, rest[HEADER_LEN..body].to_vec()));
+            rest = &rest[body + header.payload_len as usize..];
+        }
+        assert!(rest.is_empty());
+        frames
+    }
+
+    pub(crate) fn call(&mut self, end: bool) -> StreamKey {
+        let opened = Opened {
+            method: Bytes::from_static(b"/m"),
+            metadata: Metadata::new(),
+            priority: Priority::Normal,
+            deadline: None,
+            message: None,
+            end,
+        };
+        let key = self.0.open(opened).unwrap();
+        assert_eq!(self.said().len(), 1);
+        key
+    }
+
+    pub(crate) fn called(&mut self, flags: u16) -> StreamKey {
+        self.read(call(1, flags, b"")).unwrap();
+        match &self.events()[..] {
+            [Event::Call { key, .. }] => *key,
+            other => panic!("{other:?}"),
+        }
+    }
+}
