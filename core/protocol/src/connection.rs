@@ -1,16 +1,19 @@
 //! One connection: frames in, events out; calls in, frames out.
 //!
 //! ```text
-//!            HELLO read            go_away() or GOAWAY read        last stream gone
-//! Greeting ─────────────► Open ───────────────────────────► Draining ──────────────► (driver closes)
-//!     └───────────────────┴──── a broken rule ────────────────┴──► Failed: one GOAWAY, then nothing
+//!              HELLO read          GOAWAY(NO_ERROR) sent or read
+//! handshaking ────────────► open ────────────────────────────────► draining
+//!      │                      │                                       │
+//!      └──────────────────────┴──────── an error, or the end ─────────┴──► closed
 //! ```
 //!
-//! A stream of either side (PROTOCOL.md, "Streams"):
+//! A stream (PROTOCOL.md, "Streams"):
 //! ```text
-//!           CALL                 END from the caller            STATUS
-//! (idle) ─────────► open ───────────────────────► half-closed ─────────► (gone)
-//!                     └────────── STATUS, or RESET from either side ───────▲
+//!                END sent
+//!            ┌─────────────► half-closed (local) ──┐  STATUS, or RESET
+//!  CALL ─► open                                    ├──────────────────► gone
+//!            └─────────────► half-closed (remote) ─┘  from either side
+//!                END read
 //! ```
 //! It deliberately knows no socket and no waiters: a driver keeps those beside it, by [`StreamKey`].
 
@@ -30,9 +33,9 @@ use crate::{
     limits::MAX_FRAME_BYTES_CAP,
     record::{
         self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window,
-        check_extensions, check_method, metadata_from,
+        check_method, metadata_from,
     },
-    stream::{Out, Sending, Stream, Streams},
+    stream::{Out, Stream, Streams},
 };
 
 /// Which side of a connection this is.
@@ -42,6 +45,19 @@ pub enum Role {
     Client,
     /// The side that accepted; its streams would be even.
     Server,
+}
+
+/// Where a connection stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionState {
+    /// The peer's HELLO has not come. Calls may be opened, within [`INITIAL`] limits.
+    Handshaking,
+    /// Calls may be opened.
+    Open,
+    /// No new calls; those that run may finish.
+    Draining,
+    /// Over.
+    Closed,
 }
 
 /// What a connection is told at its start.
@@ -344,9 +360,17 @@ impl Connection {
         self.streams.len()
     }
 
-    /// Whether the peer's HELLO was read.
-    pub fn is_connected(&self) -> bool {
-        self.greeted
+    /// Where it stands. The driver closes a link whose protocol is `Closed`, and knows by itself when a link breaks.
+    pub fn state(&self) -> ConnectionState {
+        if self.failed.is_some() {
+            ConnectionState::Closed
+        } else if self.going_away || self.peer_going_away {
+            ConnectionState::Draining
+        } else if self.greeted {
+            ConnectionState::Open
+        } else {
+            ConnectionState::Handshaking
+        }
     }
 
     /// Whether either side takes no new streams.
@@ -402,7 +426,7 @@ impl Connection {
             self.config.limits.stream_window_bytes,
         );
         stream.deadline = call.deadline;
-        stream.sending = if call.end { Sending::Ending } else { Sending::Open };
+        stream.half_closed_local = call.end;
         let key = self.streams.insert(stream);
         self.waiting_opens += 1;
         self.note_deadline(call.deadline);
@@ -420,7 +444,7 @@ impl Connection {
     pub fn send(&mut self, key: StreamKey, message: Bytes) -> Result<(), SendError> {
         self.check_message_size(Some(&message)).map_err(SendError::Refused)?;
         let stream = self.streams.get(key).ok_or(SendError::Gone)?;
-        if stream.sending != Sending::Open {
+        if stream.half_closed_local {
             return Err(SendError::Refused(Status::from_reason(
                 Reason::STREAM_MISUSE,
                 "a message was sent after the half-close",
@@ -439,8 +463,8 @@ impl Connection {
     /// Half-closes: nothing follows from this side. Does nothing on a stream that is gone or already half-closed.
     pub fn finish(&mut self, key: StreamKey) {
         let Some(stream) = self.streams.get(key) else { return };
-        if stream.sending == Sending::Open {
-            stream.sending = Sending::Ending;
+        if !stream.half_closed_local {
+            stream.half_closed_local = true;
             let last = stream.queue.back_mut().or(stream.current.as_mut().map(|(out, _)| out));
             match last {
                 Some(Out::Message { end, .. } | Out::Call { end, .. }) => *end = true,
@@ -459,7 +483,7 @@ impl Connection {
             .streams
             .get(key)
             .ok_or_else(|| Status::from_reason(Reason::CANCELLED, "the call is gone"))?;
-        if stream.head_sent || stream.sending != Sending::Open {
+        if stream.head_sent || stream.half_closed_local {
             return Err(Status::from_reason(
                 Reason::STREAM_MISUSE,
                 "initial metadata goes before the first message",
@@ -496,8 +520,8 @@ impl Connection {
             }
         };
         let Some(stream) = self.streams.get(key) else { return };
-        if stream.sending == Sending::Open {
-            stream.sending = Sending::Ending;
+        if !stream.half_closed_local {
+            stream.half_closed_local = true;
             self.push(key, Out::Status(outcome));
         }
     }
@@ -521,7 +545,8 @@ impl Connection {
         if let Some(stream) = self.streams.get(key) {
             stream.consumed += len as u64;
             let partial = stream.partial_len();
-            let (id, limit, more) = (stream.id, stream.consumed + window + partial, !stream.receive_ended);
+            let (id, limit, more) =
+                (stream.id, stream.consumed + window + partial, !stream.half_closed_remote);
             if more && limit >= stream.receive_limit + window / 2 {
                 stream.receive_limit = limit;
                 self.push_window(id, limit);
@@ -751,7 +776,8 @@ impl Connection {
                 header.flags, header.frame_type.0
             ));
         }
-        if header.has(FLAG_MORE) && (!header.has(FLAG_MESSAGE) || header.has(FLAG_END)) {
+        let ends = header.has(FLAG_END) || header.frame_type == FrameType::STATUS;
+        if header.has(FLAG_MORE) && (!header.has(FLAG_MESSAGE) || ends) {
             return protocol("a message that goes on cannot be the end".into());
         }
         if header.frame_type.is_connection() != (header.stream == 0) && header.frame_type != FrameType::WINDOW
@@ -771,7 +797,9 @@ impl Connection {
         match header.frame_type {
             FrameType::HELLO => self.handle_hello(&record),
             FrameType::PING => {
-                let ping = Ping::decode(&record).map_err(malformed)?;
+                let data = Ping::decode(&record).map_err(malformed)?.data;
+                // Only the data goes back: what else a peer may put into a PING must not fill our queue.
+                let ping = Ping { data, extensions: Vec::new() };
                 self.push_control(FrameType::PONG, 0, |out| ping.encode(out));
                 self.count_answer()?;
                 self.count_glitch()
@@ -795,6 +823,9 @@ impl Connection {
             FrameType::WINDOW => self.handle_window(header.stream, &record),
             FrameType::CALL => self.handle_call(now, header, &record, payload),
             FrameType::HEAD => self.handle_head(header.stream, &record),
+            FrameType::MESSAGE if !record.is_empty() => {
+                Err(malformed(RecordError::new("a message frame has no record")))
+            }
             FrameType::MESSAGE => self.handle_message_frame(header, payload),
             FrameType::STATUS => self.handle_status(header, &record, payload),
             FrameType::RESET => self.handle_reset(header.stream, &record),
@@ -808,7 +839,6 @@ impl Connection {
             return Err(ConnectionError::new(ErrorCode::PROTOCOL, "a second hello"));
         }
         let hello = Hello::decode(record).map_err(malformed)?;
-        check_extensions(&hello.extensions, &[]).map_err(malformed)?;
         if hello.min_version > VERSION || hello.max_version < VERSION {
             return Err(ConnectionError::new(
                 ErrorCode::VERSION,
@@ -818,6 +848,7 @@ impl Connection {
                 ),
             ));
         }
+        let mut seen = 0u64;
         for (id, value) in hello.settings {
             let (field, least, most) = match id {
                 SETTING_MAX_FRAME => (&mut self.peer.max_frame_bytes, INITIAL.max_frame_bytes, u32::MAX),
@@ -844,6 +875,11 @@ impl Connection {
                     ));
                 }
             };
+            // Known ids are below 64.
+            if seen & 1 << id != 0 {
+                return Err(ConnectionError::new(ErrorCode::SETTING, format!("setting {id} stands twice")));
+            }
+            seen |= 1 << id;
             match u32::try_from(value) {
                 Ok(value) if (least..=most).contains(&value) => *field = value,
                 _ => {
@@ -874,7 +910,6 @@ impl Connection {
 
     fn handle_go_away(&mut self, record: &Bytes) -> Result<(), ConnectionError> {
         let go_away = GoAway::decode(record).map_err(malformed)?;
-        check_extensions(&go_away.extensions, &[EXTENSION_VERSIONS]).map_err(malformed)?;
         let code = ErrorCode::from_number(go_away.code);
         let mut message = go_away.message.to_owned();
         if code == ErrorCode::VERSION
@@ -940,7 +975,6 @@ impl Connection {
         }
         self.take_connection_credit(payload.len())?;
         let call = Call::decode(record).map_err(malformed)?;
-        check_extensions(&call.extensions, &[]).map_err(malformed)?;
         check_method(call.method).map_err(malformed)?;
         let metadata = metadata_from(&call.metadata, record).map_err(malformed)?;
         if self.going_away
@@ -969,7 +1003,7 @@ impl Connection {
         );
         let deadline = (call.timeout_us != 0).then(|| now.after(Duration::from_micros(call.timeout_us)));
         stream.deadline = deadline;
-        stream.receive_ended = header.has(FLAG_END);
+        stream.half_closed_remote = header.has(FLAG_END);
         stream.received = payload.len() as u64;
         if stream.received > stream.receive_limit {
             return Err(ConnectionError::new(
@@ -998,7 +1032,6 @@ impl Connection {
 
     fn handle_head(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
         let head = Head::decode(record).map_err(malformed)?;
-        check_extensions(&head.extensions, &[]).map_err(malformed)?;
         let metadata = metadata_from(&head.metadata, record).map_err(malformed)?;
         if let Some(key) = self.find(id)? {
             self.only_answers(key, "head")?;
@@ -1023,7 +1056,7 @@ impl Connection {
             return Ok(());
         };
         let Some(stream) = self.streams.get(key) else { return Ok(()) };
-        if stream.receive_ended {
+        if stream.half_closed_remote {
             // The sender broke its own half-close: the stream is over, and so is the peer's patience budget.
             self.drop_bytes(payload.len());
             let status =
@@ -1040,7 +1073,7 @@ impl Connection {
         }
         stream.answer_began = true;
         if header.has(FLAG_END) {
-            stream.receive_ended = true;
+            stream.half_closed_remote = true;
         }
         if header.flags == 0 {
             // Says nothing.
@@ -1086,17 +1119,10 @@ impl Connection {
         record: &Bytes,
         payload: Bytes,
     ) -> Result<(), ConnectionError> {
-        if header.has(FLAG_MORE) {
-            return Err(ConnectionError::new(
-                ErrorCode::PROTOCOL,
-                "a status cannot hold a message that goes on",
-            ));
-        }
         self.take_connection_credit(payload.len())?;
         // What ends a call is handed to its caller at once: its credit comes back with it.
         self.drop_bytes(payload.len());
         let fields = StatusRecord::decode(record).map_err(malformed)?;
-        check_extensions(&fields.extensions, &[]).map_err(malformed)?;
         let Some(key) = self.find(header.stream)? else { return Ok(()) };
         self.only_answers(key, "status")?;
         let outcome = if fields.code == 0 {

@@ -197,6 +197,7 @@ mod tests {
         assert_eq!(FrameHeader::decode(&sample().encode()), Ok(sample()));
     }
 
+    // spec: W1-04
     #[test]
     fn every_flipped_bit_of_a_header_is_refused() {
         let good = sample().encode();
@@ -207,6 +208,7 @@ mod tests {
         }
     }
 
+    // spec: W1-06
     #[test]
     fn reserved_bits_are_refused_even_with_a_right_checksum() {
         for (at, value) in [(6, 0x80), (7, 1), (26, 1), (31, 0x80), (24, 3)] {
@@ -218,6 +220,7 @@ mod tests {
         }
     }
 
+    // spec: W1-03
     #[test]
     fn magic_is_told_from_http_and_tls_by_its_first_byte() {
         assert!(!MAGIC[0].is_ascii());

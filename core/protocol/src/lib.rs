@@ -16,7 +16,9 @@ mod stream;
 mod time;
 
 // The public interface is:
-pub use connection::{Config, Connection, Event, Finish, Opened, Role, SendError, TransmitBuffer};
+pub use connection::{
+    Config, Connection, ConnectionState, Event, Finish, Opened, Role, SendError, TransmitBuffer,
+};
 pub use error::{ConnectionError, ErrorCode};
 pub use header::{
     FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN, MAGIC, OPTIONAL_TYPE, VERSION,

@@ -122,6 +122,7 @@ impl fmt::Debug for Metadata {
 mod tests {
     use super::*;
 
+    // spec: W5-07, W5-08
     #[test]
     fn refuses_keys_and_values_that_would_break_a_header() {
         let mut metadata = Metadata::new();

@@ -159,7 +159,7 @@ impl From<MetadataError> for RecordError {
 }
 
 macro_rules! record {
-    ($($name:ident { $($list:ident),* };)*) => {$(
+    ($($name:ident { $($list:ident),* } $(knows $known:literal)?;)*) => {$(
         impl<'a> $name<'a> {
             /// Appends the record to `out`.
             pub fn encode(&self, out: &mut BytesMut) {
@@ -181,6 +181,7 @@ macro_rules! record {
                 let record: Self = wincode::config::deserialize_exact(bytes, CONFIG)
                     .map_err(|error| RecordError(format!("{} record: {error}", stringify!($name))))?;
                 $(limit(stringify!($name), stringify!($list), record.$list.len())?;)*
+                check_extensions(&record.extensions, &[$($known)?])?;
                 Ok(record)
             }
         }
@@ -195,7 +196,8 @@ record! {
     Reset { extensions };
     Window { extensions };
     Ping { extensions };
-    GoAway { extensions };
+    // EXTENSION_VERSIONS
+    GoAway { extensions } knows 1;
 }
 
 fn limit(record: &str, list: &str, len: usize) -> Result<(), RecordError> {
@@ -206,7 +208,7 @@ fn limit(record: &str, list: &str, len: usize) -> Result<(), RecordError> {
 }
 
 /// Refuses an extension that is not known here and not optional.
-pub(crate) fn check_extensions(extensions: &[Extension<'_>], known: &[u32]) -> Result<(), RecordError> {
+fn check_extensions(extensions: &[Extension<'_>], known: &[u32]) -> Result<(), RecordError> {
     match extensions.iter().find(|(id, _)| id & OPTIONAL_ID == 0 && !known.contains(id)) {
         Some((id, _)) => Err(RecordError(format!("extension {id} is unknown and not optional"))),
         None => Ok(()),
@@ -280,6 +282,7 @@ impl<'a> StatusRecord<'a> {
 mod tests {
     use super::*;
 
+    // spec: W5-01
     #[test]
     fn records_are_bincode_2_standard_to_the_byte() {
         let call = Call {
@@ -308,6 +311,7 @@ mod tests {
         assert_eq!(StatusRecord::decode(&ours).unwrap().to_status(&Bytes::new()).unwrap(), status);
     }
 
+    // spec: W5-02, W5-03
     #[test]
     fn trailing_bytes_and_length_bombs_are_refused() {
         let mut bytes = BytesMut::new();
@@ -319,6 +323,7 @@ mod tests {
         assert!(Reset::decode(&[]).is_err());
     }
 
+    // spec: W5-10
     #[test]
     fn methods_that_would_break_a_log_line_are_refused() {
         for method in ["", "echo", "/a b", "/a\nb", "/\u{e9}", &format!("/{}", "m".repeat(512))] {

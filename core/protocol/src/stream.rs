@@ -93,14 +93,6 @@ impl Out {
     }
 }
 
-/// How far the sending direction has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sending {
-    Open,
-    /// The end is queued; nothing may follow it.
-    Ending,
-}
-
 #[derive(Debug)]
 pub(crate) struct Stream {
     /// 0 until the CALL frame of a stream of ours is written.
@@ -114,7 +106,8 @@ pub(crate) struct Stream {
     pub(crate) queue: VecDeque<Out>,
     /// Whether the stream stands in a ready queue.
     pub(crate) ready: bool,
-    pub(crate) sending: Sending,
+    /// The end of this side's messages is queued; nothing may follow it.
+    pub(crate) half_closed_local: bool,
     pub(crate) sent: u64,
     pub(crate) send_limit: u64,
     pub(crate) send_buffered: usize,
@@ -125,7 +118,8 @@ pub(crate) struct Stream {
 
     /// The peer's HEAD or first message came.
     pub(crate) answer_began: bool,
-    pub(crate) receive_ended: bool,
+    /// The end of the peer's messages was read.
+    pub(crate) half_closed_remote: bool,
     pub(crate) received: u64,
     pub(crate) receive_limit: u64,
     pub(crate) consumed: u64,
@@ -151,7 +145,7 @@ impl Stream {
             current: None,
             queue: VecDeque::new(),
             ready: false,
-            sending: Sending::Open,
+            half_closed_local: false,
             sent: 0,
             send_limit: u64::from(send_window),
             send_buffered: 0,
@@ -159,7 +153,7 @@ impl Stream {
             head_sent: false,
             moved: None,
             answer_began: false,
-            receive_ended: false,
+            half_closed_remote: false,
             received: 0,
             receive_limit: u64::from(receive_window),
             consumed: 0,

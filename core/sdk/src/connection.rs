@@ -18,8 +18,8 @@ use std::{
 
 use bytes::Bytes;
 use valkyrie_protocol::{
-    Config, Connection, ErrorCode, Event, Finish, Limits, Metadata, Opened, Reason, Role, SendError, Status,
-    StreamKey, Time, TransmitBuffer,
+    Config, Connection, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened, Reason, Role,
+    SendError, Status, StreamKey, Time, TransmitBuffer,
 };
 
 use crate::{
@@ -36,19 +36,6 @@ const READ_MAX: usize = 64 << 10;
 const MAX_PARTS: usize = 16;
 /// Turns of the driver before it lets other tasks run.
 const MAX_TURNS: usize = 32;
-
-/// Where a connection stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionState {
-    /// The peer's HELLO has not come.
-    Handshaking,
-    /// Calls may be opened.
-    Open,
-    /// No new calls; those that run may finish.
-    Draining,
-    /// Over.
-    Closed,
-}
 
 /// A connection as an observer sees it.
 #[derive(Clone, Debug)]
@@ -209,14 +196,9 @@ impl Link {
 
     pub(crate) fn info(&self) -> ConnectionInfo {
         let state = lock(&self.state);
-        let stage = if state.closed.is_some() {
-            ConnectionState::Closed
-        } else if state.protocol.is_draining() {
-            ConnectionState::Draining
-        } else if state.protocol.is_connected() {
-            ConnectionState::Open
-        } else {
-            ConnectionState::Handshaking
+        let stage = match state.closed {
+            Some(_) => ConnectionState::Closed,
+            None => state.protocol.state(),
         };
         ConnectionInfo {
             id: self.id,

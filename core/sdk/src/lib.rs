@@ -39,7 +39,7 @@ pub mod transport;
 // The public interface is:
 pub use bytes::Bytes;
 pub use client::{Client, ClientBuilder, Sink, Submission};
-pub use connection::{ConnectionInfo, ConnectionState};
+pub use connection::ConnectionInfo;
 pub use endpoint::Endpoint;
 pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
 pub use options::{CallOptions, Response};
@@ -52,7 +52,8 @@ pub use stream::{RecvStream, SendStream};
 pub use traits::{BoxFuture, ValkyrieClient, ValkyrieServer};
 pub use transport::{Carrier, Connector, Listener, ReadBuffer, Transport};
 pub use valkyrie_protocol::{
-    Class, Code, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason, Status, Time,
+    Class, Code, ConnectionState, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason,
+    Status, Time,
 };
 
 /// The version of this crate and of every package built on it.
