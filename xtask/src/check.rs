@@ -7,13 +7,14 @@ use crate::conformance::Server;
 use crate::package::{self, FRESH, Profile};
 use crate::setup::VENV;
 use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run, run_and_read, succeeds};
-use crate::{arrows, web};
+use crate::{arrows, spec, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
     steps.add("clippy", "the core without a warning", &[], || clippy(project, &["--all-targets"]));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
+    steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
     steps.add("rust tests", "tests of the core", &[], || rust_tests(project, &[]));
     steps.add("vectors", "the decoder written from PROTOCOL.md alone reads every vector", &[], || {
         vectors(project)
@@ -24,6 +25,7 @@ pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
+    steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
     steps.add(
         "clippy",
         "every crate and target without a warning, and the sdk without its features",

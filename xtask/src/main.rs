@@ -8,6 +8,7 @@ mod conformance;
 mod demo;
 mod package;
 mod setup;
+mod spec;
 mod step;
 mod web;
 
@@ -26,7 +27,7 @@ usage: cargo xtask <verb> [flags]
   matrix            set-up, packages, then the conformance cases in every language as one table
   package [--dist]  builds what users install into dist/ and installs each into a fresh place under target/fresh/;
                     --dist: with the profile of a release, smaller and slower to build
-  lint              formatting, clippy, docs, the arrow test, ruff
+  lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, ruff
   fmt               formats the Rust and Python sources in place
   header            writes c/include/valkyrie/valkyrie.h from bindings/c
   bench [--peers]   builds the programs as released and prints their figures beside a raw TCP echo; --peers: every

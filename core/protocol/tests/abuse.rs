@@ -74,6 +74,7 @@ fn keys(side: &mut Side) -> Vec<StreamKey> {
         .collect()
 }
 
+// spec: W9-05, W9-07
 #[test]
 fn f17_resets_ahead_of_completed_calls_are_counted() {
     let mut side = server();
@@ -92,6 +93,7 @@ fn f17_resets_ahead_of_completed_calls_are_counted() {
     }
 }
 
+// spec: W9-07
 #[test]
 fn f18_resets_that_the_peer_provokes_are_counted_with_its_own() {
     let (most, calm) = (LIMITS.max_resets as usize, ErrorCode::ENHANCE_CALM);
@@ -128,6 +130,7 @@ fn f18_resets_that_the_peer_provokes_are_counted_with_its_own() {
 }
 
 /// The same bucket on the other side: a server that makes a client reset.
+// spec: W9-07
 #[test]
 fn f18_a_server_that_provokes_resets_is_left() {
     let mut side = Side::new(Role::Client, LIMITS);
@@ -165,6 +168,7 @@ fn f18_a_server_that_provokes_resets_is_left() {
     }
 }
 
+// spec: W7-14, W9-08
 #[test]
 fn f19_streams_beyond_the_limit_are_refused_and_the_connection_stays() {
     let limits = Limits { max_glitches: 1_000, ..LIMITS };
@@ -192,6 +196,7 @@ fn f19_streams_beyond_the_limit_are_refused_and_the_connection_stays() {
     assert_eq!((count, error.code), (500, ErrorCode::ENHANCE_CALM));
 }
 
+// spec: W9-09
 #[test]
 fn f20_empty_and_short_fragments_have_a_budget_that_long_ones_fill() {
     for (len, most) in [(0, 10), (1, 10), (16, 10), (128, 20), (255, 2_560)] {
@@ -215,6 +220,7 @@ fn f20_empty_and_short_fragments_have_a_budget_that_long_ones_fill() {
     }
 }
 
+// spec: W9-08
 #[test]
 fn f20_frames_that_say_nothing_are_glitches() {
     let mut side = server();
@@ -223,6 +229,7 @@ fn f20_frames_that_say_nothing_are_glitches() {
     assert_eq!((count, error.code), (10, ErrorCode::ENHANCE_CALM));
 }
 
+// spec: W9-05, W9-08
 #[test]
 fn f21_glitches_are_forgiven_with_time() {
     for glitch in [ping(), pong(), window(0, 1), window(0, 1 << 16)] {
@@ -248,6 +255,7 @@ fn f21_glitches_are_forgiven_with_time() {
     assert_eq!(at(&mut side, 1_001).unwrap_err().code, ErrorCode::ENHANCE_CALM);
 }
 
+// spec: W9-08
 #[test]
 fn f21_a_pong_that_was_asked_for_is_none() {
     let mut side = server();
@@ -261,6 +269,7 @@ fn f21_a_pong_that_was_asked_for_is_none() {
 
 /// Answers wait for a peer that does not read, and no further than the limit; what is to be written already stays
 /// within the budget.
+// spec: W9-10
 #[test]
 fn f21_answers_for_a_peer_that_does_not_read_are_bounded() {
     let limits = Limits { max_glitches: u32::MAX, ..LIMITS };
@@ -281,6 +290,7 @@ fn f21_answers_for_a_peer_that_does_not_read_are_bounded() {
     assert!(pings < 1_000 + budget / 40 + 1, "{pings} pings");
 }
 
+// spec: W8-03, W9-08
 #[test]
 fn f22_credit_in_crumbs_is_a_glitch_and_too_much_is_an_error() {
     let mut side = server();
@@ -316,6 +326,7 @@ fn events_until(connection: &mut Connection, end: Time) -> Vec<(Time, Event)> {
     seen
 }
 
+// spec: W9-11
 #[test]
 fn f22_a_stream_that_stands_still_ends_and_one_that_moves_does_not() {
     let limits = Limits::default();
@@ -348,6 +359,7 @@ fn f22_a_stream_that_stands_still_ends_and_one_that_moves_does_not() {
     assert_eq!(events_until(&mut side.0, seconds(1_000_000)), []);
 }
 
+// spec: W9-11
 #[test]
 fn f22_a_stream_that_stands_still_ends_sooner_when_much_is_held() {
     let limits = Limits { max_unsent_bytes: 1 << 17, ..Limits::default() };
@@ -364,6 +376,7 @@ fn f22_a_stream_that_stands_still_ends_sooner_when_much_is_held() {
     assert_eq!(side.said()[0].0, FrameType::STATUS);
 }
 
+// spec: W7-10
 #[test]
 fn f23_an_answer_has_one_head_and_it_comes_first() {
     let head = || {
@@ -379,6 +392,7 @@ fn f23_an_answer_has_one_head_and_it_comes_first() {
     }
 }
 
+// spec: W9-13
 #[test]
 fn f23_a_stranger_gets_the_least_room_for_its_hello() {
     let limits = Limits { max_metadata_bytes: 1 << 20, ..LIMITS };
@@ -390,6 +404,7 @@ fn f23_a_stranger_gets_the_least_room_for_its_hello() {
 }
 
 /// The deadline of a call ends it without an event of the peer's, whatever the peer sends of it.
+// spec: W7-17
 #[test]
 fn f25_a_deadline_that_passed_or_never_will() {
     for (timeout_us, ended) in [(1, true), (1_000, true), (u64::MAX, false), (1 << 63, false)] {
@@ -426,6 +441,7 @@ fn slow_frame(gap: Duration, bytes: usize) -> Option<(Time, ConnectionError)> {
     None
 }
 
+// spec: W9-06
 #[test]
 fn f27_a_frame_that_takes_long_must_come_at_a_pace() {
     // Silence in the middle.
@@ -441,6 +457,7 @@ fn f27_a_frame_that_takes_long_must_come_at_a_pace() {
 }
 
 /// What a status cuts off is not a fragment that was missing.
+// spec: W8-04
 #[test]
 fn f20_a_refused_message_returns_its_credit() {
     let mut side = Side::new(Role::Client, LIMITS);

@@ -614,6 +614,7 @@ proptest! {
     }
 
     /// However the bytes are cut, the same comes out, and nothing of a frame before its last byte.
+    // spec: W11-01
     #[test]
     fn cuts_do_not_matter(
         lens in prop::collection::vec(0usize..3_000, 1..8),
@@ -646,6 +647,7 @@ proptest! {
     }
 
     /// Every flipped bit of a body is found.
+    // spec: W1-12
     #[test]
     fn a_flipped_bit_is_found(payload in prop::collection::vec(any::<u8>(), 1..200)) {
         let ping = frame(FrameType::PING, 0, 0, &payload, b"");
@@ -665,6 +667,7 @@ proptest! {
 
     /// Whatever two honest sides do in whatever order, and however the bytes are cut: no side accuses the other, each
     /// call ends once, messages come whole and in order, ids rise, credit is neither passed nor lost.
+    // spec: W6-12, W7-01, W7-12, W8-01, W8-04, W8-05, W8-07
     #[test]
     fn honest_sides_agree(steps in prop::collection::vec(step(), 1..200)) {
         let mut pair = Pair::new();

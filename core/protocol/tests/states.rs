@@ -122,6 +122,7 @@ const TABLE: [(&str, [&str; 7]); 11] = [
     ("client: reset here", ["STREAM_ID", "-", "-", "-", "-", "-", "-"]),
 ];
 
+// spec: W7-04, W7-05, W7-06, W7-07, W7-08
 #[test]
 fn every_frame_in_every_state_does_what_the_table_says() {
     for (state, expected) in TABLE.iter().chain([&("client: reset there", TABLE[10].1)]) {
@@ -158,6 +159,7 @@ fn every_frame_in_every_state_does_what_the_table_says() {
 }
 
 /// A message that has begun ends with a message's last fragment, or with a status that is an error.
+// spec: W7-09, W7-11
 #[test]
 fn an_end_inside_a_message_is_told_from_a_whole_one() {
     let begun = || {
@@ -187,6 +189,7 @@ fn an_end_inside_a_message_is_told_from_a_whole_one() {
     }
 }
 
+// spec: W8-01
 #[test]
 fn message_bytes_beyond_the_credit_end_the_connection() {
     let small = Limits {
@@ -214,6 +217,7 @@ fn message_bytes_beyond_the_credit_end_the_connection() {
 }
 
 /// The GOAWAY for a version carries the versions that would have worked, and the peer's callers are told of them.
+// spec: W6-03, W6-04
 #[test]
 fn a_version_that_is_not_shared_is_told_with_those_that_are() {
     let newer =

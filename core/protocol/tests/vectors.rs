@@ -1,7 +1,8 @@
 //! The wire vectors: every frame type as hex and as fields, and the broken ones with the code they deserve.
 //!
 //! `tests/vectors/v1.json` is data for every language. `VALKYRIE_BLESS=1 cargo test -p valkyrie-protocol --test
-//! vectors` writes it again after an intended change; vectors of a released version are never changed, only added to.
+//! vectors` writes it again with what was added, and the sums of the new vectors behind those of `v1.sums`. A vector is
+//! never changed and never removed: nothing rewrites a line of that list.
 
 use std::io::IoSlice;
 
@@ -65,6 +66,7 @@ fn good(name: &str, kind: &str, frame: Vec<u8>, record: Value) -> Value {
         "priority": header.priority,
         "record": record,
         "payload": hex(payload),
+        "spec": proves(name),
     })
 }
 
@@ -76,6 +78,12 @@ fn hello_bytes() -> Vec<u8> {
         settings: vec![(1, 65_536)],
         extensions: vec![],
     };
+    frame(0x01, 0, 0, 0, &record!(hello), b"")
+}
+
+fn hello_with(settings: &[(u32, u64)], extensions: &[(u32, &[u8])]) -> Vec<u8> {
+    let (settings, extensions) = (settings.to_vec(), extensions.to_vec());
+    let hello = Hello { min_version: 1, max_version: 1, features: 0, settings, extensions };
     frame(0x01, 0, 0, 0, &record!(hello), b"")
 }
 
@@ -249,11 +257,31 @@ fn broken() -> Vec<Value> {
         bytes[at] ^= 1;
         bytes
     };
-    let raw =
-        |name: &str, error: &str, bytes: Vec<u8>| json!({"name": name, "hex": hex(&bytes), "error": error});
+    let raw = |name: &str, error: &str, bytes: Vec<u8>| json!({"name": name, "hex": hex(&bytes), "error": error, "spec": proves(name)});
     let unary = FLAG_END | FLAG_MESSAGE;
     let unknown_setting =
         Hello { min_version: 1, max_version: 1, features: 0, settings: vec![(99, 1)], extensions: vec![] };
+    let unknown = [(5u32, &b""[..])];
+    let ping = |extensions: &[(u32, &'static [u8])]| Ping { data: 1, extensions: extensions.to_vec() };
+    let ok = || StatusRecord {
+        code: 0,
+        reason: 0,
+        message: "",
+        details: vec![],
+        pushback_ms: None,
+        metadata: vec![],
+        trailers: vec![],
+        extensions: vec![],
+    };
+    let long = Head { metadata: vec![("a", b"".as_slice()); 129], extensions: vec![] };
+    let with_value = |key, value| Call {
+        method: "/echo",
+        timeout_us: 0,
+        codec: 0,
+        schema: 0,
+        metadata: vec![(key, value)],
+        extensions: vec![],
+    };
     let newer = Hello { min_version: 2, max_version: 3, features: 0, settings: vec![], extensions: vec![] };
     vec![
         raw("first: http", "MAGIC", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
@@ -305,27 +333,7 @@ fn broken() -> Vec<Value> {
         raw(
             "a status from the caller",
             "PROTOCOL",
-            [
-                call_bytes(1, 0, "/hang", b""),
-                frame(
-                    0x13,
-                    FLAG_END,
-                    1,
-                    1,
-                    &record!(StatusRecord {
-                        code: 0,
-                        reason: 0,
-                        message: "",
-                        details: vec![],
-                        pushback_ms: None,
-                        metadata: vec![],
-                        trailers: vec![],
-                        extensions: vec![]
-                    }),
-                    b"",
-                ),
-            ]
-            .concat(),
+            [call_bytes(1, 0, "/hang", b""), frame(0x13, FLAG_END, 1, 1, &record!(ok()), b"")].concat(),
         ),
         raw("a method without a slash", "RECORD", call_bytes(1, unary, "echo", b"")),
         raw("a method with a line break", "RECORD", call_bytes(1, unary, "/a\r\nb", b"")),
@@ -373,7 +381,111 @@ fn broken() -> Vec<Value> {
             "FLOW_CONTROL",
             frame(0x06, 0, 0, 0, &record!(Window { offset: u64::MAX, extensions: vec![] }), b""),
         ),
+        raw("credentials, which this version has not", "UNKNOWN_FRAME", frame(0x02, 0, 0, 0, b"token", b"")),
+        raw("a flag on a ping", "PROTOCOL", frame(0x03, FLAG_END, 0, 0, &record!(ping(&[])), b"")),
+        raw(
+            "a status that goes on",
+            "PROTOCOL",
+            frame(0x13, FLAG_MESSAGE | FLAG_MORE, 1, 1, &record!(ok()), b"x"),
+        ),
+        raw("more of no message", "PROTOCOL", frame(0x12, FLAG_MORE, 1, 1, b"", b"")),
+        raw(
+            "a checksum of an empty body",
+            "CHECKSUM",
+            with_header(frame(0x12, FLAG_END, 1, 1, b"", b""), 32, 1),
+        ),
+        raw("an integer wider than its field", "RECORD", frame(0x14, 0, 1, 1, &[0xfc, 11, 0, 0, 0, 0], b"")),
+        raw("an integer of no width", "RECORD", frame(0x14, 0, 1, 1, &[0xfe, 0], b"")),
+        raw("a byte behind a record", "RECORD", frame(0x03, 0, 0, 0, &[1, 0, 0], b"")),
+        raw("a message with a record", "RECORD", frame(0x12, FLAG_MESSAGE, 1, 1, &[0], b"x")),
+        raw("a list of 129 entries", "RECORD", frame(0x11, 0, 1, 1, &record!(long), b"")),
+        raw("text that is not utf-8", "RECORD", frame(0x05, 0, 0, 0, &[0, 0, 1, 0xff, 0], b"")),
+        raw("an option of 2", "RECORD", frame(0x13, FLAG_END, 1, 1, &[0, 0, 0, 0, 2, 0, 0, 0], b"")),
+        raw("an extension of a ping", "RECORD", frame(0x03, 0, 0, 0, &record!(ping(&unknown)), b"")),
+        raw("an extension of a go away", "RECORD", frame(0x05, 0, 0, 0, &[0, 0, 0, 1, 5, 0], b"")),
+        raw("an extension of a window", "RECORD", frame(0x06, 0, 0, 0, &[0, 1, 5, 0], b"")),
+        raw("an extension of a head", "RECORD", frame(0x11, 0, 1, 1, &[0, 1, 5, 0], b"")),
+        raw(
+            "an extension of a status",
+            "RECORD",
+            frame(0x13, FLAG_END, 1, 1, &[0, 0, 0, 0, 0, 0, 0, 1, 5, 0], b""),
+        ),
+        raw("an extension of a reset", "RECORD", frame(0x14, 0, 1, 1, &[11, 1, 5, 0], b"")),
+        raw(
+            "a metadata value with a line break",
+            "RECORD",
+            frame(0x10, unary, 1, 1, &record!(with_value("text", b"a\r\nb")), b""),
+        ),
+        raw(
+            "a metadata key of nothing",
+            "RECORD",
+            frame(0x10, unary, 1, 1, &record!(with_value("", b"")), b""),
+        ),
+        raw(
+            "a method of 513 characters",
+            "RECORD",
+            call_bytes(1, unary, &format!("/{}", "m".repeat(512)), b""),
+        ),
+        raw("first: an extension of hello", "RECORD", hello_with(&[], &unknown)),
+        raw("first: a setting below its range", "SETTING", hello_with(&[(1, 16_383)], &[])),
+        raw("first: a setting above its range", "SETTING", hello_with(&[(5, (1 << 31) + 1)], &[])),
+        raw("first: a setting twice", "SETTING", hello_with(&[(1, 65_536), (1, 65_536)], &[])),
+        raw("a stream id of 2^62", "STREAM_ID", call_bytes((1 << 62) + 1, unary, "/echo", b"")),
+        raw(
+            "a half-close inside a message",
+            "PROTOCOL",
+            [call_bytes(1, FLAG_MESSAGE | FLAG_MORE, "/hang", b"x"), frame(0x12, FLAG_END, 1, 1, b"", b"")]
+                .concat(),
+        ),
+        raw("a window for a stream that was never opened", "PROTOCOL", frame(0x06, 0, 99, 0, &[0, 0], b"")),
     ]
+}
+
+/// The rules of PROTOCOL.md that a vector shows.
+fn proves(name: &str) -> Vec<&'static str> {
+    let rules = match name {
+        "hello with every setting" | "go away without error" => "W1-01 W5-01",
+        "hello with a setting and an extension to skip" => "W5-05 W6-09",
+        "go away for the version" => "W6-04",
+        "call whose message goes on" | "fragment" => "W3-03",
+        "unary call with an empty message" | "call that half-closes without a message" => "W7-03",
+        "status with an unknown code that must not be retried" => "W10-01",
+        "unknown optional frame" => "W4-01",
+        "first: http" | "first: tls" => "W1-03",
+        "first: a call before hello" => "W1-08 W6-01",
+        "first: a newer version only" => "W6-03",
+        "first: an extension of hello" => "W5-06",
+        name if name.starts_with("first: a setting") => "W6-10",
+        "first: a hello cut short" | "a byte behind a record" | "a message with a record" => "W5-02",
+        "a second hello" => "W6-02",
+        "a header bit flipped" | "a header checksum bit flipped" => "W1-04",
+        "a payload bit flipped" | "a checksum of an empty body" => "W1-12",
+        "another version in the header" => "W1-05 W6-06",
+        "a reserved flag" | "a reserved byte" | "a priority class of 3" => "W1-06",
+        "a key epoch without a seal" => "W1-09",
+        "a payload length of 4 GiB" | "a metadata length of 16 MiB" => "W1-07",
+        "an unknown frame that is not optional" | "credentials, which this version has not" => "W1-10 W4-02",
+        "a call of the server's parity" | "a stream opened twice" | "stream ids that fall" => "W7-01",
+        "a stream id of 2^62" => "W7-01",
+        "a message on a stream that was never opened" => "W7-05",
+        "a window for a stream that was never opened" => "W7-05",
+        "a message on stream 0" | "a ping on a stream" => "W1-11 W4-03",
+        "a payload without the message flag" => "W3-02",
+        "a flag on a ping" => "W1-11 W3-01",
+        "a fragment that is also the end" | "more of no message" | "a status that goes on" => "W3-03",
+        "a status from the caller" => "W7-08",
+        "a half-close inside a message" => "W7-09",
+        "an integer wider than its field" | "an integer of no width" => "W5-01",
+        "a list of 2^30 entries" | "a list of 129 entries" => "W5-03",
+        "text that is not utf-8" | "an option of 2" => "W5-04",
+        name if name.starts_with("an extension") => "W5-06",
+        "a metadata key in upper case" | "a metadata key of nothing" => "W5-07",
+        "a metadata value with a line break" => "W5-08",
+        name if name.starts_with("a method") => "W5-10",
+        "a window far ahead" => "W8-03",
+        _ => "",
+    };
+    rules.split_whitespace().collect()
 }
 
 #[test]
@@ -387,6 +499,47 @@ fn the_committed_vectors_are_what_this_crate_writes() {
     assert_eq!(committed, ours, "the wire changed; see the head of this file");
 }
 
+/// A value with its keys in order, without the rules that a vector shows: those may be added to.
+fn canonical(value: &Value) -> String {
+    match value {
+        Value::Object(fields) => {
+            let mut fields: Vec<_> = fields.iter().filter(|(key, _)| *key != "spec").collect();
+            fields.sort_unstable_by_key(|(key, _)| *key);
+            fields.iter().map(|(key, value)| format!("{key}={};", canonical(value))).collect()
+        }
+        Value::Array(items) => items.iter().map(|item| canonical(item) + ",").collect(),
+        other => other.to_string(),
+    }
+}
+
+/// `v1.sums` has a line for every vector there ever was: kind, checksum, name.
+// spec: W12-02
+#[test]
+fn no_vector_is_ever_changed_or_removed() {
+    let mut kept: Vec<String> = Vec::new();
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/v1.sums");
+    kept.extend(std::fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned));
+    let lines = |kind: &str, vectors: Vec<Value>| {
+        let line = |vector: &Value| {
+            let name = vector["name"].as_str().unwrap();
+            format!("{kind} {:08x} {name}", crc32c::crc32c(canonical(vector).as_bytes()))
+        };
+        vectors.iter().map(line).collect::<Vec<_>>()
+    };
+    let ours = [lines("frame", frames()), lines("broken", broken())].concat();
+    if std::env::var_os("VALKYRIE_BLESS").is_some() {
+        kept.extend(ours.iter().filter(|line| !kept.contains(line)).cloned().collect::<Vec<_>>());
+        std::fs::write(path, kept.join("\n") + "\n").unwrap();
+    }
+    let gone: Vec<_> = kept.iter().filter(|line| !ours.contains(line)).collect();
+    assert!(gone.is_empty(), "vectors were changed or removed: {gone:#?}");
+    let new: Vec<_> = ours.iter().filter(|line| !kept.contains(line)).collect();
+    assert!(new.is_empty(), "not in v1.sums, see the head of this file: {new:#?}");
+    let names: std::collections::BTreeSet<_> = ours.iter().map(|line| line.splitn(3, ' ').nth(2)).collect();
+    assert_eq!(names.len(), ours.len(), "two vectors have one name");
+}
+
+// spec: W9-01
 #[test]
 fn every_broken_vector_gets_its_code_and_one_go_away() {
     for vector in broken() {
@@ -452,6 +605,7 @@ fn errors_are_reachable() {
 
 /// PROTOCOL.md is what a stranger reads: its lists of codes and reasons are those of the code, and so they cannot
 /// change by accident.
+// spec: W10-02
 #[test]
 fn the_specification_lists_every_code_and_reason() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../PROTOCOL.md");
@@ -547,6 +701,7 @@ fn every_record_of_the_vectors_reads_back_field_by_field() {
     }
 }
 
+// spec: W11-01
 #[test]
 fn any_split_of_the_bytes_gives_the_same_events() {
     let whole: Vec<u8> = [
@@ -580,6 +735,7 @@ fn any_split_of_the_bytes_gives_the_same_events() {
     assert_eq!(run(&every), expected, "one byte at a time");
 }
 
+// spec: W1-14
 #[test]
 fn an_end_inside_a_frame_is_told_from_a_clean_one() {
     let call = call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"hello");
@@ -596,6 +752,7 @@ fn an_end_inside_a_frame_is_told_from_a_clean_one() {
     }
 }
 
+// spec: W1-13
 #[test]
 fn a_claimed_length_allocates_nothing_ahead_of_its_check() {
     let mut huge = call_bytes(1, FLAG_END | FLAG_MESSAGE, "/echo", b"");
@@ -625,6 +782,7 @@ fn a_claimed_length_allocates_nothing_ahead_of_its_check() {
     assert!(connection.poll_event().is_some() && buffer.is_empty());
 }
 
+// spec: W6-08, W9-06
 #[test]
 fn an_unfinished_frame_and_a_silent_peer_run_out_of_time() {
     let mut connection = Connection::new(Config::new(Role::Server), Time::default());

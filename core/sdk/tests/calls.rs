@@ -156,6 +156,7 @@ async fn every_shape_works_over_memory() {
     every_shape(&endpoint).await;
 }
 
+// spec: W11-06
 #[tokio::test]
 async fn every_shape_works_over_tcp_and_websocket_on_one_port() {
     let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
@@ -210,6 +211,7 @@ async fn a_method_goes_to_its_own_handler_or_the_longest_prefix() {
     }
 }
 
+// spec: W5-09
 #[tokio::test]
 async fn metadata_goes_both_ways() {
     let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
@@ -269,6 +271,7 @@ async fn the_librarys_own_errors_have_their_reasons() {
     assert_eq!(taken.reason(), Reason::BIND_FAILED);
 }
 
+// spec: W7-13, W7-17
 #[tokio::test]
 async fn a_cancelled_or_expired_call_drops_its_handler() {
     let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
@@ -318,6 +321,7 @@ async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits() {
 }
 
 /// However a call ends, and whoever never read its messages: a connection that lost their credit would stop.
+// spec: W8-04
 #[tokio::test]
 async fn credit_comes_back_whatever_becomes_of_a_call() {
     let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
@@ -435,6 +439,7 @@ async fn more_calls_than_streams_wait_their_turn() {
     }
 }
 
+// spec: W9-02
 #[tokio::test]
 async fn a_shutdown_lets_calls_finish_and_refuses_new_ones() {
     let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;

@@ -184,6 +184,7 @@ impl Transport for Slicer {
     }
 }
 
+// spec: W11-01
 #[tokio::test]
 async fn a_transport_from_outside_works_one_byte_at_a_time() {
     let (endpoint, _) = serve().await;

@@ -36,9 +36,10 @@ pub(crate) fn record(encode: impl FnOnce(&mut BytesMut)) -> Vec<u8> {
     out.to_vec()
 }
 
+/// The HELLO of a peer that takes messages of 4 MiB, and for the rest what is the least.
 pub(crate) fn hello() -> Vec<u8> {
-    let hello =
-        Hello { min_version: 1, max_version: 1, features: 0, settings: Vec::new(), extensions: Vec::new() };
+    let settings = vec![(2, 4 << 20)];
+    let hello = Hello { min_version: 1, max_version: 1, features: 0, settings, extensions: Vec::new() };
     frame(FrameType::HELLO, 0, 0, &record(|out| hello.encode(out)), b"")
 }
 
@@ -67,6 +68,29 @@ pub(crate) fn reset(stream: u64) -> Vec<u8> {
     frame(FrameType::RESET, 0, stream, &record(|out| reset.encode(out)), b"")
 }
 
+/// A frame as it stood on the wire.
+pub(crate) struct Sent {
+    pub(crate) header: FrameHeader,
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) record: Vec<u8>,
+    pub(crate) payload: Vec<u8>,
+}
+
+/// Whole frames, one after another.
+pub(crate) fn frames(bytes: &[u8]) -> Vec<Sent> {
+    let (mut rest, mut frames) = (bytes, Vec::new());
+    while let Some(start) = rest.first_chunk::<HEADER_LEN>() {
+        let header = FrameHeader::decode(start).unwrap();
+        let (frame, after) = rest.split_at(HEADER_LEN + header.body_len() as usize);
+        let (record, payload) = frame[HEADER_LEN..].split_at(header.metadata_len as usize);
+        let (record, payload) = (record.to_vec(), payload.to_vec());
+        frames.push(Sent { header, bytes: frame.to_vec(), record, payload });
+        rest = after;
+    }
+    assert!(rest.is_empty());
+    frames
+}
+
 /// One side that has greeted, with what it said so far taken away.
 pub(crate) struct Side(pub(crate) Connection);
 
@@ -89,20 +113,18 @@ impl Side {
 
     /// The frames that it has for its peer: types, streams and records.
     pub(crate) fn said(&mut self) -> Vec<(FrameType, u64, Vec<u8>)> {
+        let frames = self.sent(Time::default(), usize::MAX);
+        frames.into_iter().map(|sent| (sent.header.frame_type, sent.header.stream, sent.record)).collect()
+    }
+
+    /// The frames that it has for its peer, up to `budget` bytes of them.
+    pub(crate) fn sent(&mut self, now: Time, budget: usize) -> Vec<Sent> {
         let mut out = TransmitBuffer::default();
-        self.0.poll_transmit(Time::default(), &mut out, usize::MAX);
+        self.0.poll_transmit(now, &mut out, budget);
         let mut parts = vec![IoSlice::new(&[]); out.part_count()];
         let count = out.parts(&mut parts);
         let bytes: Vec<u8> = parts[..count].iter().flat_map(|part| part.iter().copied()).collect();
-        let (mut rest, mut frames) = (&bytes[..], Vec::new());
-        while let Some(start) = rest.first_chunk::<HEADER_LEN>() {
-            let header = FrameHeader::decode(start).unwrap();
-            let body = HEADER_LEN + header.metadata_len as usize;
-            frames.push((header.frame_type, header.stream, rest[HEADER_LEN..body].to_vec()));
-            rest = &rest[body + header.payload_len as usize..];
-        }
-        assert!(rest.is_empty());
-        frames
+        frames(&bytes)
     }
 
     pub(crate) fn call(&mut self, end: bool) -> StreamKey {
