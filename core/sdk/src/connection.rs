@@ -88,6 +88,9 @@ struct State {
     abort: Option<Status>,
     closed: Option<Status>,
     on_close: Vec<Waker>,
+    /// Small messages that lie unread, and how many may (F20).
+    unread: u32,
+    max_unread: u32,
     /// Handlers that run, and calls that wait for a permit.
     running: usize,
     queued: VecDeque<Arrived>,
@@ -106,8 +109,8 @@ pub(crate) struct StreamCell {
 
 #[derive(Default)]
 struct StreamInner {
-    /// Messages, and how much credit each returns when taken.
-    incoming: VecDeque<(Bytes, usize)>,
+    /// Messages, and what each gives back when taken.
+    incoming: VecDeque<(Bytes, Credit)>,
     head: Option<Metadata>,
     trailers: Metadata,
     /// The end of the receiving direction.
@@ -117,6 +120,40 @@ struct StreamInner {
     receiver: Option<Waker>,
     sender: Option<Waker>,
     task: Option<Waker>,
+}
+
+/// What a message gives back when it is taken: bytes of credit, and its place among the small messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Credit {
+    bytes: usize,
+    small: u32,
+}
+
+impl Credit {
+    /// Of a message that is not kept.
+    pub(crate) fn bytes(bytes: usize) -> Self {
+        Self { bytes, small: 0 }
+    }
+
+    fn kept(message: &Bytes) -> Self {
+        Self { bytes: message.len(), small: u32::from(message.len() < Limits::SMALL_MESSAGE) }
+    }
+}
+
+impl std::ops::AddAssign for Credit {
+    fn add_assign(&mut self, other: Self) {
+        self.bytes += other.bytes;
+        self.small += other.small;
+    }
+}
+
+impl std::iter::Sum for Credit {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum += one;
+            sum
+        })
+    }
 }
 
 type Completed = (Arc<dyn Sink>, u64, Result<Response, Status>);
@@ -171,6 +208,8 @@ impl Link {
                 abort: None,
                 closed: None,
                 on_close: Vec::new(),
+                unread: 0,
+                max_unread: limits.max_unread_messages,
                 running: 0,
                 queued: VecDeque::new(),
             }),
@@ -282,9 +321,7 @@ impl Link {
             match state.queued.pop_front() {
                 Some(gone) if gone.is_gone() => {
                     // Nobody will read what came with it and after it.
-                    let first = gone.message.map_or(0, |message| message.len());
-                    let unread = first + gone.stream.cell.take_credit();
-                    state.protocol.consumed(gone.stream.key, unread);
+                    state.give_up(&gone);
                 }
                 Some(next) => break Some(next),
                 None => {
@@ -362,9 +399,21 @@ impl State {
     /// Ends a call that the peer opened; the credit of what its handler never read goes back.
     fn respond(&mut self, key: StreamKey, outcome: Result<Finish, Status>) {
         if let Some(Slot::Stream(cell)) = self.take(key) {
-            self.protocol.consumed(key, cell.take_credit());
+            self.consumed(key, cell.take_credit());
         }
         self.protocol.respond(key, outcome);
+    }
+
+    fn consumed(&mut self, key: StreamKey, credit: Credit) {
+        self.unread -= credit.small;
+        self.protocol.consumed(key, credit.bytes);
+    }
+
+    /// A call that nobody will handle gives back what came with it and after it.
+    fn give_up(&mut self, call: &Arrived) {
+        let mut credit = call.stream.cell.take_credit();
+        credit += Credit::bytes(call.message.as_ref().map_or(0, Bytes::len));
+        self.consumed(call.stream.key, credit);
     }
 
     /// Takes every free permit of `most`; how many that is.
@@ -400,6 +449,8 @@ impl State {
                 },
                 Event::Message { key, message } => {
                     let len = message.len();
+                    let credit = Credit::kept(&message);
+                    let full = self.unread + credit.small > self.max_unread;
                     match self.slot(key) {
                         Some(Slot::Unary { message: first, .. }) => {
                             // A unary caller takes its message at once, and a second one is the server's error.
@@ -415,10 +466,20 @@ impl State {
                                 actions.completed.push((sink, token, Err(status)));
                             }
                         }
+                        Some(Slot::Stream(cell)) if full => {
+                            let cell = cell.clone();
+                            self.take(key);
+                            self.protocol.consumed(key, len);
+                            self.protocol.reset_abused(key);
+                            let message = format!("{} small messages lie unread", self.unread);
+                            cell.end(Err(Status::from_reason(Reason::ENHANCE_CALM, message)), actions);
+                        }
                         Some(Slot::Stream(cell)) => {
                             let mut inner = lock(&cell.inner);
-                            inner.incoming.push_back((message, len));
+                            inner.incoming.push_back((message, credit));
                             actions.wake(&mut inner.receiver);
+                            drop(inner);
+                            self.unread += credit.small;
                         }
                         None => self.protocol.consumed(key, len),
                     }
@@ -431,7 +492,13 @@ impl State {
                     }
                 }
                 Event::Ended { key, outcome } => self.end(key, outcome, actions),
-                Event::Reset { key, status, .. } => self.end(key, Err(status), actions),
+                Event::Reset { key, status, .. } => {
+                    self.end(key, Err(status), actions);
+                    // Opened and reset in one read: its handler never starts (F17).
+                    if let Some(at) = actions.calls.iter().rposition(|call| call.stream.key == key) {
+                        self.give_up(&actions.calls.remove(at));
+                    }
+                }
                 Event::Writable { key } => {
                     if let Some(Slot::Stream(cell)) = self.slot(key) {
                         let mut inner = lock(&cell.inner);
@@ -481,7 +548,7 @@ impl State {
 
 impl StreamCell {
     /// The credit of the messages that were not taken, which then have none.
-    fn take_credit(&self) -> usize {
+    fn take_credit(&self) -> Credit {
         lock(&self.inner).incoming.iter_mut().map(|(_, credit)| std::mem::take(credit)).sum()
     }
 
@@ -491,7 +558,7 @@ impl StreamCell {
             Ok(finish) => {
                 if let Some(message) = finish.message {
                     // Its credit came back when it was read.
-                    inner.incoming.push_back((message, 0));
+                    inner.incoming.push_back((message, Credit::default()));
                 }
                 inner.head.get_or_insert(finish.metadata);
                 inner.trailers = finish.trailers;
@@ -522,11 +589,11 @@ impl StreamHandle {
         lock(&self.link.state).protocol.remaining(self.key, now)
     }
 
-    /// Returns the credit of a message that the application took.
-    pub(crate) fn consumed(&self, len: usize) {
-        if len > 0 {
+    /// Returns the credit of messages that the application took.
+    pub(crate) fn consumed(&self, credit: Credit) {
+        if credit != Credit::default() {
             let mut state = lock(&self.link.state);
-            state.protocol.consumed(self.key, len);
+            state.consumed(self.key, credit);
             if state.protocol.wants_transmit() {
                 Link::wake_driver(state);
             }
@@ -613,7 +680,7 @@ impl StreamHandle {
 
     /// Returns the credit of what was never taken.
     pub(crate) fn release(&self) {
-        let unread: usize = lock(&self.cell.inner).incoming.drain(..).map(|(_, credit)| credit).sum();
+        let unread = lock(&self.cell.inner).incoming.drain(..).map(|(_, credit)| credit).sum();
         self.consumed(unread);
     }
 
@@ -631,15 +698,15 @@ impl StreamHandle {
     }
 }
 
-/// Credit that a reader may hold back while more messages are at hand.
-const OWED_MOST: usize = 16 << 10;
+/// What a reader may hold back while more messages are at hand.
+const OWED_MOST: Credit = Credit { bytes: 16 << 10, small: 1_024 };
 
 /// The receiving end of a stream. It takes all messages that came at once, and returns the credit of those that were
 /// read now and then: two locks for a batch and not for each message.
 #[derive(Default)]
 pub(crate) struct Inbox {
-    batch: VecDeque<(Bytes, usize)>,
-    owed: usize,
+    batch: VecDeque<(Bytes, Credit)>,
+    owed: Credit,
 }
 
 impl Inbox {
@@ -671,7 +738,8 @@ impl Inbox {
             message
         });
         // A reader that may wait for the next message owes nothing.
-        if self.batch.is_empty() || self.owed >= OWED_MOST {
+        let Credit { bytes, small } = self.owed;
+        if self.batch.is_empty() || bytes >= OWED_MOST.bytes || small >= OWED_MOST.small {
             stream.consumed(std::mem::take(&mut self.owed));
         }
         Poll::Ready(Ok(message))
@@ -683,8 +751,9 @@ impl Inbox {
 
     /// Returns the credit of everything, read or not: nobody will read on.
     pub(crate) fn release(&mut self, stream: &StreamHandle) {
-        let unread: usize = self.batch.drain(..).map(|(_, credit)| credit).sum();
-        stream.consumed(unread + std::mem::take(&mut self.owed));
+        let mut unread: Credit = self.batch.drain(..).map(|(_, credit)| credit).sum();
+        unread += std::mem::take(&mut self.owed);
+        stream.consumed(unread);
         stream.release();
     }
 }

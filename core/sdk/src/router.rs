@@ -14,7 +14,7 @@ use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
 
 use crate::{
     HandlerFuture, MessageHandler, Reply, ServerCall,
-    connection::{Inbox, Link, StreamHandle},
+    connection::{Credit, Inbox, Link, StreamHandle},
     handler::First,
 };
 
@@ -102,7 +102,7 @@ impl Router {
         let Arrived { stream, method, metadata, priority, message, end } = arrived;
         // Before anything can end the call: a message that nobody reads returns its credit too.
         if let Some(message) = &message {
-            stream.consumed(message.len());
+            stream.consumed(Credit::bytes(message.len()));
         }
         let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
             stream.release();
