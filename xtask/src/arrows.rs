@@ -463,11 +463,12 @@ mod tests {
 
     #[test]
     fn a_test_crate_in_what_ships_is_refused() {
-        let crates: [(&str, &str, &[&str]); 2] = [
-            ("valkyrie-server", "core/server", &["valkyrie-conformance"]),
-            ("valkyrie-conformance", "tests/conformance", &[]),
-        ];
-        refuses(&crates, "valkyrie-server -> valkyrie-conformance: what ships");
+        for test in ["valkyrie-conformance", "valkyrie-faults"] {
+            let folder = test.replace("valkyrie-", "tests/");
+            let crates: [(&str, &str, &[&str]); 2] =
+                [("valkyrie-server", "core/server", &[test]), (test, &folder, &[])];
+            refuses(&crates, &format!("valkyrie-server -> {test}: what ships"));
+        }
     }
 
     #[test]
