@@ -476,17 +476,18 @@ impl Connection {
     /// Sends initial metadata ahead of the first message of an answer.
     ///
     /// # Errors
-    /// STREAM_MISUSE after a message or other metadata; METADATA_TOO_LARGE; CANCELLED when the stream is gone.
+    /// STREAM_MISUSE after a message or other metadata, and for a call of this side; METADATA_TOO_LARGE; CANCELLED when
+    /// the stream is gone.
     pub fn send_head(&mut self, key: StreamKey, metadata: Metadata) -> Result<(), Status> {
         self.check_metadata_size(metadata_size(&metadata) + 8)?;
         let stream = self
             .streams
             .get(key)
             .ok_or_else(|| Status::from_reason(Reason::CANCELLED, "the call is gone"))?;
-        if stream.head_sent || stream.half_closed_local {
+        if stream.local || stream.head_sent || stream.half_closed_local {
             return Err(Status::from_reason(
                 Reason::STREAM_MISUSE,
-                "initial metadata goes before the first message",
+                "initial metadata goes before the first message of an answer",
             ));
         }
         stream.head_sent = true;
@@ -494,7 +495,7 @@ impl Connection {
         Ok(())
     }
 
-    /// Ends a call that the peer opened. Does nothing when it is gone.
+    /// Ends a call that the peer opened. Does nothing when it is gone, or is one of this side's.
     pub fn respond(&mut self, key: StreamKey, outcome: Result<Finish, Status>) {
         let outcome = match &outcome {
             Ok(finish) => self
@@ -520,7 +521,7 @@ impl Connection {
             }
         };
         let Some(stream) = self.streams.get(key) else { return };
-        if !stream.half_closed_local {
+        if !stream.half_closed_local && !stream.local {
             stream.half_closed_local = true;
             self.push(key, Out::Status(outcome));
         }
@@ -533,17 +534,6 @@ impl Connection {
         {
             let reset = Reset { code: code.number(), extensions: Vec::new() };
             self.push_control(FrameType::RESET, stream.id, |out| reset.encode(out));
-        }
-    }
-
-    /// As [`Connection::reset`] with ENHANCE_CALM, for a stream whose peer asks too much of the driver: counted with the
-    /// resets that the peer provokes.
-    pub fn reset_abused(&mut self, key: StreamKey) {
-        self.reset(key, ErrorCode::ENHANCE_CALM);
-        if let Err(error) = self.count_reset()
-            && self.failed.is_none()
-        {
-            self.fail(error);
         }
     }
 
@@ -757,6 +747,9 @@ impl Connection {
         let protocol = |what: String| Err(ConnectionError::new(ErrorCode::PROTOCOL, what));
         if !self.greeted && header.frame_type != FrameType::HELLO && header.frame_type != FrameType::GOAWAY {
             return protocol(format!("frame type {:#04x} before hello", header.frame_type.0));
+        }
+        if !self.greeted && self.peer_going_away {
+            return protocol(format!("frame type {:#04x} after a go-away before hello", header.frame_type.0));
         }
         if header.epoch != 0 {
             return protocol(format!("key epoch {} without a sealed session", header.epoch));
@@ -1409,13 +1402,13 @@ impl Connection {
         if left > 0 && credit == 0 {
             // The stream's own WINDOW makes it ready again; when the connection is short, the connection's does.
             if stream.send_limit > stream.sent {
-                self.waiting.push_back(key);
+                self.wait(key);
             }
             return;
         }
         let opens = matches!(item, Out::Call { .. }) && *offset == 0 && stream.id == 0;
         if opens && (self.open_local >= max_streams || self.next_id > MAX_STREAM_ID) {
-            self.waiting.push_back(key);
+            self.wait(key);
             return;
         }
         if opens {
@@ -1528,9 +1521,21 @@ impl Connection {
         }
     }
 
+    /// Puts a stream aside until the connection has room for it: once, however often it is looked at meanwhile.
+    fn wait(&mut self, key: StreamKey) {
+        if let Some(stream) = self.streams.get(key)
+            && !std::mem::replace(&mut stream.waiting, true)
+        {
+            self.waiting.push_back(key);
+        }
+    }
+
     /// Streams that waited for a slot or for the connection's credit get another look.
     fn release_waiting(&mut self) {
         while let Some(key) = self.waiting.pop_front() {
+            if let Some(stream) = self.streams.get(key) {
+                stream.waiting = false;
+            }
             self.make_ready(key);
         }
     }
@@ -1584,7 +1589,8 @@ impl Connection {
     }
 
     fn note_deadline(&mut self, deadline: Option<Time>) {
-        if let Some(at) = deadline {
+        // A connection that failed waits for nothing.
+        if let (Some(at), None) = (deadline, &self.failed) {
             self.next_deadline = Some(self.next_deadline.map_or(at, |next| next.min(at)));
         }
     }
@@ -1629,6 +1635,10 @@ impl Connection {
         stream: u64,
         record: impl FnOnce(&mut BytesMut),
     ) {
+        // After its last GOAWAY a connection says nothing, whatever its driver still asks for.
+        if self.failed.is_some() {
+            return;
+        }
         let header = FrameHeader {
             frame_type,
             flags,

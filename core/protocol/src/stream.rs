@@ -106,6 +106,8 @@ pub(crate) struct Stream {
     pub(crate) queue: VecDeque<Out>,
     /// Whether the stream stands in a ready queue.
     pub(crate) ready: bool,
+    /// Whether the stream stands among those that wait for the connection.
+    pub(crate) waiting: bool,
     /// The end of this side's messages is queued; nothing may follow it.
     pub(crate) half_closed_local: bool,
     pub(crate) sent: u64,
@@ -145,6 +147,7 @@ impl Stream {
             current: None,
             queue: VecDeque::new(),
             ready: false,
+            waiting: false,
             half_closed_local: false,
             sent: 0,
             send_limit: u64::from(send_window),
