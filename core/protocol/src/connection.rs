@@ -537,6 +537,17 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::reset`] with ENHANCE_CALM, for a stream whose peer asks too much of the driver: counted with the
+    /// resets that the peer provokes.
+    pub fn reset_abused(&mut self, key: StreamKey) {
+        self.reset(key, ErrorCode::ENHANCE_CALM);
+        if let Err(error) = self.count_reset()
+            && self.failed.is_none()
+        {
+            self.fail(error);
+        }
+    }
+
     /// Returns the credit of `len` message bytes that the application has taken. The key may be of a stream that is
     /// gone: the connection's credit is returned all the same.
     pub fn consumed(&mut self, key: StreamKey, len: usize) {
