@@ -2,4 +2,8 @@
 //! and what is measured beside them. README.md has the table of faults. It is no part of what ships.
 #![forbid(unsafe_code)]
 
+pub mod evil;
+pub mod frame;
 pub mod proxy;
+pub mod script;
+pub mod target;

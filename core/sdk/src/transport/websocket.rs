@@ -48,6 +48,18 @@ fn failed(error: tungstenite::Error) -> io::Error {
     }
 }
 
+impl WebSocket {
+    /// Closes with a code. Best effort: the connection ends either way.
+    fn say_why(&mut self, cx: &mut Context<'_>, code: CloseCode, reason: &'static str) {
+        self.closing = true;
+        let frame = CloseFrame { code, reason: reason.into() };
+        if Pin::new(&mut self.stream).poll_ready(cx).is_ready() {
+            let _ = Pin::new(&mut self.stream).start_send(Message::Close(Some(frame)));
+            let _ = Pin::new(&mut self.stream).poll_flush(cx);
+        }
+    }
+}
+
 impl Transport for WebSocket {
     fn carrier(&self) -> Carrier {
         Carrier::Messages
@@ -68,18 +80,18 @@ impl Transport for WebSocket {
                     Ok(len)
                 }
                 Some(Ok(Message::Text(_))) => {
-                    self.closing = true;
-                    let frame =
-                        CloseFrame { code: CloseCode::Unsupported, reason: "text is not spoken here".into() };
-                    // Best effort: the connection ends either way.
-                    if Pin::new(&mut self.stream).poll_ready(cx).is_ready() {
-                        let _ = Pin::new(&mut self.stream).start_send(Message::Close(Some(frame)));
-                        let _ = Pin::new(&mut self.stream).poll_flush(cx);
-                    }
+                    self.say_why(cx, CloseCode::Unsupported, "text is not spoken here");
                     Err(io::Error::new(io::ErrorKind::InvalidData, "the peer sent a text message"))
                 }
                 Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
-                Some(Err(error)) => Err(failed(error)),
+                Some(Err(error)) => {
+                    match &error {
+                        tungstenite::Error::Protocol(_) => self.say_why(cx, CloseCode::Protocol, ""),
+                        tungstenite::Error::Capacity(_) => self.say_why(cx, CloseCode::Size, ""),
+                        _ => {}
+                    }
+                    Err(failed(error))
+                }
             });
         }
     }
