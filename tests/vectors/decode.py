@@ -1,7 +1,7 @@
 """A stranger's decoder of the Valkyrie wire, written from PROTOCOL.md alone, with nothing but the standard library.
 
 Decodes every vector of v1.json and compares all fields; refuses every broken vector that a decoder of single frames can
-judge. Run it from anywhere: python3 tests/vectors/decode.py
+judge. Run it from anywhere: python3 tests/vectors/decode.py. With `-` it decodes the connections that it is given.
 """
 
 import json
@@ -230,6 +230,21 @@ STATEFUL = {
 }  # fmt: skip
 
 
+def read_streams() -> int:
+    """Reads what one side sent on one connection from each line of the standard input, in hexadecimal digits, and
+    prints its frame types; a frame that is refused ends it with the code."""
+    for line in sys.stdin:
+        kinds, rest = [], bytes.fromhex(line)
+        try:
+            while rest:
+                fields, rest = decode_frame(rest)
+                kinds.append(fields["type"])
+        except Refused as refused:
+            kinds.append(f"refused with {refused}")
+        print(*kinds)
+    return 0
+
+
 def main() -> int:
     vectors = json.loads((pathlib.Path(__file__).parent / "v1.json").read_text())
     failed = 0
@@ -262,4 +277,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(read_streams() if sys.argv[1:] == ["-"] else main())

@@ -21,6 +21,7 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     io::IoSlice,
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -30,6 +31,7 @@ use crate::{
     ConnectionError, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN,
     INITIAL, Limits, Metadata, OPTIONAL_ID, OPTIONAL_TYPE, Priority, Reason, Status, StreamKey, Time,
     VERSION,
+    grease::Grease,
     limits::MAX_FRAME_BYTES_CAP,
     record::{
         self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window,
@@ -67,12 +69,19 @@ pub struct Config {
     pub role: Role,
     /// What this side takes from its peer.
     pub limits: Limits,
+    /// The protocol versions that this side offers, 1..=1 by default: all that there are. The connection has the
+    /// highest that both sides offer.
+    pub versions: RangeInclusive<u8>,
+    /// The feature bits that this side offers, 0 by default: none is defined yet. Those that both sides offer are on.
+    pub features: u64,
+    /// The seed of this side's grease: what it sends at random for its peer to skip. `None`, the default, sends none.
+    pub grease: Option<u64>,
 }
 
 impl Config {
     /// The defaults for a side.
     pub fn new(role: Role) -> Self {
-        Self { role, limits: Limits::default() }
+        Self { role, limits: Limits::default(), versions: VERSION..=VERSION, features: 0, grease: None }
     }
 }
 
@@ -228,6 +237,11 @@ impl Hasher for IdHasher {
 pub struct Connection {
     config: Config,
     peer: Limits,
+    /// What frames of this side say: the lowest it offers, and from the peer's HELLO on the highest of both.
+    version: u8,
+    /// The feature bits of both sides.
+    features: u64,
+    grease: Option<Grease>,
     greeted: bool,
     failed: Option<ConnectionError>,
     /// The latest instant that was handed in.
@@ -290,6 +304,9 @@ impl Connection {
         let limits = config.limits;
         let mut connection = Self {
             peer: INITIAL,
+            version: *config.versions.start(),
+            features: 0,
+            grease: config.grease.map(Grease::new),
             greeted: false,
             failed: None,
             now,
@@ -324,19 +341,26 @@ impl Connection {
             pings: 0,
             config,
         };
+        let mut settings = vec![
+            (SETTING_MAX_FRAME, u64::from(limits.max_frame_bytes)),
+            (SETTING_MAX_MESSAGE, u64::from(limits.max_message_bytes)),
+            (SETTING_MAX_METADATA, u64::from(limits.max_metadata_bytes)),
+            (SETTING_MAX_STREAMS, u64::from(limits.max_concurrent_streams)),
+            (SETTING_STREAM_WINDOW, u64::from(limits.stream_window_bytes)),
+            (SETTING_CONNECTION_WINDOW, u64::from(limits.connection_window_bytes)),
+        ];
+        let mut room = [0; 8];
+        let mut extensions = Vec::new();
+        if let Some(grease) = &mut connection.grease {
+            settings.extend(grease.setting());
+            extensions = grease.extension(&mut room);
+        }
         let hello = Hello {
-            min_version: VERSION,
-            max_version: VERSION,
-            features: 0,
-            settings: vec![
-                (SETTING_MAX_FRAME, u64::from(limits.max_frame_bytes)),
-                (SETTING_MAX_MESSAGE, u64::from(limits.max_message_bytes)),
-                (SETTING_MAX_METADATA, u64::from(limits.max_metadata_bytes)),
-                (SETTING_MAX_STREAMS, u64::from(limits.max_concurrent_streams)),
-                (SETTING_STREAM_WINDOW, u64::from(limits.stream_window_bytes)),
-                (SETTING_CONNECTION_WINDOW, u64::from(limits.connection_window_bytes)),
-            ],
-            extensions: Vec::new(),
+            min_version: *connection.config.versions.start(),
+            max_version: *connection.config.versions.end(),
+            features: connection.config.features,
+            settings,
+            extensions,
         };
         connection.push_control(FrameType::HELLO, 0, |out| hello.encode(out));
         connection
@@ -376,6 +400,16 @@ impl Connection {
     /// Whether either side takes no new streams.
     pub fn is_draining(&self) -> bool {
         self.going_away || self.peer_going_away || self.failed.is_some()
+    }
+
+    /// The version of the connection: the lowest that this side offers until the peer's HELLO is read.
+    pub fn version(&self) -> u8 {
+        self.version
+    }
+
+    /// The feature bits that are on: none until the peer's HELLO is read.
+    pub fn features(&self) -> u64 {
+        self.features
     }
 
     /// What the peer is ready to receive: [`INITIAL`] until its HELLO is read.
@@ -568,7 +602,10 @@ impl Connection {
 
     /// Asks the peer to answer with the same data.
     pub fn ping(&mut self, data: u64) {
-        let ping = Ping { data, extensions: Vec::new() };
+        let mut room = [0; 8];
+        let grease = self.grease.as_mut();
+        let extensions = grease.map_or_else(Vec::new, |grease| grease.extension(&mut room));
+        let ping = Ping { data, extensions };
         self.pings = self.pings.saturating_add(1);
         self.push_control(FrameType::PING, 0, |out| ping.encode(out));
     }
@@ -689,7 +726,7 @@ impl Connection {
                 FrameHeader::check_start(buffer)?;
                 break;
             };
-            let header = FrameHeader::decode(start)?;
+            let header = FrameHeader::decode_within(start, *self.config.versions.start(), self.version)?;
             self.check_header(&header)?;
             // Both lengths are checked: the sum is below 2 MiB.
             let body = header.body_len() as usize;
@@ -854,15 +891,19 @@ impl Connection {
             return Err(ConnectionError::new(ErrorCode::PROTOCOL, "a second hello"));
         }
         let hello = Hello::decode(record).map_err(malformed)?;
-        if hello.min_version > VERSION || hello.max_version < VERSION {
+        let (lowest, highest) = (*self.config.versions.start(), *self.config.versions.end());
+        let version = highest.min(hello.max_version);
+        if version < lowest.max(hello.min_version) {
             return Err(ConnectionError::new(
                 ErrorCode::VERSION,
                 format!(
-                    "the peer speaks protocol versions {} to {}, this side {VERSION}",
+                    "the peer speaks protocol versions {} to {}, this side {lowest} to {highest}",
                     hello.min_version, hello.max_version
                 ),
             ));
         }
+        self.version = version;
+        self.features = self.config.features & hello.features;
         let mut seen = 0u64;
         for (id, value) in hello.settings {
             let (field, least, most) = match id {
@@ -930,7 +971,9 @@ impl Connection {
         if code == ErrorCode::VERSION
             && let Some((_, [min, max])) = go_away.extensions.iter().find(|(id, _)| *id == EXTENSION_VERSIONS)
         {
-            message = format!("the peer speaks protocol versions {min} to {max}, this side {VERSION}");
+            let (lowest, highest) = (self.config.versions.start(), self.config.versions.end());
+            message =
+                format!("the peer speaks protocol versions {min} to {max}, this side {lowest} to {highest}");
         }
         self.peer_going_away = true;
         let refused: Vec<_> = self
@@ -1450,7 +1493,7 @@ impl Connection {
             epoch: 0,
             payload_crc: 0,
         };
-        let deadline = stream.deadline;
+        let (deadline, version) = (stream.deadline, self.version);
         match item {
             Out::Call { method, metadata, end, .. } => {
                 if last && *end {
@@ -1468,27 +1511,27 @@ impl Connection {
                         metadata: record::entries(metadata),
                         extensions: Vec::new(),
                     };
-                    out.frame(header, |out| record.encode(out), fragment);
+                    out.frame(version, header, |out| record.encode(out), fragment);
                 } else {
-                    out.frame(header, |_| {}, fragment);
+                    out.frame(version, header, |_| {}, fragment);
                 }
             }
             Out::Head(metadata) => {
                 header.frame_type = FrameType::HEAD;
                 let record = Head { metadata: record::entries(metadata), extensions: Vec::new() };
-                out.frame(header, |out| record.encode(out), None);
+                out.frame(version, header, |out| record.encode(out), None);
             }
             Out::Message { end, .. } => {
                 if last && *end {
                     header.flags |= FLAG_END;
                 }
-                out.frame(header, |_| {}, fragment);
+                out.frame(version, header, |_| {}, fragment);
             }
             Out::End => {
                 header.flags = FLAG_END;
-                out.frame(header, |_| {}, None);
+                out.frame(version, header, |_| {}, None);
             }
-            Out::Status(_) if !last => out.frame(header, |_| {}, fragment),
+            Out::Status(_) if !last => out.frame(version, header, |_| {}, fragment),
             Out::Status(outcome) => {
                 header.frame_type = FrameType::STATUS;
                 header.flags |= FLAG_END;
@@ -1505,7 +1548,7 @@ impl Connection {
                     },
                     Err(status) => StatusRecord::from_status(status),
                 };
-                out.frame(header, |out| record.encode(out), fragment);
+                out.frame(version, header, |out| record.encode(out), fragment);
             }
         }
         *offset += size;
@@ -1660,11 +1703,17 @@ impl Connection {
             epoch: 0,
             payload_crc: 0,
         };
-        write_record(&mut self.control, header, record);
+        write_record(&mut self.control, self.version, header, record);
+        // A GOAWAY may be the last word.
+        if let Some(grease) = &mut self.grease
+            && frame_type != FrameType::GOAWAY
+        {
+            grease.after_control(&mut self.control, self.version);
+        }
     }
 
     fn push_go_away(&mut self, code: ErrorCode, message: &str) {
-        let versions = [VERSION, VERSION];
+        let versions = [*self.config.versions.start(), *self.config.versions.end()];
         let version: Extension<'_> = (EXTENSION_VERSIONS, &versions);
         let go_away = GoAway {
             last_stream: self.last_peer_id,
@@ -1711,14 +1760,19 @@ fn metadata_size(metadata: &Metadata) -> usize {
 }
 
 /// Appends a frame without payload: header, then the record, then the header again with what is now known.
-fn write_record(out: &mut BytesMut, mut header: FrameHeader, record: impl FnOnce(&mut BytesMut)) {
+fn write_record(
+    out: &mut BytesMut,
+    version: u8,
+    mut header: FrameHeader,
+    record: impl FnOnce(&mut BytesMut),
+) {
     let start = out.len();
     out.resize(start + HEADER_LEN, 0);
     record(out);
     let body = &out[start + HEADER_LEN..];
     header.metadata_len = body.len() as u32;
     header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
-    out[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+    out[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
 }
 
 /// Frames on their way to the transport: small ones together in one block, large messages from where they are.
@@ -1785,7 +1839,13 @@ impl TransmitBuffer {
         control.clear();
     }
 
-    fn frame(&mut self, mut header: FrameHeader, record: impl FnOnce(&mut BytesMut), payload: Option<Bytes>) {
+    fn frame(
+        &mut self,
+        version: u8,
+        mut header: FrameHeader,
+        record: impl FnOnce(&mut BytesMut),
+        payload: Option<Bytes>,
+    ) {
         let payload = payload.unwrap_or_default();
         let start = self.tail.len();
         self.tail.resize(start + HEADER_LEN, 0);
@@ -1796,7 +1856,7 @@ impl TransmitBuffer {
         if !(body.is_empty() && payload.is_empty()) {
             header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), &payload);
         }
-        self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode());
+        self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
         if payload.len() <= COPY_MAX {
             self.tail.extend_from_slice(&payload);
             self.len += self.tail.len() - start;

@@ -51,6 +51,11 @@ impl FrameType {
     /// Ends a stream badly, in both directions.
     pub const RESET: Self = Self(0x14);
 
+    /// Whether the type is the same in every version: two sides that share none understand it all the same.
+    const fn is_of_every_version(self) -> bool {
+        matches!(self, Self::HELLO | Self::GOAWAY)
+    }
+
     /// Whether the type belongs to the connection (stream 0 only).
     pub(crate) const fn is_connection(self) -> bool {
         self.0 & !OPTIONAL_TYPE < 0x06
@@ -89,11 +94,16 @@ impl FrameHeader {
         self.flags & flag == flag
     }
 
-    /// The 40 bytes on the wire (PROTOCOL.md, "Frame header").
+    /// The 40 bytes on the wire (PROTOCOL.md, "Frame header"), of version [`VERSION`].
     pub fn encode(&self) -> [u8; HEADER_LEN] {
+        self.encode_as(VERSION)
+    }
+
+    /// The 40 bytes on the wire, of the version that the connection has. HELLO and GOAWAY say 1 in every version.
+    pub(crate) fn encode_as(&self, version: u8) -> [u8; HEADER_LEN] {
         let mut out = [0; HEADER_LEN];
         out[0..4].copy_from_slice(&MAGIC);
-        out[4] = VERSION;
+        out[4] = if self.frame_type.is_of_every_version() { 1 } else { version };
         out[5] = self.frame_type.0;
         out[6..8].copy_from_slice(&self.flags.to_le_bytes());
         out[8..16].copy_from_slice(&self.stream.to_le_bytes());
@@ -107,11 +117,20 @@ impl FrameHeader {
         out
     }
 
-    /// Reads a header: magic, then the header's checksum, then version, then everything else.
+    /// Reads a header of version [`VERSION`]: magic, then the header's checksum, then version, then everything else.
     ///
     /// # Errors
     /// The first rule that is broken: MAGIC, CHECKSUM, VERSION, or PROTOCOL for a reserved bit.
     pub fn decode(bytes: &[u8; HEADER_LEN]) -> Result<Self, ConnectionError> {
+        Self::decode_within(bytes, VERSION, VERSION)
+    }
+
+    /// Reads a header of a connection whose frames have versions from `lowest` to `highest`.
+    pub(crate) fn decode_within(
+        bytes: &[u8; HEADER_LEN],
+        lowest: u8,
+        highest: u8,
+    ) -> Result<Self, ConnectionError> {
         Self::check_start(bytes)?;
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let computed = crc32c::crc32c(&bytes[..36]);
@@ -122,10 +141,14 @@ impl FrameHeader {
             )
             .with_reason(Reason::HEADER_CHECKSUM));
         }
-        if bytes[4] != VERSION {
+        let legal = match FrameType(bytes[5]).is_of_every_version() {
+            true => bytes[4] == 1,
+            false => lowest <= bytes[4] && bytes[4] <= highest,
+        };
+        if !legal {
             return Err(ConnectionError::new(
                 ErrorCode::VERSION,
-                format!("frame of protocol version {}, this side speaks {VERSION}", bytes[4]),
+                format!("frame of protocol version {} on a connection of version {highest}", bytes[4]),
             ));
         }
         let flags = u16::from_le_bytes([bytes[6], bytes[7]]);

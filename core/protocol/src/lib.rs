@@ -7,6 +7,7 @@
 
 mod connection;
 mod error;
+mod grease;
 mod header;
 mod limits;
 mod metadata;

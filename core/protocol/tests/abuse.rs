@@ -8,8 +8,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use side::{Side, call, frame, message, record, reset, status};
 use valkyrie_protocol::{
-    Call, Code, Connection, ConnectionError, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE, Finish,
-    FrameType, Head, Limits, Ping, Reason, Role, Status, StreamKey, Time, TransmitBuffer, Window,
+    Call, Code, Config, Connection, ConnectionError, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE,
+    Finish, FrameType, Head, Limits, Ping, Reason, Role, Status, StreamKey, Time, TransmitBuffer, Window,
 };
 
 const LIMITS: Limits = Limits {
@@ -396,8 +396,7 @@ fn f23_an_answer_has_one_head_and_it_comes_first() {
 #[test]
 fn f23_a_stranger_gets_the_least_room_for_its_hello() {
     let limits = Limits { max_metadata_bytes: 1 << 20, ..LIMITS };
-    let mut connection =
-        Connection::new(valkyrie_protocol::Config { role: Role::Server, limits }, Time::default());
+    let mut connection = Connection::new(Config { limits, ..Config::new(Role::Server) }, Time::default());
     let mut hello = BytesMut::from(&frame(FrameType::HELLO, 0, 0, &vec![0; (16 << 10) + 1], b"")[..]);
     let error = connection.handle_read(Time::default(), &mut hello).unwrap_err();
     assert_eq!(error.code, ErrorCode::FRAME_SIZE);

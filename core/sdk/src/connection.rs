@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     future::Future,
+    hash::{BuildHasher, RandomState},
     io::{self, IoSlice},
     pin::Pin,
     sync::{
@@ -192,10 +193,13 @@ impl Link {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let now = runtime.now();
         let role = if router.is_some() { Role::Server } else { Role::Client };
-        let protocol = Connection::new(Config { limits, ..Config::new(role) }, now);
+        let id = NEXT_ID.fetch_add(1, Relaxed);
+        // Chance enough for grease: nobody gains by guessing it.
+        let grease = Some(RandomState::new().hash_one(id));
+        let protocol = Connection::new(Config { limits, grease, ..Config::new(role) }, now);
         let timer = runtime.timer();
         let link = Arc::new(Link {
-            id: NEXT_ID.fetch_add(1, Relaxed),
+            id,
             peer,
             runtime,
             started: now,

@@ -76,11 +76,16 @@ pub(crate) struct Sent {
     pub(crate) payload: Vec<u8>,
 }
 
-/// Whole frames, one after another.
+/// Whole frames of any version, one after another.
 pub(crate) fn frames(bytes: &[u8]) -> Vec<Sent> {
     let (mut rest, mut frames) = (bytes, Vec::new());
     while let Some(start) = rest.first_chunk::<HEADER_LEN>() {
-        let header = FrameHeader::decode(start).unwrap();
+        let mut of_version_1 = *start;
+        of_version_1[4] = 1;
+        let crc = crc32c::crc32c(&of_version_1[..36]);
+        of_version_1[36..].copy_from_slice(&crc.to_le_bytes());
+        let header = FrameHeader::decode(&of_version_1).unwrap();
+        assert_eq!(crc32c::crc32c(&start[..36]).to_le_bytes(), start[36..]);
         let (frame, after) = rest.split_at(HEADER_LEN + header.body_len() as usize);
         let (record, payload) = frame[HEADER_LEN..].split_at(header.metadata_len as usize);
         let (record, payload) = (record.to_vec(), payload.to_vec());
