@@ -76,13 +76,52 @@ pub struct Config {
     pub features: u64,
     /// The seed of this side's grease: what it sends at random for its peer to skip. `None`, the default, sends none.
     pub grease: Option<u64>,
+    /// Whether the carrier multiplexes, as QUIC does: every stream has a channel of its own with its own flow control,
+    /// and connection frames have theirs (PROTOCOL.md, "Carriers"). Default false.
+    pub multiplexed: bool,
 }
 
 impl Config {
     /// The defaults for a side.
     pub fn new(role: Role) -> Self {
-        Self { role, limits: Limits::default(), versions: VERSION..=VERSION, features: 0, grease: None }
+        Self {
+            role,
+            limits: Limits::default(),
+            versions: VERSION..=VERSION,
+            features: 0,
+            grease: None,
+            multiplexed: false,
+        }
     }
+}
+
+/// What a multiplexing carrier is to do with one of its streams, by [`Connection::poll_stream`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamAction {
+    /// Frames were appended to the buffer. The next ones come after [`Connection::stream_written`].
+    Write {
+        /// The stream's id on the wire.
+        id: u64,
+        /// Whom to tell when the carrier took them.
+        key: StreamKey,
+        /// Its class.
+        priority: Priority,
+        /// Whether nothing follows: the sending direction ends after them.
+        end: bool,
+    },
+    /// The stream is over. What was handed out before an end is still delivered; a direction that has not ended is
+    /// reset, and nothing more is read.
+    Close {
+        /// The stream's id on the wire.
+        id: u64,
+    },
+    /// Both directions end at once with a code; what was handed out and not delivered is dropped.
+    Reset {
+        /// The stream's id on the wire.
+        id: u64,
+        /// Why.
+        code: ErrorCode,
+    },
 }
 
 /// How a call ends well.
@@ -202,6 +241,8 @@ const COPY_MAX: usize = 16 << 10;
 const READ_AHEAD: usize = 64 << 10;
 /// Of so many frames, one goes to the bulk class whatever else waits.
 const BULK_SHARE: u32 = 16;
+/// Credit where the carrier does the counting: out of reach, and far from overflow.
+const UNLIMITED: u64 = u64::MAX / 2;
 /// The last stream id that may be used.
 const MAX_STREAM_ID: u64 = (1 << 62) - 1;
 
@@ -288,6 +329,15 @@ pub struct Connection {
     fragment_overhead: u32,
     /// PINGs of ours that are not answered.
     pings: u32,
+
+    /// Only with a carrier that multiplexes: streams that are over, and streams' last frames.
+    actions: VecDeque<StreamAction>,
+    last_words: VecDeque<(u64, BytesMut)>,
+    /// Messages were taken: streams that were held back may be read.
+    resumed: bool,
+    unfinished_streams: HashMap<u64, Unfinished, BuildHasherDefault<IdHasher>>,
+    /// No frame of those is overdue earlier.
+    next_overdue: Option<Time>,
 }
 
 /// A frame that has begun to arrive.
@@ -302,6 +352,8 @@ impl Connection {
     /// A connection at its start: HELLO is queued, and calls may be opened at once within [`INITIAL`] limits.
     pub fn new(config: Config, now: Time) -> Self {
         let limits = config.limits;
+        // A carrier that multiplexes counts for itself: its credit is no business of ours.
+        let initial = |window: u32| if config.multiplexed { UNLIMITED } else { u64::from(window) };
         let mut connection = Self {
             peer: INITIAL,
             version: *config.versions.start(),
@@ -329,9 +381,9 @@ impl Connection {
             waiting_opens: 0,
             picks: 0,
             sent: 0,
-            send_limit: u64::from(INITIAL.connection_window_bytes),
+            send_limit: initial(INITIAL.connection_window_bytes),
             received: 0,
-            receive_limit: u64::from(limits.connection_window_bytes),
+            receive_limit: initial(limits.connection_window_bytes),
             consumed: 0,
             partial_bytes: 0,
             unsent: 0,
@@ -339,6 +391,11 @@ impl Connection {
             glitches_until: Time::default(),
             fragment_overhead: 0,
             pings: 0,
+            actions: VecDeque::new(),
+            last_words: VecDeque::new(),
+            resumed: false,
+            unfinished_streams: HashMap::default(),
+            next_overdue: None,
             config,
         };
         let mut settings = vec![
@@ -375,7 +432,7 @@ impl Connection {
 
     /// When [`Connection::handle_timeout`] wants to be called; `None` for never.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let frame = self.unfinished.map(|frame| frame.deadline);
+        let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), self.next_overdue);
         Time::sooner(self.handshake_deadline, Time::sooner(frame, self.next_deadline))
     }
 
@@ -420,6 +477,9 @@ impl Connection {
     /// Whether something waits for the wire.
     pub fn wants_transmit(&self) -> bool {
         !self.control.is_empty()
+            || !self.actions.is_empty()
+            || !self.last_words.is_empty()
+            || self.resumed
             || (self.failed.is_none() && self.ready.iter().any(|queue| !queue.is_empty()))
     }
 
@@ -452,13 +512,7 @@ impl Connection {
         if self.waiting_opens >= most as usize {
             return Err(Status::from_reason(Reason::QUEUE_FULL, format!("{most} calls wait for a stream")));
         }
-        let mut stream = Stream::new(
-            0,
-            true,
-            call.priority,
-            self.peer.stream_window_bytes,
-            self.config.limits.stream_window_bytes,
-        );
+        let mut stream = self.new_stream(0, true, call.priority);
         stream.deadline = call.deadline;
         stream.half_closed_local = call.end;
         let key = self.streams.insert(stream);
@@ -469,6 +523,15 @@ impl Connection {
             Out::Call { method: call.method, metadata: call.metadata, message: call.message, end: call.end },
         );
         Ok(key)
+    }
+
+    fn new_stream(&self, id: u64, local: bool, priority: Priority) -> Stream {
+        let (send, receive) = if self.config.multiplexed {
+            (UNLIMITED, UNLIMITED)
+        } else {
+            (self.peer.stream_window_bytes.into(), self.config.limits.stream_window_bytes.into())
+        };
+        Stream::new(id, local, priority, send, receive)
     }
 
     /// Queues a message.
@@ -566,8 +629,7 @@ impl Connection {
         if let Some(stream) = self.forget(key)
             && stream.id != 0
         {
-            let reset = Reset { code: code.number(), extensions: Vec::new() };
-            self.push_control(FrameType::RESET, stream.id, |out| reset.encode(out));
+            self.push_reset(stream.id, code);
         }
     }
 
@@ -586,6 +648,7 @@ impl Connection {
     /// gone: the connection's credit is returned all the same.
     pub fn consumed(&mut self, key: StreamKey, len: usize) {
         self.consumed += len as u64;
+        self.resumed = self.config.multiplexed;
         self.grant_connection();
         let window = u64::from(self.config.limits.stream_window_bytes);
         if let Some(stream) = self.streams.get(key) {
@@ -630,9 +693,83 @@ impl Connection {
             return Err(error.clone());
         }
         self.now = now;
-        match self.read_frames(now, buffer) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.fail(error)),
+        let channel = self.config.multiplexed.then_some((0, true));
+        self.read_frames(now, buffer, channel).map_err(|error| self.fail(error))
+    }
+
+    /// As [`Connection::handle_read`] for one stream of a carrier that multiplexes; gives whether there was a whole
+    /// frame. `begun` says whether there was one before. Nothing is to be read before [`Connection::may_read`] allows it.
+    ///
+    /// # Errors
+    /// As [`Connection::handle_read`], and PROTOCOL for frames of another stream, or ahead of the CALL.
+    pub fn handle_stream(
+        &mut self,
+        now: Time,
+        id: u64,
+        begun: bool,
+        buffer: &mut BytesMut,
+    ) -> Result<bool, ConnectionError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.now = now;
+        let len = buffer.len();
+        self.read_frames(now, buffer, Some((id, begun))).map_err(|error| self.fail(error))?;
+        Ok(buffer.len() < len)
+    }
+
+    /// The peer ended its direction of a stream of a carrier that multiplexes; `rest` is what was read and is not a
+    /// whole frame.
+    ///
+    /// # Errors
+    /// PROTOCOL when it ended without END or STATUS: half of a stream must not look like a whole one.
+    pub fn handle_stream_end(&mut self, id: u64, rest: &[u8]) -> Result<(), ConnectionError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.unfinished_streams.remove(&id);
+        let key = self.ids.get(&id).copied();
+        let ended = key.and_then(|key| self.streams.get(key)).is_none_or(|stream| stream.half_closed_remote);
+        if ended && rest.is_empty() {
+            return Ok(());
+        }
+        let error =
+            ConnectionError::new(ErrorCode::PROTOCOL, format!("stream {id} ended without its last frame"));
+        Err(self.fail(error))
+    }
+
+    /// The peer reset a stream of a carrier that multiplexes, or stopped reading it.
+    ///
+    /// # Errors
+    /// ENHANCE_CALM when it did so too often.
+    pub fn handle_stream_reset(&mut self, id: u64, code: ErrorCode) -> Result<(), ConnectionError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        self.unfinished_streams.remove(&id);
+        let Some(key) = self.ids.get(&id).copied() else { return Ok(()) };
+        self.reset_by_peer(key, code).map_err(|error| self.fail(error))
+    }
+
+    /// Whether a stream of a carrier that multiplexes may be read: both sides have said hello, and the application has
+    /// less to take than the windows allow.
+    pub fn may_read(&mut self, id: u64) -> bool {
+        let Limits { stream_window_bytes, connection_window_bytes, .. } = self.config.limits;
+        let waiting = self.received - self.consumed - self.partial_bytes;
+        if !self.greeted || self.failed.is_some() || waiting >= connection_window_bytes.into() {
+            return false;
+        }
+        let key = self.ids.get(&id).copied();
+        key.and_then(|key| self.streams.get(key)).is_none_or(|stream| {
+            stream.received - stream.consumed - stream.partial_len() < stream_window_bytes.into()
+        })
+    }
+
+    /// The carrier took what [`Connection::poll_stream`] handed out: the stream may be asked for more.
+    pub fn stream_written(&mut self, key: StreamKey) {
+        if let Some(stream) = self.streams.get(key) {
+            stream.blocked = false;
+            self.make_ready(key);
         }
     }
 
@@ -673,7 +810,10 @@ impl Connection {
             let error = ConnectionError::new(ErrorCode::TIMEOUT, "no hello within the handshake timeout");
             return Err(self.fail(error));
         }
-        if due(self.unfinished.map(|frame| frame.deadline)) {
+        if due(self.next_overdue) {
+            self.next_overdue = self.unfinished_streams.values().map(|frame| frame.deadline).min();
+        }
+        if due(self.unfinished.map(|frame| frame.deadline)) || due(self.next_overdue) {
             let error = ConnectionError::new(ErrorCode::TIMEOUT, "a frame stood unfinished for too long")
                 .with_reason(Reason::FRAME_TIMEOUT);
             return Err(self.fail(error));
@@ -720,7 +860,13 @@ impl Connection {
         Ok(())
     }
 
-    fn read_frames(&mut self, now: Time, buffer: &mut BytesMut) -> Result<(), ConnectionError> {
+    /// With a carrier that multiplexes, `channel` is the stream that is read, and whether it began before.
+    fn read_frames(
+        &mut self,
+        now: Time,
+        buffer: &mut BytesMut,
+        mut channel: Option<(u64, bool)>,
+    ) -> Result<(), ConnectionError> {
         loop {
             let Some(start) = buffer.first_chunk::<HEADER_LEN>() else {
                 FrameHeader::check_start(buffer)?;
@@ -728,6 +874,10 @@ impl Connection {
             };
             let header = FrameHeader::decode_within(start, *self.config.versions.start(), self.version)?;
             self.check_header(&header)?;
+            if let Some((id, begun)) = &mut channel {
+                self.check_channel(&header, *id, *begun)?;
+                *begun = true;
+            }
             // Both lengths are checked: the sum is below 2 MiB.
             let body = header.body_len() as usize;
             if buffer.len() < HEADER_LEN + body {
@@ -746,7 +896,7 @@ impl Connection {
                 ));
             }
             buffer.advance(HEADER_LEN);
-            self.unfinished = None;
+            self.forget_unfinished(channel.map_or(0, |(id, _)| id));
             let record = match header.metadata_len {
                 0 => Bytes::new(),
                 len => buffer.split_to(len as usize).freeze(),
@@ -757,14 +907,42 @@ impl Connection {
             };
             self.handle_frame(now, &header, record, payload)?;
         }
-        self.note_unfinished(now, buffer.len());
+        self.note_unfinished(now, channel.map_or(0, |(id, _)| id), buffer.len());
+        Ok(())
+    }
+
+    /// A carrier that multiplexes keeps streams apart, counts credit and resets by itself.
+    fn check_channel(&self, header: &FrameHeader, id: u64, begun: bool) -> Result<(), ConnectionError> {
+        let protocol = |what: String| Err(ConnectionError::new(ErrorCode::PROTOCOL, what));
+        let frame_type = header.frame_type;
+        if frame_type == FrameType::WINDOW || frame_type == FrameType::RESET {
+            return protocol(format!(
+                "frame type {:#04x} on a carrier with streams of its own",
+                frame_type.0
+            ));
+        }
+        if frame_type.0 & OPTIONAL_TYPE != 0 {
+            return Ok(());
+        }
+        if header.stream != id {
+            return protocol(format!("a frame of stream {} on stream {id}", header.stream));
+        }
+        if !begun && !self.is_ours(id) && frame_type != FrameType::CALL {
+            return protocol(format!("stream {id} begins with frame type {:#04x}", frame_type.0));
+        }
         Ok(())
     }
 
     /// The clock of an unfinished frame restarts with every byte, and a frame that takes long must come at a pace.
-    fn note_unfinished(&mut self, now: Time, len: usize) {
-        let since = match self.unfinished {
-            _ if len == 0 => return self.unfinished = None,
+    fn note_unfinished(&mut self, now: Time, stream: u64, len: usize) {
+        if len == 0 {
+            return self.forget_unfinished(stream);
+        }
+        let before = match stream {
+            0 => self.unfinished,
+            id => self.unfinished_streams.get(&id).copied(),
+        };
+        let since = match before {
             Some(frame) if frame.len == len => return,
             Some(frame) => frame.since,
             None => now,
@@ -773,7 +951,21 @@ impl Connection {
         let pace = u64::from(limits.frame_bytes_per_second.max(1));
         let slowest = Duration::from_micros(len as u64 * 1_000_000 / pace).max(limits.frame_grace);
         let deadline = now.after(limits.frame_timeout).min(since.after(slowest));
-        self.unfinished = Some(Unfinished { since, len, deadline });
+        let frame = Unfinished { since, len, deadline };
+        if stream == 0 {
+            self.unfinished = Some(frame);
+        } else {
+            self.unfinished_streams.insert(stream, frame);
+            self.next_overdue = Time::sooner(self.next_overdue, Some(deadline));
+        }
+    }
+
+    fn forget_unfinished(&mut self, stream: u64) {
+        if stream == 0 {
+            self.unfinished = None;
+        } else {
+            self.unfinished_streams.remove(&stream);
+        }
     }
 
     fn check_header(&self, header: &FrameHeader) -> Result<(), ConnectionError> {
@@ -1018,14 +1210,19 @@ impl Connection {
         record: &Bytes,
         payload: Bytes,
     ) -> Result<(), ConnectionError> {
-        let theirs = if self.config.role == Role::Server { 1 } else { 0 };
-        if header.stream % 2 != theirs || header.stream > MAX_STREAM_ID {
+        if self.is_ours(header.stream) || header.stream > MAX_STREAM_ID {
             return Err(ConnectionError::new(
                 ErrorCode::STREAM_ID,
                 format!("stream {} is not the peer's to open", header.stream),
             ));
         }
-        if header.stream <= self.last_peer_id {
+        // Where each stream has a channel of its own, a later one may be faster.
+        let again = if self.config.multiplexed {
+            self.ids.contains_key(&header.stream)
+        } else {
+            header.stream <= self.last_peer_id
+        };
+        if again {
             return Err(ConnectionError::new(
                 ErrorCode::STREAM_ID,
                 format!("stream {} after stream {}", header.stream, self.last_peer_id),
@@ -1041,24 +1238,17 @@ impl Connection {
         {
             // Never seen by the application, so the peer may repeat it. The id counts as used only below a GOAWAY.
             if !self.going_away {
-                self.last_peer_id = header.stream;
+                self.last_peer_id = self.last_peer_id.max(header.stream);
             }
             self.drop_bytes(payload.len());
-            let reset = Reset { code: ErrorCode::REFUSED.number(), extensions: Vec::new() };
-            self.push_control(FrameType::RESET, header.stream, |out| reset.encode(out));
+            self.push_reset(header.stream, ErrorCode::REFUSED);
             self.count_answer()?;
             // While this side drains, the peer may not know it yet.
             return if self.going_away { Ok(()) } else { self.count_glitch() };
         }
-        self.last_peer_id = header.stream;
+        self.last_peer_id = self.last_peer_id.max(header.stream);
         let priority = Priority::from_number(header.priority).unwrap_or_default();
-        let mut stream = Stream::new(
-            header.stream,
-            false,
-            priority,
-            self.peer.stream_window_bytes,
-            self.config.limits.stream_window_bytes,
-        );
+        let mut stream = self.new_stream(header.stream, false, priority);
         let deadline = (call.timeout_us != 0).then(|| now.after(Duration::from_micros(call.timeout_us)));
         stream.deadline = deadline;
         stream.half_closed_remote = header.has(FLAG_END);
@@ -1225,6 +1415,10 @@ impl Connection {
     fn handle_reset(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
         let code = ErrorCode::from_number(Reset::decode(record).map_err(malformed)?.code);
         let Some(key) = self.find(id)? else { return Ok(()) };
+        self.reset_by_peer(key, code)
+    }
+
+    fn reset_by_peer(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
         let seen = self.is_seen(key);
         let local = self.forget(key).is_some_and(|stream| stream.local);
         let refused = code == ErrorCode::REFUSED;
@@ -1246,8 +1440,8 @@ impl Connection {
         if let Some(key) = self.ids.get(&id) {
             return Ok(Some(*key));
         }
-        let ours = if self.config.role == Role::Client { 1 } else { 0 };
-        let was = if id % 2 == ours { id < self.next_id } else { id <= self.last_peer_id || self.going_away };
+        let was =
+            if self.is_ours(id) { id < self.next_id } else { id <= self.last_peer_id || self.going_away };
         if was {
             return Ok(None);
         }
@@ -1256,6 +1450,10 @@ impl Connection {
             format!("a frame for stream {id}, which was never opened"),
         )
         .with_reason(Reason::STREAM_STATE))
+    }
+
+    fn is_ours(&self, id: u64) -> bool {
+        id % 2 == if self.config.role == Role::Client { 1 } else { 0 }
     }
 
     /// HEAD and STATUS belong to the side that answers.
@@ -1320,9 +1518,17 @@ impl Connection {
             // The caller deserves a status, not only a code.
             let seen = self.is_seen(key);
             let id = self.streams.get(key).map_or(0, |stream| stream.id);
-            self.forget(key);
             let record = StatusRecord::from_status(&status);
-            self.push_control_flags(FrameType::STATUS, FLAG_END, id, |out| record.encode(out));
+            if self.config.multiplexed {
+                let mut words = BytesMut::new();
+                let header = FrameHeader::bare(FrameType::STATUS, FLAG_END, id);
+                write_record(&mut words, self.version, header, |out| record.encode(out));
+                self.last_words.push_back((id, words));
+                self.forget(key);
+            } else {
+                self.forget(key);
+                self.push_control_flags(FrameType::STATUS, FLAG_END, id, |out| record.encode(out));
+            }
             if seen {
                 self.events.push_back(Event::Reset { key, status, unprocessed: false });
             }
@@ -1419,16 +1625,64 @@ impl Connection {
 
     /// Appends frames to `out` until it holds `budget` bytes or nothing waits. Frames are never split.
     pub fn poll_transmit(&mut self, now: Time, out: &mut TransmitBuffer, budget: usize) {
+        self.resumed = false;
         self.now = now;
         // Not on top of what a peer does not read, but a GOAWAY that ends the connection always.
         if out.len() < budget || self.failed.is_some() {
             out.append(&mut self.control);
             self.control_answers = 0;
         }
-        while self.failed.is_none() && out.len() < budget {
+        // Where each stream has a channel of its own, only connection frames go this way.
+        while !self.config.multiplexed && self.failed.is_none() && out.len() < budget {
             let Some(key) = self.pick() else { break };
             self.write_frame(now, key, out);
         }
+    }
+
+    /// What a carrier that multiplexes is to do next with one of its streams; frames, about `budget` bytes of them, are
+    /// appended to `out`. Each stream's frames go on a channel of that stream alone.
+    pub fn poll_stream(
+        &mut self,
+        now: Time,
+        out: &mut TransmitBuffer,
+        budget: usize,
+    ) -> Option<StreamAction> {
+        if let Some((id, mut words)) = self.last_words.pop_front() {
+            out.append(&mut words);
+            let key = StreamKey { index: u32::MAX, generation: 0 };
+            return Some(StreamAction::Write { id, key, priority: Priority::Normal, end: true });
+        }
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
+        while self.failed.is_none() {
+            let key = self.pick()?;
+            let Some(stream) = self.streams.get(key) else { continue };
+            let (priority, mut id) = (stream.priority, stream.id);
+            let start = out.len();
+            stream.blocked = true;
+            let end = loop {
+                let before = out.len();
+                self.write_frame(now, key, out);
+                // A status was written, and the stream is gone.
+                let Some(stream) = self.streams.get(key) else { break true };
+                id = stream.id;
+                if stream.current.is_none() {
+                    break stream.half_closed_local;
+                }
+                if out.len() == before || out.len() - start >= budget {
+                    break false;
+                }
+            };
+            if out.len() > start {
+                return Some(StreamAction::Write { id, key, priority, end });
+            }
+            // It waits for the peer's max_concurrent_streams.
+            if let Some(stream) = self.streams.get(key) {
+                stream.blocked = false;
+            }
+        }
+        None
     }
 
     /// The next stream to write a frame of: the most urgent class first, one frame of sixteen to bulk in any case.
@@ -1597,6 +1851,7 @@ impl Connection {
     fn make_ready(&mut self, key: StreamKey) {
         if let Some(stream) = self.streams.get(key)
             && !stream.ready
+            && !stream.blocked
             && stream.current.is_some()
         {
             stream.ready = true;
@@ -1625,6 +1880,10 @@ impl Connection {
             self.waiting_opens -= 1;
         } else {
             self.ids.remove(&stream.id);
+            if self.config.multiplexed {
+                self.unfinished_streams.remove(&stream.id);
+                self.actions.push_back(StreamAction::Close { id: stream.id });
+            }
             if stream.local {
                 self.open_local -= 1;
                 if !self.waiting.is_empty() {
@@ -1673,6 +1932,19 @@ impl Connection {
         }
     }
 
+    fn push_reset(&mut self, id: u64, code: ErrorCode) {
+        if self.config.multiplexed {
+            // Instead of the close that forgetting the stream left.
+            if self.actions.back() == Some(&StreamAction::Close { id }) {
+                self.actions.pop_back();
+            }
+            self.actions.push_back(StreamAction::Reset { id, code });
+        } else {
+            let reset = Reset { code: code.number(), extensions: Vec::new() };
+            self.push_control(FrameType::RESET, id, |out| reset.encode(out));
+        }
+    }
+
     fn push_window(&mut self, id: u64, offset: u64) {
         let window = Window { offset, extensions: Vec::new() };
         self.push_control(FrameType::WINDOW, id, |out| window.encode(out));
@@ -1693,16 +1965,7 @@ impl Connection {
         if self.failed.is_some() {
             return;
         }
-        let header = FrameHeader {
-            frame_type,
-            flags,
-            stream,
-            payload_len: 0,
-            metadata_len: 0,
-            priority: 0,
-            epoch: 0,
-            payload_crc: 0,
-        };
+        let header = FrameHeader::bare(frame_type, flags, stream);
         write_record(&mut self.control, self.version, header, record);
         // A GOAWAY may be the last word.
         if let Some(grease) = &mut self.grease
@@ -1831,6 +2094,20 @@ impl TransmitBuffer {
                 }
             }
         }
+    }
+
+    /// Moves everything that waits in `other` behind what waits here.
+    pub fn append_all(&mut self, other: &mut TransmitBuffer) {
+        if self.is_empty() {
+            std::mem::swap(self, other);
+            return;
+        }
+        if !self.tail.is_empty() {
+            self.blocks.push_back(self.tail.split().freeze());
+        }
+        self.blocks.append(&mut other.blocks);
+        self.tail = std::mem::take(&mut other.tail);
+        self.len += std::mem::take(&mut other.len);
     }
 
     fn append(&mut self, control: &mut BytesMut) {

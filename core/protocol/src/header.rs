@@ -84,6 +84,20 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
+    /// A header of class critical, with nothing behind it yet.
+    pub(crate) const fn bare(frame_type: FrameType, flags: u16, stream: u64) -> Self {
+        Self {
+            frame_type,
+            flags,
+            stream,
+            payload_len: 0,
+            metadata_len: 0,
+            priority: 0,
+            epoch: 0,
+            payload_crc: 0,
+        }
+    }
+
     /// Length of what follows the header, in bytes. Fits: both parts are below 2^32.
     pub const fn body_len(&self) -> u64 {
         self.payload_len as u64 + self.metadata_len as u64

@@ -18,7 +18,7 @@ mod time;
 
 // The public interface is:
 pub use connection::{
-    Config, Connection, ConnectionState, Event, Finish, Opened, Role, SendError, TransmitBuffer,
+    Config, Connection, ConnectionState, Event, Finish, Opened, Role, SendError, StreamAction, TransmitBuffer,
 };
 pub use error::{ConnectionError, ErrorCode};
 pub use header::{

@@ -110,6 +110,8 @@ pub(crate) struct Stream {
     pub(crate) waiting: bool,
     /// The end of this side's messages is queued; nothing may follow it.
     pub(crate) half_closed_local: bool,
+    /// Whether the stream's own channel has not taken its last frames.
+    pub(crate) blocked: bool,
     pub(crate) sent: u64,
     pub(crate) send_limit: u64,
     pub(crate) send_buffered: usize,
@@ -132,13 +134,7 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    pub(crate) fn new(
-        id: u64,
-        local: bool,
-        priority: Priority,
-        send_window: u32,
-        receive_window: u32,
-    ) -> Self {
+    pub(crate) fn new(id: u64, local: bool, priority: Priority, send_limit: u64, receive_limit: u64) -> Self {
         Self {
             id,
             local,
@@ -149,8 +145,9 @@ impl Stream {
             ready: false,
             waiting: false,
             half_closed_local: false,
+            blocked: false,
             sent: 0,
-            send_limit: u64::from(send_window),
+            send_limit,
             send_buffered: 0,
             wants_writable: false,
             head_sent: false,
@@ -158,7 +155,7 @@ impl Stream {
             answer_began: false,
             half_closed_remote: false,
             received: 0,
-            receive_limit: u64::from(receive_window),
+            receive_limit,
             consumed: 0,
             partial: None,
             pending_call: None,

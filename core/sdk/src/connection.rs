@@ -25,6 +25,7 @@ use valkyrie_protocol::{
 
 use crate::{
     Carrier, Peer, ReadBuffer, Response, Runtime, Sink, Timer, Transport,
+    channels::Channels,
     router::{Arrived, Router},
 };
 
@@ -196,7 +197,9 @@ impl Link {
         let id = NEXT_ID.fetch_add(1, Relaxed);
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
-        let protocol = Connection::new(Config { limits, grease, ..Config::new(role) }, now);
+        let multiplexed = transport.carrier() == Carrier::Streams;
+        let config = Config { limits, grease, multiplexed, ..Config::new(role) };
+        let protocol = Connection::new(config, now);
         let timer = runtime.timer();
         let link = Arc::new(Link {
             id,
@@ -225,6 +228,7 @@ impl Link {
             link: link.clone(),
             transport,
             router,
+            channels: multiplexed.then(Box::default),
             buffer: ReadBuffer::default(),
             transmit: TransmitBuffer::default(),
             timer,
@@ -767,6 +771,8 @@ pub(crate) struct Driver {
     link: Arc<Link>,
     transport: Box<dyn Transport>,
     router: Option<Arc<Router>>,
+    /// Where the carrier gives each call a channel of its own.
+    channels: Option<Box<Channels>>,
     buffer: ReadBuffer,
     transmit: TransmitBuffer,
     timer: Box<dyn Timer>,
@@ -824,10 +830,29 @@ impl Driver {
         any
     }
 
+    /// Learns which channels may go on, and writes those that may; whether there is more to do at once.
+    fn poll_channels(&mut self, cx: &mut Context<'_>) -> bool {
+        let (Some(channels), Some(carrier)) = (&mut self.channels, self.transport.streams()) else {
+            return false;
+        };
+        let polled = channels.poll(cx, carrier);
+        channels.write(carrier);
+        let (bytes_in, bytes_out) = channels.take_counts();
+        self.link.bytes_in.fetch_add(bytes_in, Relaxed);
+        self.link.bytes_out.fetch_add(bytes_out, Relaxed);
+        match polled {
+            Ok(any) => any || channels.has_news(),
+            Err(error) => {
+                self.ended.get_or_insert_with(|| lost(&error));
+                true
+            }
+        }
+    }
+
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.transmit.is_empty() {
             let written = match self.transport.carrier() {
-                Carrier::Bytes => {
+                Carrier::Bytes | Carrier::Streams => {
                     let mut parts = [IoSlice::new(&[]); MAX_PARTS];
                     let count = self.transmit.parts(&mut parts);
                     std::task::ready!(self.transport.poll_write(cx, &parts[..count]))?
@@ -889,9 +914,14 @@ impl Driver {
         }
         state.dirty = false;
         let mut result = match self.transport.carrier() {
-            Carrier::Bytes => state.protocol.handle_read(now, &mut self.buffer.bytes),
+            Carrier::Bytes | Carrier::Streams => state.protocol.handle_read(now, &mut self.buffer.bytes),
             Carrier::Messages => state.protocol.handle_message(now, &mut self.buffer.bytes),
         };
+        if let (Some(channels), Some(carrier)) = (&mut self.channels, self.transport.streams())
+            && result.is_ok()
+        {
+            result = channels.read(now, carrier, &mut state.protocol);
+        }
         if result.is_ok() && state.protocol.poll_timeout().is_some_and(|at| at <= now) {
             result = state.protocol.handle_timeout(now);
         }
@@ -901,10 +931,20 @@ impl Driver {
                 self.ended = Some(error.status());
             } else if let Some(status) = state.abort.take() {
                 self.ended = Some(status);
+            } else if self.channels.is_some()
+                && self.router.is_none()
+                && state.closing.is_none()
+                && state.protocol.is_draining()
+                && state.protocol.streams() == 0
+            {
+                // The server waits for it: only here is it known that the last answer has arrived.
+                self.ended =
+                    Some(Status::from_reason(Reason::CONNECTION_LOST, "the server closed the connection"));
             } else if let Some(at) = state.closing {
                 let idle = state.protocol.streams() == 0
                     && !state.protocol.wants_transmit()
-                    && self.transmit.is_empty();
+                    && self.transmit.is_empty()
+                    && self.channels.as_ref().is_none_or(|channels| channels.is_empty());
                 if idle || at <= now {
                     self.ended = Some(Status::from_reason(
                         Reason::CONNECTION_LOST,
@@ -914,6 +954,9 @@ impl Driver {
             }
         }
         state.protocol.poll_transmit(now, &mut self.transmit, TRANSMIT_BUDGET);
+        if let Some(channels) = &mut self.channels {
+            channels.fill(now, &mut state.protocol);
+        }
         // Writing may have made room for senders, or ended streams.
         state.dispatch(&self.link, &mut self.actions);
         let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
@@ -947,6 +990,7 @@ impl Future for Driver {
                 this.turn(cx);
                 this.run_actions();
             }
+            let changed = this.poll_channels(cx);
             let written = match this.poll_write(cx) {
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
@@ -974,7 +1018,7 @@ impl Future for Driver {
                 this.timer_at = None;
                 this.timer.reset(None);
             }
-            if !read && !more && !due {
+            if !read && !more && !due && !changed {
                 return Poll::Pending;
             }
         }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use valkyrie_protocol::{Reason, Status};
 
-/// A parsed endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port/path`, `memory:name`, or a scheme of a
+/// A parsed endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port/path`, `quic://host:port`, `memory:name`, or a scheme of a
 /// transport that was registered from outside. `host:port` alone means `tcp://`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
@@ -49,14 +49,14 @@ impl Endpoint {
         }
         let endpoint = Self { scheme: scheme.to_owned(), rest: rest.to_owned() };
         match scheme {
-            "tcp" if rest.contains('/') => invalid("has a path, which tcp does not know"),
-            "tcp" | "ws" | "wss" => match endpoint.authority().rsplit_once(':') {
+            "tcp" | "quic" if rest.contains('/') => invalid("has a path, which its scheme does not know"),
+            "tcp" | "quic" | "ws" | "wss" => match endpoint.authority().rsplit_once(':') {
                 Some(("", _)) => invalid("names no host"),
                 Some((host, _)) if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) => {
                     invalid("has an IPv6 address without [brackets]")
                 }
                 Some((_, port)) if port.parse::<u16>().is_err() => invalid("has no port from 0 to 65535"),
-                None if scheme == "tcp" => invalid("has no port"),
+                None if scheme == "tcp" || scheme == "quic" => invalid("has no port"),
                 _ => Ok(endpoint),
             },
             "unix" if !rest.starts_with('/') => invalid("has no absolute path"),

@@ -23,6 +23,7 @@
 //! [`Connector`].
 #![forbid(unsafe_code)]
 
+mod channels;
 mod client;
 mod connection;
 mod endpoint;
@@ -50,7 +51,7 @@ pub use runtime::{Runtime, Timer};
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
 pub use stream::{RecvStream, SendStream};
 pub use traits::{BoxFuture, ValkyrieClient, ValkyrieServer};
-pub use transport::{Carrier, Connector, Listener, ReadBuffer, Transport};
+pub use transport::{Carrier, Connector, Listener, ReadBuffer, StreamIo, Streams, Transport};
 pub use valkyrie_protocol::{
     Class, Code, ConnectionState, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason,
     Status, Time,

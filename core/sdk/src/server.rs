@@ -19,6 +19,8 @@ use tokio::{
 };
 use valkyrie_protocol::{Limits, Reason, Status};
 
+#[cfg(feature = "quic")]
+use crate::transport::quic::{self, Identity};
 use crate::{
     BoxFuture, ConnectionInfo, Endpoint, Listener, MessageHandler, Peer, Runtime, TokioRuntime, Transport,
     ValkyrieServer,
@@ -29,6 +31,9 @@ use crate::{
 
 /// How long a new connection may take to say which protocol it speaks.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the end of a server waits for its UDP port to be free.
+#[cfg(feature = "quic")]
+const PORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long accepting rests after an error such as "too many open files": doubled from the first to the second.
 const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -43,6 +48,8 @@ pub struct ServerBuilder {
     drain_timeout_ms: u64,
     origins: Vec<String>,
     listeners: Vec<Box<dyn Listener>>,
+    #[cfg(feature = "quic")]
+    identity: Option<Identity>,
 }
 
 impl Default for ServerBuilder {
@@ -56,6 +63,8 @@ impl Default for ServerBuilder {
             drain_timeout_ms: 30_000,
             origins: Vec::new(),
             listeners: Vec::new(),
+            #[cfg(feature = "quic")]
+            identity: None,
         }
     }
 }
@@ -66,10 +75,18 @@ impl ServerBuilder {
         Self::default()
     }
 
-    /// Listens there too: `host:port`, `tcp://host:port`, `unix:///path`, `memory:name`. A TCP port answers WebSocket
-    /// handshakes as well. Port 0 lets the system choose.
+    /// Listens there too: `host:port`, `tcp://host:port`, `unix:///path`, `quic://host:port`, `memory:name`. A TCP port
+    /// answers WebSocket handshakes as well. Port 0 lets the system choose.
     pub fn bind(mut self, endpoint: impl Into<String>) -> Self {
         self.binds.push(endpoint.into());
+        self
+    }
+
+    /// The certificate chain that the server shows, its own first, and the private key, both as PEM text. Required for
+    /// `quic://`, which is always encrypted; others do not use it yet.
+    #[cfg(feature = "quic")]
+    pub fn identity(mut self, certificates: impl Into<bytes::Bytes>, key: impl Into<bytes::Bytes>) -> Self {
+        self.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
         self
     }
 
@@ -138,7 +155,13 @@ impl ServerBuilder {
         }
         let mut bound = Vec::new();
         for text in &self.binds {
-            bound.push(Bound::bind(text).await?);
+            let endpoint = Endpoint::parse(text)?;
+            #[cfg(feature = "quic")]
+            if endpoint.scheme() == "quic" {
+                bound.push(Bound::bind_quic(&endpoint, self.identity.as_ref(), &self.limits).await?);
+                continue;
+            }
+            bound.push(Bound::bind(&endpoint).await?);
         }
         bound.extend(self.listeners.into_iter().map(Bound::Other));
         Ok(Server {
@@ -157,6 +180,7 @@ impl ServerBuilder {
                 accepted: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
                 opening: AtomicUsize::new(0),
+                listening: AtomicUsize::new(0),
                 calls_before: AtomicU64::new(0),
                 calls_cut: AtomicU64::new(0),
                 phase: watch::Sender::new(Phase::Serving),
@@ -170,12 +194,35 @@ enum Bound {
     Tcp(TcpListener, SocketAddr),
     #[cfg(unix)]
     Unix(tokio::net::UnixListener, PathBuf),
+    #[cfg(feature = "quic")]
+    Quic(quinn::Endpoint, SocketAddr, watch::Receiver<()>),
     Other(Box<dyn Listener>),
 }
 
 impl Bound {
-    async fn bind(text: &str) -> Result<Self, Status> {
-        let endpoint = Endpoint::parse(text)?;
+    #[cfg(feature = "quic")]
+    async fn bind_quic(
+        endpoint: &Endpoint,
+        identity: Option<&Identity>,
+        limits: &Limits,
+    ) -> Result<Self, Status> {
+        let identity = identity.ok_or_else(|| {
+            Status::from_reason(
+                Reason::INVALID_CONFIGURATION,
+                format!("{endpoint} needs a certificate; call .identity(certificates, key)"),
+            )
+        })?;
+        let failed = |error: io::Error| {
+            Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}"))
+        };
+        let mut addresses = tokio::net::lookup_host(endpoint.authority()).await.map_err(failed)?;
+        let address = addresses.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+        let (quic, closed) = quic::bind(address, identity, limits)?;
+        let address = quic.local_addr().map_err(failed)?;
+        Ok(Self::Quic(quic, address, closed))
+    }
+
+    async fn bind(endpoint: &Endpoint) -> Result<Self, Status> {
         let failed = |error: io::Error| {
             Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}"))
         };
@@ -204,6 +251,8 @@ impl Bound {
             Self::Tcp(_, address) => Some(*address),
             #[cfg(unix)]
             Self::Unix(..) => None,
+            #[cfg(feature = "quic")]
+            Self::Quic(_, address, _) => Some(*address),
             Self::Other(listener) => listener.local_addr(),
         }
     }
@@ -216,6 +265,8 @@ impl Bound {
             Self::Tcp(_, address) => vec![format!("tcp://{address}")],
             #[cfg(unix)]
             Self::Unix(_, path) => vec![format!("unix://{}", path.display())],
+            #[cfg(feature = "quic")]
+            Self::Quic(_, address, _) => vec![format!("quic://{address}")],
             Self::Other(listener) => vec![listener.endpoint()],
         }
     }
@@ -231,6 +282,12 @@ impl Bound {
                 let uid = stream.peer_cred().ok().map(|cred| cred.uid());
                 let peer = Peer { endpoint: "unix:".to_owned(), uid };
                 Ok(Accepted::Ready(Box::new(Socket(stream)), peer))
+            }
+            #[cfg(feature = "quic")]
+            Self::Quic(quic, ..) => {
+                let incoming =
+                    quic.accept().await.ok_or_else(|| io::Error::other("the endpoint is closed"))?;
+                Ok(Accepted::Quic(Box::new(incoming)))
             }
             Self::Other(listener) => {
                 let (transport, peer) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await?;
@@ -270,6 +327,8 @@ fn bind_unix(path: &std::path::Path) -> io::Result<tokio::net::UnixListener> {
 
 enum Accepted {
     Tcp(TcpStream, SocketAddr),
+    #[cfg(feature = "quic")]
+    Quic(Box<quinn::Incoming>),
     Ready(Box<dyn Transport>, Peer),
 }
 
@@ -293,6 +352,8 @@ struct Shared {
     refused: AtomicU64,
     /// Connections that have not said their protocol yet.
     opening: AtomicUsize,
+    /// Listeners that run.
+    listening: AtomicUsize,
     /// Calls of connections that are over.
     calls_before: AtomicU64,
     calls_cut: AtomicU64,
@@ -417,14 +478,19 @@ impl ServerControl {
 }
 
 impl Shared {
-    async fn accept_loop(self: Arc<Self>, mut listener: Bound) {
+    async fn accept_loop(self: Arc<Self>, listener: Bound) {
+        let _listening = Listening::new(&self);
+        self.accept_until_told(listener).await;
+    }
+
+    async fn accept_until_told(self: &Arc<Self>, mut listener: Bound) {
         let mut phase = self.phase.subscribe();
         let mut rest = ACCEPT_BACKOFF.0;
         loop {
             // The end comes first: who connects to a server that was told to stop is not served.
             let accepted = tokio::select! {
                 biased;
-                _ = phase.wait_for(|phase| *phase != Phase::Serving) => return,
+                _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
@@ -445,6 +511,26 @@ impl Shared {
                     rest = (rest * 2).min(ACCEPT_BACKOFF.1);
                 }
             }
+        }
+        #[cfg(feature = "quic")]
+        if let Bound::Quic(quic, _, closed) = &listener {
+            let mut closed = closed.clone();
+            // Its port stays while connections do: whoever knocks there is told at once.
+            let idle = self.idle();
+            tokio::pin!(idle);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut idle => break,
+                    incoming = quic.accept() => match incoming {
+                        Some(incoming) => incoming.refuse(),
+                        None => break,
+                    },
+                }
+            }
+            // The last packets are on their way.
+            drop(listener);
+            let _ = tokio::time::timeout(PORT_TIMEOUT, closed.changed()).await;
         }
     }
 
@@ -471,16 +557,44 @@ impl Shared {
         }
     }
 
+    /// Waits until no connection is left.
+    async fn idle(&self) {
+        self.until(|shared| lock(&shared.links).is_empty() && shared.opening.load(Relaxed) == 0).await;
+    }
+
+    /// Waits until no connection is left and every port is free.
     async fn drained(&self) {
+        self.idle().await;
+        self.until(|shared| shared.listening.load(Relaxed) == 0).await;
+    }
+
+    async fn until(&self, reached: impl Fn(&Self) -> bool) {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if lock(&self.links).is_empty() && self.opening.load(Relaxed) == 0 {
+            if reached(self) {
                 return;
             }
             changed.await;
         }
+    }
+}
+
+/// A listener whose port may not be free yet.
+struct Listening(Arc<Shared>);
+
+impl Listening {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.listening.fetch_add(1, Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        self.0.listening.fetch_sub(1, Relaxed);
+        self.0.changed.notify_waiters();
     }
 }
 
@@ -531,6 +645,8 @@ impl Shared {
     async fn open(&self, accepted: Accepted) -> io::Result<(Box<dyn Transport>, Peer)> {
         match accepted {
             Accepted::Ready(transport, peer) => Ok((transport, peer)),
+            #[cfg(feature = "quic")]
+            Accepted::Quic(incoming) => quic::accept(*incoming).await,
             Accepted::Tcp(stream, from) => {
                 stream.set_nodelay(true)?;
                 let mut first = [0];

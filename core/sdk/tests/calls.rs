@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
     time::Duration,
@@ -34,7 +34,9 @@ impl Drop for Running {
 async fn serve(binds: &[&str]) -> (Vec<String>, ServerControl, Arc<Watch>) {
     let watch = Arc::new(Watch::default());
     let watched = watch.clone();
-    let mut builder = ServerBuilder::new().drain_timeout_ms(2_000);
+    let (certificates, key) = identity();
+    let mut builder =
+        ServerBuilder::new().drain_timeout_ms(2_000).identity(certificates.as_str(), key.as_str());
     for bind in binds {
         builder = builder.bind(*bind);
     }
@@ -109,8 +111,68 @@ fn unique(name: &str) -> String {
     format!("{name}-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst))
 }
 
+/// A certificate for this machine, made anew for each run of the tests, and its key.
+fn identity() -> &'static (String, String) {
+    static IDENTITY: OnceLock<(String, String)> = OnceLock::new();
+    IDENTITY.get_or_init(|| {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).unwrap();
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    })
+}
+
+async fn connect(endpoint: &str) -> Result<Client, Status> {
+    Client::builder().endpoint(endpoint).trusted_certificates(identity().0.as_str()).build().await
+}
+
+/// The same tests over every kind of carrier.
+macro_rules! over_every_transport {
+    ($($test:ident)*) => {
+        mod tcp {
+            $(#[tokio::test] async fn $test() { super::$test("tcp://127.0.0.1:0".to_owned()).await })*
+        }
+        mod quic {
+            $(#[tokio::test] async fn $test() { super::$test("quic://127.0.0.1:0".to_owned()).await })*
+        }
+        mod memory {
+            $(#[tokio::test] async fn $test() {
+                super::$test(format!("memory:{}", super::unique("calls"))).await
+            })*
+        }
+        #[cfg(unix)]
+        mod unix {
+            $(#[tokio::test] async fn $test() {
+                let path = std::env::temp_dir().join(super::unique("valkyrie-calls"));
+                super::$test(format!("unix://{}", path.display())).await
+            })*
+        }
+    };
+}
+
+over_every_transport! {
+    every_shape_works
+    metadata_goes_both_ways
+    every_status_code_arrives_with_its_message_and_details
+    the_librarys_own_errors_have_their_reasons
+    a_cancelled_or_expired_call_drops_its_handler
+    a_thousand_calls_share_one_connection_while_a_slow_reader_waits
+    credit_comes_back_whatever_becomes_of_a_call
+    more_calls_than_streams_wait_their_turn
+    a_shutdown_lets_calls_finish_and_refuses_new_ones
+    a_lost_server_ends_streams_and_the_next_call_dials_again
+    closing_the_client_at_once_cancels_what_runs
+    an_answer_before_the_end_of_the_upload_arrives
+}
+
+// spec: W11-06
+async fn every_shape_works(bind: String) {
+    for endpoint in serve(&[&bind]).await.0 {
+        every_shape(&endpoint).await;
+    }
+}
+
 async fn every_shape(endpoint: &str) {
-    let client = Client::connect(endpoint).await.unwrap();
+    let client = connect(endpoint).await.unwrap();
     assert_eq!(client.request("Hello, World!").await.unwrap(), "Hello, World!", "{endpoint}");
     for size in [0, 1, 32, 16 << 10, (16 << 10) + 1, 64 << 10, (64 << 10) + 1, 1 << 20, 4 << 20] {
         let message = Bytes::from(vec![(size % 251) as u8; size]);
@@ -149,31 +211,14 @@ async fn every_shape(endpoint: &str) {
     client.close().await;
 }
 
-#[tokio::test]
-async fn every_shape_works_over_memory() {
-    let endpoint = format!("memory:{}", unique("shapes"));
-    serve(&[&endpoint]).await;
-    every_shape(&endpoint).await;
-}
-
-// spec: W11-06
-#[tokio::test]
-async fn every_shape_works_over_tcp_and_websocket_on_one_port() {
-    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
-    for endpoint in endpoints {
-        every_shape(&endpoint).await;
-    }
-}
-
 #[cfg(unix)]
 #[tokio::test]
-async fn every_shape_works_over_a_unix_socket_of_mode_0600() {
+async fn a_unix_socket_is_of_mode_0600_and_tells_who_calls() {
     use std::os::unix::fs::PermissionsExt;
     let path = std::env::temp_dir().join(unique("valkyrie-shapes"));
     let endpoint = format!("unix://{}", path.display());
     let (_, control, _) = serve(&[&endpoint]).await;
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-    every_shape(&endpoint).await;
     // The system vouches for who calls: this process, as whom it made the socket's file.
     use std::os::unix::fs::MetadataExt;
     let client = Client::connect(&endpoint).await.unwrap();
@@ -212,10 +257,9 @@ async fn a_method_goes_to_its_own_handler_or_the_longest_prefix() {
 }
 
 // spec: W5-09
-#[tokio::test]
-async fn metadata_goes_both_ways() {
-    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn metadata_goes_both_ways(bind: String) {
+    let (endpoints, ..) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let metadata = Metadata::new()
         .with("text", "value")
         .unwrap()
@@ -227,10 +271,9 @@ async fn metadata_goes_both_ways() {
     assert_eq!(response.trailers, metadata);
 }
 
-#[tokio::test]
-async fn every_status_code_arrives_with_its_message_and_details() {
-    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn every_status_code_arrives_with_its_message_and_details(bind: String) {
+    let (endpoints, ..) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     for number in (1..=16).chain([99]) {
         let status = client.call(&format!("/status/{number}"), "a reason").await.unwrap_err();
         assert_eq!((status.code().number(), status.message()), (number, "a reason"));
@@ -240,10 +283,9 @@ async fn every_status_code_arrives_with_its_message_and_details() {
     }
 }
 
-#[tokio::test]
-async fn the_librarys_own_errors_have_their_reasons() {
-    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn the_librarys_own_errors_have_their_reasons(bind: String) {
+    let (endpoints, ..) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let reason = |result: Result<_, Status>| result.map(|_: valkyrie_sdk::Response| ()).unwrap_err().reason();
     assert_eq!(reason(client.call("/unknown", "").await), Reason::UNKNOWN_METHOD);
     assert_eq!(reason(client.call("unknown", "").await), Reason::INVALID_METHOD);
@@ -267,15 +309,20 @@ async fn the_librarys_own_errors_have_their_reasons() {
     assert_eq!((absent.code(), absent.reason()), (Code::Unavailable, Reason::CONNECT_FAILED));
     let absent = Client::connect("tcp://no-such-host.invalid:80").await.map(drop).unwrap_err();
     assert_eq!(absent.reason(), Reason::NAME_RESOLUTION);
-    let taken = ServerBuilder::new().bind(endpoints[0].clone()).build().await.map(drop).unwrap_err();
+    let taken = ServerBuilder::new()
+        .bind(endpoints[0].clone())
+        .identity(identity().0.as_str(), identity().1.as_str())
+        .build()
+        .await
+        .map(drop)
+        .unwrap_err();
     assert_eq!(taken.reason(), Reason::BIND_FAILED);
 }
 
 // spec: W7-13, W7-17
-#[tokio::test]
-async fn a_cancelled_or_expired_call_drops_its_handler() {
-    let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn a_cancelled_or_expired_call_drops_its_handler(bind: String) {
+    let (endpoints, _, watch) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let call = tokio::spawn({
         let client = client.clone();
         async move { client.call_with("/hang", "", CallOptions::new().with_timeout(Duration::MAX)).await }
@@ -298,10 +345,9 @@ async fn a_cancelled_or_expired_call_drops_its_handler() {
     assert_eq!(client.connections()[0].streams, 0);
 }
 
-#[tokio::test]
-async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits() {
-    let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits(bind: String) {
+    let (endpoints, control, _) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let mut slow = client.stream("/count", "20000", CallOptions::new()).await.unwrap();
     let mut calls = tokio::task::JoinSet::new();
     for number in 0..1_000u32 {
@@ -322,10 +368,9 @@ async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits() {
 
 /// However a call ends, and whoever never read its messages: a connection that lost their credit would stop.
 // spec: W8-04
-#[tokio::test]
-async fn credit_comes_back_whatever_becomes_of_a_call() {
-    let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn credit_comes_back_whatever_becomes_of_a_call(bind: String) {
+    let (endpoints, _, watch) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let message = Bytes::from(vec![7; 60 << 10]);
     let whole_window = Bytes::from(vec![7; 1 << 20]);
     for method in ["/unknown", "/panic", "/nothing", "/status/5", "/metadata"] {
@@ -424,10 +469,9 @@ async fn credit_comes_back_of_calls_that_nobody_reads() {
     assert!(client.request(vec![7; 1 << 20]).await.is_ok(), "sent to a handler that reads nothing");
 }
 
-#[tokio::test]
-async fn more_calls_than_streams_wait_their_turn() {
-    let (endpoints, ..) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn more_calls_than_streams_wait_their_turn(bind: String) {
+    let (endpoints, ..) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let mut calls = tokio::task::JoinSet::new();
     for number in 0..3_000u32 {
         let client = client.clone();
@@ -439,11 +483,10 @@ async fn more_calls_than_streams_wait_their_turn() {
     }
 }
 
-// spec: W9-02
-#[tokio::test]
-async fn a_shutdown_lets_calls_finish_and_refuses_new_ones() {
-    let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+// spec: W9-02, W11-13
+async fn a_shutdown_lets_calls_finish_and_refuses_new_ones(bind: String) {
+    let (endpoints, control, _) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
     send.send("before").await.unwrap();
     assert_eq!(recv.recv().await.unwrap().unwrap(), "before");
@@ -457,10 +500,9 @@ async fn a_shutdown_lets_calls_finish_and_refuses_new_ones() {
     assert_eq!((control.stats().connections, control.stats().calls_cut), (0, 0));
 }
 
-#[tokio::test]
-async fn a_lost_server_ends_streams_and_the_next_call_dials_again() {
-    let (endpoints, control, _) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+async fn a_lost_server_ends_streams_and_the_next_call_dials_again(bind: String) {
+    let (endpoints, control, _) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let (_send, mut recv) = client.open("/hang", CallOptions::new()).await.unwrap();
     client.request("up").await.unwrap();
     control.shutdown_now();
@@ -470,15 +512,37 @@ async fn a_lost_server_ends_streams_and_the_next_call_dials_again() {
     assert_eq!(control.stats().calls_cut, 1);
 
     let address = endpoints[0].clone();
-    let server = ServerBuilder::new().bind(address).handler("/echo", EchoHandler).build().await.unwrap();
+    let server = ServerBuilder::new()
+        .bind(address)
+        .identity(identity().0.as_str(), identity().1.as_str())
+        .handler("/echo", EchoHandler)
+        .build()
+        .await
+        .unwrap();
     tokio::spawn(async move { server.start().await });
     assert_eq!(client.request("again").await.unwrap(), "again");
 }
 
-#[tokio::test]
-async fn closing_the_client_at_once_cancels_what_runs() {
-    let (endpoints, _, watch) = serve(&["127.0.0.1:0"]).await;
-    let client = Client::connect(&endpoints[0]).await.unwrap();
+// spec: W11-12
+async fn an_answer_before_the_end_of_the_upload_arrives(bind: String) {
+    let (endpoints, ..) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
+    for _ in 0..50 {
+        let (mut send, mut recv) = client.open("/status/5", CallOptions::new()).await.unwrap();
+        // The handler reads the first and answers; the others are on their way.
+        let refused = loop {
+            if let Err(status) = send.send(vec![7; 20_000]).await {
+                break status;
+            }
+        };
+        let status = recv.recv().await.unwrap_err();
+        assert_eq!((status.code(), refused.code()), (Code::NotFound, Code::NotFound), "{status} {refused}");
+    }
+}
+
+async fn closing_the_client_at_once_cancels_what_runs(bind: String) {
+    let (endpoints, _, watch) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
     let call = tokio::spawn({
         let client = client.clone();
         async move { client.call("/hang", "").await }

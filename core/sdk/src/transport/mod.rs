@@ -3,6 +3,8 @@
 
 #[cfg(feature = "native")]
 pub(crate) mod memory;
+#[cfg(feature = "quic")]
+pub(crate) mod quic;
 #[cfg(feature = "native")]
 pub(crate) mod socket;
 #[cfg(feature = "websocket")]
@@ -14,6 +16,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use valkyrie_protocol::{Limits, Priority};
 
 use crate::{BoxFuture, Endpoint, Peer};
 
@@ -24,6 +27,8 @@ pub enum Carrier {
     Bytes,
     /// Messages that hold whole frames, never a split one: WebSocket.
     Messages,
+    /// A byte stream for the connection's frames, and one for each call, by [`Transport::streams`]: QUIC.
+    Streams,
 }
 
 /// One transport link. Dropping it closes it.
@@ -60,6 +65,54 @@ pub trait Transport: Send + 'static {
     /// # Errors
     /// Whatever ends the link.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+
+    /// The streams of calls, when the carrier is [`Carrier::Streams`]. Default: none.
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        None
+    }
+}
+
+/// The streams of a carrier that multiplexes. Each is named by the id of its call; the transport itself is stream 0.
+/// Each direction of a stream arrives in order and on its own, and is controlled by the carrier.
+pub trait Streams: Send {
+    /// A stream that the peer opened, or one that said [`StreamIo::Blocked`] and may go on.
+    ///
+    /// # Errors
+    /// Whatever ends the link.
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<u64>>;
+
+    /// Opens the next stream of this side: its ids are 1, 3, 5 and so on.
+    ///
+    /// # Errors
+    /// Whatever ends the link.
+    fn poll_open(&mut self, cx: &mut Context<'_>, stream: u64, priority: Priority) -> Poll<io::Result<()>>;
+
+    /// Reads what is there into `into`.
+    fn read(&mut self, stream: u64, into: &mut ReadBuffer) -> StreamIo;
+
+    /// Writes from `parts`, in order.
+    fn write(&mut self, stream: u64, parts: &[IoSlice<'_>]) -> StreamIo;
+
+    /// Ends the writing direction: what was written is still delivered.
+    fn finish(&mut self, stream: u64);
+
+    /// Forgets a stream: a direction that has not ended is reset with `code`.
+    fn close(&mut self, stream: u64, code: u16);
+}
+
+/// What became of one read or write of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamIo {
+    /// That many bytes.
+    Done(usize),
+    /// None now; [`Streams::poll_changed`] names the stream when there may be.
+    Blocked,
+    /// The peer ended its direction; reads only.
+    End,
+    /// The peer reset the stream, or stopped reading it, with this code.
+    Reset(u16),
+    /// The link is gone, which the transport itself tells too.
+    Lost,
 }
 
 /// Makes connections for a scheme.
@@ -110,10 +163,19 @@ impl ReadBuffer {
     }
 }
 
+/// What the built-in connectors may need to know.
+pub(crate) struct ConnectorOptions<'a> {
+    /// PEM certificates that a server's chain must end in.
+    pub(crate) trusted: Option<&'a [u8]>,
+    pub(crate) limits: &'a Limits,
+}
+
 /// The built-in connector of an endpoint's scheme.
 pub(crate) fn connector(
     endpoint: &Endpoint,
+    options: &ConnectorOptions<'_>,
 ) -> Result<std::sync::Arc<dyn Connector>, valkyrie_protocol::Status> {
+    let _ = options;
     match endpoint.scheme() {
         #[cfg(feature = "native")]
         "tcp" => Ok(std::sync::Arc::new(socket::Tcp)),
@@ -123,6 +185,14 @@ pub(crate) fn connector(
         "memory" => Ok(std::sync::Arc::new(memory::Memory)),
         #[cfg(feature = "websocket")]
         "ws" => Ok(std::sync::Arc::new(websocket::Ws)),
+        #[cfg(feature = "quic")]
+        "quic" => match options.trusted {
+            Some(trusted) => Ok(std::sync::Arc::new(quic::QuicConnector::new(trusted, options.limits)?)),
+            None => Err(valkyrie_protocol::Status::from_reason(
+                valkyrie_protocol::Reason::INVALID_CONFIGURATION,
+                format!("{endpoint} needs the certificate to trust; call .trusted_certificates(pem)"),
+            )),
+        },
         scheme => Err(valkyrie_protocol::Status::from_reason(
             valkyrie_protocol::Reason::UNSUPPORTED_SCHEME,
             format!("no transport for the scheme {scheme} of {endpoint}"),

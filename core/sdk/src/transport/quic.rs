@@ -1,0 +1,551 @@
+//! quic://: TLS 1.3 over UDP, one QUIC stream for each call and the first one for the connection.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    io::{self, IoSlice},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::{Pin, pin},
+    sync::{
+        Arc, Mutex,
+        atomic::{
+            AtomicBool,
+            Ordering::{AcqRel, Acquire, Release},
+        },
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use quinn::{
+    AsyncUdpSocket, RecvStream, Runtime as _, SendStream, UdpPoller, VarInt,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use tokio::sync::watch;
+use valkyrie_protocol::{Limits, Priority, Reason, Status};
+
+use super::{ReadBuffer, StreamIo, Streams};
+use crate::{BoxFuture, Carrier, Connector, Endpoint, Peer, Transport, connection::lock};
+
+/// ALPN of TLS and QUIC (PROTOCOL.md, "Carriers").
+const ALPN: &[u8] = b"valkyrie/1";
+/// A connection on which nothing arrives for so long is lost; a client asks for a sign of life in time.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long the end of a connection waits for its last bytes to be acknowledged.
+const LINGER: Duration = Duration::from_secs(1);
+/// Handshakes in flight, and what is buffered for one and for all of them.
+const MAX_INCOMING: usize = 1_024;
+const INCOMING_BUFFER: u64 = 1 << 20;
+const INCOMING_BUFFER_TOTAL: u64 = 32 << 20;
+/// Bytes written and not acknowledged, of all streams.
+const SEND_WINDOW: u64 = 4 << 20;
+/// Bytes of one read.
+const READ_SIZE: usize = 64 << 10;
+
+fn invalid(message: String) -> Status {
+    Status::from_reason(Reason::INVALID_CONFIGURATION, message)
+}
+
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+    match found {
+        Ok(found) if found.is_empty() => Err("holds no certificate".to_owned()),
+        Ok(found) => Ok(found),
+        Err(error) => Err(format!("is not PEM: {error}")),
+    }
+}
+
+fn transport_config(limits: &Limits, streams: u32) -> quinn::TransportConfig {
+    let mut config = quinn::TransportConfig::default();
+    config
+        // One more for the connection's own.
+        .max_concurrent_bidi_streams(VarInt::from_u32(streams))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(limits.stream_window_bytes))
+        .receive_window(VarInt::from_u32(limits.connection_window_bytes))
+        .send_window(SEND_WINDOW)
+        .datagram_receive_buffer_size(None)
+        .max_idle_timeout(IDLE_TIMEOUT.try_into().ok());
+    config
+}
+
+/// The certificates that a server shows, and their key.
+pub(crate) struct Identity {
+    pub(crate) certificates: Bytes,
+    pub(crate) key: Bytes,
+}
+
+/// A UDP socket that tells when it is closed, and that believes the system when nobody listens at the other end, but
+/// only while it connects: later that may be an attacker's word.
+#[derive(Debug)]
+struct Udp {
+    socket: Arc<dyn AsyncUdpSocket>,
+    connected: Arc<AtomicBool>,
+    _open: watch::Sender<()>,
+}
+
+impl Udp {
+    fn endpoint(
+        socket: std::net::UdpSocket,
+        server: Option<quinn::ServerConfig>,
+        connected: Arc<AtomicBool>,
+    ) -> io::Result<(quinn::Endpoint, watch::Receiver<()>)> {
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let (open, closed) = watch::channel(());
+        let socket = Arc::new(Udp { socket: runtime.wrap_udp_socket(socket)?, connected, _open: open });
+        let config = quinn::EndpointConfig::default();
+        Ok((quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?, closed))
+    }
+}
+
+impl AsyncUdpSocket for Udp {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Poller { poller: self.socket.clone().create_io_poller(), _socket: self })
+    }
+
+    fn try_send(&self, transmit: &quinn::udp::Transmit<'_>) -> io::Result<()> {
+        self.socket.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        buffers: &mut [io::IoSliceMut<'_>],
+        meta: &mut [quinn::udp::RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            match self.socket.poll_recv(cx, buffers, meta) {
+                Poll::Ready(Err(error))
+                    if error.kind() == io::ErrorKind::ConnectionRefused && self.connected.load(Acquire) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.socket.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.socket.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.socket.may_fragment()
+    }
+}
+
+#[derive(Debug)]
+struct Poller {
+    poller: Pin<Box<dyn UdpPoller>>,
+    _socket: Arc<Udp>,
+}
+
+impl UdpPoller for Poller {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.poller.as_mut().poll_writable(cx)
+    }
+}
+
+/// Listens on a UDP port. The receiver fails once the port is free again.
+pub(crate) fn bind(
+    address: SocketAddr,
+    identity: &Identity,
+    limits: &Limits,
+) -> Result<(quinn::Endpoint, watch::Receiver<()>), Status> {
+    let chain = certificates(&identity.certificates)
+        .map_err(|why| invalid(format!("the server's certificate {why}")))?;
+    let key = PrivateKeyDer::from_pem_slice(&identity.key)
+        .map_err(|error| invalid(format!("the server's private key is not PEM: {error}")))?;
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
+        .map_err(|error| invalid(format!("the server's certificate and key: {error}")))?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    let crypto = QuicServerConfig::try_from(tls).map_err(|error| invalid(error.to_string()))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let streams = limits.max_concurrent_streams.saturating_add(1);
+    config
+        .transport_config(Arc::new(transport_config(limits, streams)))
+        .max_incoming(MAX_INCOMING)
+        .incoming_buffer_size(INCOMING_BUFFER)
+        .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
+    let bound = std::net::UdpSocket::bind(address);
+    bound.and_then(|socket| Udp::endpoint(socket, Some(config), Arc::default())).map_err(|error| {
+        Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on quic://{address}: {error}"))
+    })
+}
+
+/// Finishes the handshake of a connection that came in.
+pub(crate) async fn accept(incoming: quinn::Incoming) -> io::Result<(Box<dyn Transport>, Peer)> {
+    let peer = Peer { endpoint: format!("quic://{}", incoming.remote_address()), uid: None };
+    let connection = incoming.accept().map_err(io::Error::from)?.await.map_err(io::Error::from)?;
+    let control = connection.accept_bi().await.map_err(io::Error::from)?;
+    let accepting = connection.clone();
+    let accept = Some(accepting_next(accepting));
+    Ok((Box::new(Quic::new(None, connection, control, accept)), peer))
+}
+
+type Opening = BoxFuture<'static, Result<(SendStream, RecvStream), quinn::ConnectionError>>;
+
+fn accepting_next(connection: quinn::Connection) -> Opening {
+    Box::pin(async move { connection.accept_bi().await })
+}
+
+/// Connects by QUIC, trusting the certificates of one authority.
+pub(crate) struct QuicConnector {
+    config: quinn::ClientConfig,
+}
+
+impl QuicConnector {
+    pub(crate) fn new(trusted: &[u8], limits: &Limits) -> Result<Self, Status> {
+        let mut roots = rustls::RootCertStore::empty();
+        for certificate in
+            certificates(trusted).map_err(|why| invalid(format!("the trusted certificate {why}")))?
+        {
+            roots
+                .add(certificate)
+                .map_err(|error| invalid(format!("the trusted certificate is not usable: {error}")))?;
+        }
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| invalid(error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let crypto = QuicClientConfig::try_from(tls).map_err(|error| invalid(error.to_string()))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        let mut transport = transport_config(limits, 0);
+        transport.keep_alive_interval(Some(KEEP_ALIVE));
+        config.transport_config(Arc::new(transport));
+        Ok(Self { config })
+    }
+}
+
+impl Connector for QuicConnector {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let authority = endpoint.authority();
+            let name = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+            let name = name.trim_start_matches('[').trim_end_matches(']');
+            let addresses = tokio::net::lookup_host(authority)
+                .await
+                .map_err(|error| io::Error::new(io::ErrorKind::NotFound, format!("{authority}: {error}")))?;
+            let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{authority} has no address"));
+            for address in addresses {
+                match self.connect_to(address, name).await {
+                    Ok(transport) => return Ok(transport),
+                    Err(error) => failed = error,
+                }
+            }
+            Err(failed)
+        })
+    }
+}
+
+impl QuicConnector {
+    async fn connect_to(&self, address: SocketAddr, name: &str) -> io::Result<Box<dyn Transport>> {
+        let local: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = std::net::UdpSocket::bind(local)?;
+        // Only a connected socket is told that nobody listens; elsewhere such a one may not name an address.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket.connect(address)?;
+        let connected = Arc::<AtomicBool>::default();
+        let (endpoint, _) = Udp::endpoint(socket, None, connected.clone())?;
+        let connecting =
+            endpoint.connect_with(self.config.clone(), address, name).map_err(io::Error::other)?;
+        let connection = connecting.await.map_err(io::Error::from)?;
+        connected.store(true, Release);
+        let control = connection.open_bi().await.map_err(io::Error::from)?;
+        Ok(Box::new(Quic::new(Some(endpoint), connection, control, None)))
+    }
+}
+
+/// Which streams may go on, told by their wakers to the one driver.
+#[derive(Default)]
+struct Changed {
+    ids: Mutex<Vec<u64>>,
+    driver: Mutex<Option<Waker>>,
+}
+
+struct StreamWaker {
+    id: u64,
+    told: AtomicBool,
+    changed: Arc<Changed>,
+}
+
+impl Wake for StreamWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.told.swap(true, AcqRel) {
+            lock(&self.changed.ids).push(self.id);
+            if let Some(driver) = &*lock(&self.changed.driver) {
+                driver.wake_by_ref();
+            }
+        }
+    }
+}
+
+struct Ends {
+    send: SendStream,
+    recv: RecvStream,
+    finished: bool,
+    read_ended: bool,
+    waker: Arc<StreamWaker>,
+    /// Resolves when the peer stops reading, which only a writer would learn otherwise.
+    stopped: Option<BoxFuture<'static, Result<Option<VarInt>, quinn::StoppedError>>>,
+}
+
+struct Quic {
+    /// A client's own, which its connection needs.
+    endpoint: Option<quinn::Endpoint>,
+    connection: quinn::Connection,
+    /// The connection's own stream; there until the end.
+    control: Option<(SendStream, RecvStream)>,
+    accept: Option<Opening>,
+    opening: Option<Opening>,
+    streams: HashMap<u64, Ends>,
+    changed: Arc<Changed>,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Quic {
+    fn new(
+        endpoint: Option<quinn::Endpoint>,
+        connection: quinn::Connection,
+        control: (SendStream, RecvStream),
+        accept: Option<Opening>,
+    ) -> Self {
+        // What ends a connection goes first.
+        let _ = control.0.set_priority(i32::MAX);
+        Self {
+            endpoint,
+            connection,
+            control: Some(control),
+            accept,
+            opening: None,
+            streams: HashMap::new(),
+            changed: Arc::default(),
+            runtime: tokio::runtime::Handle::current(),
+        }
+    }
+
+    fn add(&mut self, id: u64, (send, recv): (SendStream, RecvStream)) {
+        let waker = Arc::new(StreamWaker { id, told: AtomicBool::new(false), changed: self.changed.clone() });
+        waker.wake_by_ref();
+        let ends = Ends { send, recv, finished: false, read_ended: false, waker, stopped: None };
+        self.streams.insert(id, ends);
+    }
+}
+
+/// The name of our stream for QUIC's: its first bidirectional stream is the connection's, the second call 1.
+fn call_id(index: u64) -> u64 {
+    (2 * index).saturating_sub(1)
+}
+
+fn code(code: VarInt) -> u16 {
+    // A code that is none of ours reads as PROTOCOL.
+    u16::try_from(code.into_inner()).unwrap_or(1)
+}
+
+impl Transport for Quic {
+    fn carrier(&self) -> Carrier {
+        Carrier::Streams
+    }
+
+    fn streams(&mut self) -> Option<&mut dyn Streams> {
+        Some(self)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        let Some((_, control)) = &mut self.control else { return Poll::Ready(Ok(0)) };
+        match pin!(control.read_chunk(READ_SIZE, true)).poll(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(None)) => Poll::Ready(Ok(0)),
+            Poll::Ready(Ok(Some(chunk))) => {
+                let len = chunk.bytes.len();
+                into.push(chunk.bytes);
+                Poll::Ready(Ok(len))
+            }
+            Poll::Ready(Err(quinn::ReadError::ConnectionLost(
+                quinn::ConnectionError::ApplicationClosed(_),
+            ))) => Poll::Ready(Ok(0)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let (Some((control, _)), Some(part)) =
+            (&mut self.control, parts.iter().find(|part| !part.is_empty()))
+        else {
+            return Poll::Ready(Ok(0));
+        };
+        Pin::new(control).poll_write(cx, part).map_err(io::Error::from)
+    }
+
+    fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Dropping does it: what was written is still delivered.
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Streams for Quic {
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<u64>> {
+        match &mut *lock(&self.changed.driver) {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        while let Some(accept) = &mut self.accept
+            && let Poll::Ready(accepted) = accept.as_mut().poll(cx)
+        {
+            let ends = accepted?;
+            let id = call_id(ends.0.id().index());
+            self.add(id, ends);
+            self.accept = Some(accepting_next(self.connection.clone()));
+        }
+        let mut ids = lock(&self.changed.ids);
+        while let Some(id) = ids.pop() {
+            if let Some(ends) = self.streams.get(&id) {
+                ends.waker.told.store(false, Release);
+                return Poll::Ready(Ok(id));
+            }
+        }
+        Poll::Pending
+    }
+
+    fn poll_open(&mut self, cx: &mut Context<'_>, stream: u64, priority: Priority) -> Poll<io::Result<()>> {
+        let connection = &self.connection;
+        let opening = self.opening.get_or_insert_with(|| {
+            let connection = connection.clone();
+            Box::pin(async move { connection.open_bi().await })
+        });
+        let ends = std::task::ready!(opening.as_mut().poll(cx))?;
+        self.opening = None;
+        debug_assert_eq!(call_id(ends.0.id().index()), stream);
+        let _ = ends.0.set_priority(-(priority as i32));
+        self.add(stream, ends);
+        Poll::Ready(Ok(()))
+    }
+
+    fn read(&mut self, stream: u64, into: &mut ReadBuffer) -> StreamIo {
+        let Some(ends) = self.streams.get_mut(&stream) else { return StreamIo::Lost };
+        let waker = Waker::from(ends.waker.clone());
+        let cx = &mut Context::from_waker(&waker);
+        if !ends.read_ended {
+            match pin!(ends.recv.read_chunk(READ_SIZE, true)).poll(cx) {
+                Poll::Pending => return StreamIo::Blocked,
+                Poll::Ready(Ok(Some(chunk))) => {
+                    let len = chunk.bytes.len();
+                    into.push(chunk.bytes);
+                    return StreamIo::Done(len);
+                }
+                Poll::Ready(Ok(None)) => {
+                    ends.read_ended = true;
+                    return StreamIo::End;
+                }
+                Poll::Ready(Err(quinn::ReadError::Reset(reset))) => {
+                    ends.read_ended = true;
+                    return StreamIo::Reset(code(reset));
+                }
+                Poll::Ready(Err(_)) => return StreamIo::Lost,
+            }
+        }
+        // Nothing more comes, but the peer may still stop listening.
+        let stopped = ends.stopped.get_or_insert_with(|| Box::pin(ends.send.stopped()));
+        match stopped.as_mut().poll(cx) {
+            Poll::Ready(Ok(Some(stopped))) => StreamIo::Reset(code(stopped)),
+            Poll::Ready(_) => StreamIo::End,
+            Poll::Pending => StreamIo::Blocked,
+        }
+    }
+
+    fn write(&mut self, stream: u64, parts: &[IoSlice<'_>]) -> StreamIo {
+        let Some(ends) = self.streams.get_mut(&stream) else { return StreamIo::Lost };
+        let waker = Waker::from(ends.waker.clone());
+        let cx = &mut Context::from_waker(&waker);
+        let mut written = 0;
+        for part in parts {
+            match Pin::new(&mut ends.send).poll_write(cx, part) {
+                Poll::Ready(Ok(count)) => {
+                    written += count;
+                    if count < part.len() {
+                        break;
+                    }
+                }
+                _ if written > 0 => break,
+                Poll::Pending => return StreamIo::Blocked,
+                Poll::Ready(Err(quinn::WriteError::Stopped(stopped))) => {
+                    return StreamIo::Reset(code(stopped));
+                }
+                Poll::Ready(Err(_)) => return StreamIo::Lost,
+            }
+        }
+        StreamIo::Done(written)
+    }
+
+    fn finish(&mut self, stream: u64) {
+        if let Some(ends) = self.streams.get_mut(&stream) {
+            ends.finished = true;
+            let _ = ends.send.finish();
+        }
+    }
+
+    fn close(&mut self, stream: u64, code: u16) {
+        let Some(mut ends) = self.streams.remove(&stream) else { return };
+        let code = VarInt::from(code);
+        if !ends.read_ended {
+            let _ = ends.recv.stop(code);
+        }
+        if !ends.finished {
+            let _ = ends.send.reset(code);
+        }
+    }
+}
+
+impl Drop for Quic {
+    /// QUIC forgets what was not acknowledged when a connection is closed, so the end waits for it a little.
+    fn drop(&mut self) {
+        let connection = self.connection.clone();
+        let client = self.accept.is_none();
+        if client && self.streams.is_empty() {
+            // Every call has its answer.
+            return connection.close(VarInt::from_u32(0), b"");
+        }
+        // A stream that is dropped looks finished: none may be before the connection is closed.
+        let (streams, endpoint) = (std::mem::take(&mut self.streams), self.endpoint.take());
+        let Some((mut control, receive)) = self.control.take() else { return };
+        self.runtime.spawn(async move {
+            let answered = streams.is_empty();
+            let acknowledged = control.stopped();
+            let over = async {
+                if answered {
+                    // The client has its last answer when it closes.
+                    connection.closed().await;
+                } else {
+                    let _ = control.finish();
+                    let _ = acknowledged.await;
+                }
+            };
+            let _ = tokio::time::timeout(LINGER, over).await;
+            connection.close(VarInt::from_u32(0), b"");
+            drop((streams, control, receive, endpoint));
+        });
+    }
+}
