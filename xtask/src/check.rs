@@ -6,7 +6,9 @@ use std::process::Command;
 use crate::conformance::Server;
 use crate::package::{self, FRESH, Profile};
 use crate::setup::VENV;
-use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run, run_and_read, succeeds};
+use crate::step::{
+    During, Outcome, Project, Steps, Stop, failed, output, read_lines, run, run_and_read, succeeds,
+};
 use crate::{arrows, spec, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
@@ -51,7 +53,10 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 /// The tests that cargo runs, and the vectors.
 pub(crate) fn add_rust<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("rust tests", "unit, integration and documentation tests of every crate", &[], || {
-        rust_tests(project, &["--workspace"])
+        rust_tests(project, &["--workspace", "--exclude", "valkyrie-faults"])
+    });
+    steps.add("faults", "evil peers and bad links: what each is told, memory, an honest client", &[], || {
+        faults(project)
     });
     steps.add("protocol alone", "the protocol builds from its own package, away from here", &[], || {
         let package = ["package", "--quiet", "--offline", "--allow-dirty", "-p", "valkyrie-protocol"];
@@ -129,6 +134,43 @@ fn rust_tests(project: &Project, what: &[&str]) -> Outcome {
 fn passed(line: &str) -> usize {
     let result = line.strip_prefix("test result: ok. ").and_then(|rest| rest.split(' ').next());
     result.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
+/// Runs the scripts of evil peers and prints their table: what the evil side saw, by how much the server's memory grew,
+/// and the 99th percentile of an honest client's calls beside them.
+fn faults(project: &Project) -> Outcome {
+    let mut count = 0;
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    let mut worst = 0;
+    // Two at a time: each has a server and a client of its own.
+    let mut test =
+        project.cargo(["test", "--quiet", "-p", "valkyrie-faults", "--", "--nocapture", "--test-threads=2"]);
+    let ran = read_lines(test.env("RUST_BACKTRACE", "0"), |line| {
+        count += passed(line);
+        // Behind the dots of the test runner.
+        let Some((_, row)) = line.split_once("fault\t") else {
+            if !line.trim_matches('.').is_empty() {
+                println!("{line}");
+            }
+            return;
+        };
+        let row: Vec<String> = row.split('\t').map(str::to_owned).collect();
+        let grown = row.get(4).and_then(|memory| memory.strip_suffix(" KiB")?.parse().ok());
+        worst = worst.max(grown.unwrap_or(0));
+        rows.push(row);
+    });
+    rows.sort();
+    rows.insert(0, ["fault", "evil", "what", "seen", "memory", "honest p99"].map(str::to_owned).into());
+    let columns = rows[0].len();
+    let width = |at: usize| rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|at| width(at).unwrap_or(0)).collect();
+    for row in &rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        println!("   {}", cells.join("  ").trim_end());
+    }
+    ran?;
+    Ok(format!("{count} tests, {} rows, memory grew by {worst} KiB at most", rows.len() - 1))
 }
 
 fn vectors(project: &Project) -> Outcome {

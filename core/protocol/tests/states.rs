@@ -255,3 +255,34 @@ fn a_version_that_is_not_shared_is_told_with_those_that_are() {
         }
     }
 }
+
+/// However the bytes of three frames are cut into reads, one byte or all of them, the same happens.
+#[test]
+fn f14_every_split_of_three_frames_gives_the_same_events() {
+    let bytes = [
+        call(1, FLAG_MESSAGE | FLAG_MORE, b"first"),
+        message(1, FLAG_MESSAGE, b"second"),
+        message(1, FLAG_END, b""),
+    ]
+    .concat();
+    let events = |cuts: &[usize]| {
+        let mut side = Side::new(Role::Server, Limits::default());
+        let mut buffer = BytesMut::new();
+        let mut from = 0;
+        for &to in cuts.iter().chain([&bytes.len()]) {
+            buffer.extend_from_slice(&bytes[from..to]);
+            side.0.handle_read(Time::default(), &mut buffer).unwrap();
+            from = to;
+        }
+        assert!(buffer.is_empty());
+        side.events()
+    };
+    let whole = events(&[]);
+    assert_eq!(whole.len(), 2, "{whole:?}");
+    for first in 0..bytes.len() {
+        for second in first..bytes.len() {
+            assert_eq!(events(&[first, second]), whole, "cut at {first} and {second}");
+        }
+    }
+    assert_eq!(events(&(1..bytes.len()).collect::<Vec<_>>()), whole);
+}

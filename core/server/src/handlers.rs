@@ -249,7 +249,8 @@ impl Drop for Line {
         debug!(
             method = %self.method,
             peer = %self.peer,
-            correlation_id = %self.correlation_id,
+            // As a string, and so quoted: a caller wrote it.
+            correlation_id = self.correlation_id.as_str(),
             code = self.outcome.map_or("CANCELLED", Code::name),
             elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             "call ended"

@@ -46,6 +46,26 @@ fn row(name: &str, script: &Script, result: &str, memory: &str, times: &str) {
     println!("fault\t{name}\t{side}\t{}\t{result}\t{memory}\t{times}", script.about);
 }
 
+/// Sends bytes to a server and waits until it closes: the code of its GOAWAY.
+///
+/// # Panics
+/// When it does not close, or answers more than a short GOAWAY.
+pub async fn refusal(endpoint: &str, bytes: &[u8]) -> Option<String> {
+    let mut peer = Peer::new(connect(endpoint).await, 1, Carrier::Tcp);
+    peer.write(bytes).await;
+    let seen = bounded(endpoint, peer.until(|seen| seen.closed)).await;
+    assert!(seen.bytes <= LONGEST_ANSWER, "{} bytes of answer", seen.bytes);
+    seen.goaway.map(|(code, ..)| code)
+}
+
+/// Runs a script of an evil client against a server that is there already, over TCP.
+///
+/// # Panics
+/// When something else is seen than must be.
+pub async fn attack(name: &str, endpoint: &str) {
+    attacks(name, &Script::read(name), endpoint, Carrier::Tcp).await;
+}
+
 async fn attack_server(name: &str, script: &Script) {
     let server = match script.target {
         Target::Program => Server::Program(Program::start(&[])),

@@ -5,6 +5,7 @@ use std::{
     future::Future,
     io::ErrorKind,
     process::{Command, Stdio},
+    sync::LazyLock,
     time::Duration,
 };
 
@@ -24,12 +25,15 @@ fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
 }
 
-/// Chances come from a seed of the environment, or from one that is printed when a test fails.
+/// Chances come from a seed of the environment, or from one that is printed.
 fn seed() -> u64 {
-    let seed = std::env::var("VALKYRIE_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    println!("VALKYRIE_SEED={seed}");
-    seed
+    static SEED: LazyLock<u64> = LazyLock::new(|| {
+        let seed = std::env::var("VALKYRIE_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("VALKYRIE_SEED={seed}");
+        seed
+    });
+    *SEED
 }
 
 struct Pair {
