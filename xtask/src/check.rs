@@ -7,7 +7,7 @@ use crate::conformance::Server;
 use crate::package::{self, FRESH, Profile};
 use crate::setup::VENV;
 use crate::step::{
-    During, Outcome, Project, Steps, Stop, failed, output, read_lines, run, run_and_read, succeeds,
+    During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
 use crate::{arrows, spec, web};
 
@@ -99,6 +99,7 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 
 fn rustfmt(project: &Project) -> Outcome {
     run(&mut project.cargo(["fmt", "--all", "--check"]))?;
+    run(&mut project.cargo(["fmt", "--manifest-path", "tests/fuzz/Cargo.toml", "--check"]))?;
     Ok(String::new())
 }
 
@@ -128,12 +129,6 @@ fn rust_tests(project: &Project, what: &[&str]) -> Outcome {
         counts.push(format!("{count} {kind}"));
     }
     Ok(counts.join(", "))
-}
-
-/// The number in a line such as `test result: ok. 12 passed; 0 failed; …`; 0 for any other line.
-fn passed(line: &str) -> usize {
-    let result = line.strip_prefix("test result: ok. ").and_then(|rest| rest.split(' ').next());
-    result.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// Runs the scripts of evil peers and prints their table: what the evil side saw, by how much the server's memory grew,

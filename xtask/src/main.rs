@@ -6,6 +6,8 @@ mod arrows;
 mod check;
 mod conformance;
 mod demo;
+mod fuzz;
+mod instrument;
 mod package;
 mod setup;
 mod spec;
@@ -14,6 +16,7 @@ mod web;
 
 use std::process::ExitCode;
 
+use crate::fuzz::Plan;
 use crate::package::Profile;
 use crate::step::{Project, Steps, run};
 
@@ -33,6 +36,11 @@ usage: cargo xtask <verb> [flags]
   bench [--peers]   builds the programs as released and prints their figures beside a raw TCP echo; --peers: every
                     language beside what its users would pick instead (benches/peers), in about 4 minutes
   security          licences, sources and known vulnerabilities of every dependency (cargo-deny)
+  fuzz [flags]      every target of tests/fuzz for 60 s each, with AddressSanitizer; a crash is kept as a file, beside the
+                    line that runs it again. --seconds N: for so long each; --target NAME: only one; --replay FILE:
+                    runs a crash of the target again; --keep: writes what was found into tests/fuzz/corpus, minimized
+  sanitize          the protocol's tests under AddressSanitizer
+  coverage          how many lines of the protocol its tests run; llvm-cov comes from Debian where rustc has none
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text
 
@@ -42,6 +50,8 @@ Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
 A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.
 VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROMIUM names another browser than
 /usr/bin/chromium.";
+
+const FUZZ: &str = "no input crashes a target, or makes it take more memory than it may";
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -57,6 +67,7 @@ fn main() -> ExitCode {
             setup::add(&mut steps, &project);
             check::add_sources(&mut steps, &project);
             check::add_rust(&mut steps, &project);
+            steps.add("fuzz", FUZZ, &[], || fuzz::fuzz(&project, Plan::all(5)));
             web::add_check(&mut steps, &project);
             package::add(&mut steps, &project, Profile::Release);
             check::add_packages(&mut steps, &project);
@@ -86,6 +97,7 @@ fn main() -> ExitCode {
         }
         ["fmt"] => steps.add("fmt", "formats the sources in place", &[], || {
             run(&mut project.cargo(["fmt", "--all"]))?;
+            run(&mut project.cargo(["fmt", "--manifest-path", "tests/fuzz/Cargo.toml"]))?;
             setup::python_tools(&project)?;
             check::ruff(&project, &["format"])
         }),
@@ -106,15 +118,27 @@ fn main() -> ExitCode {
         ["security"] => {
             steps.add("cargo-deny", "licences, sources, vulnerabilities", &[], || check::deny(&project))
         }
+        ["fuzz", flags @ ..] => {
+            let Some(plan) = Plan::read(flags) else { return usage() };
+            steps.add("fuzz", FUZZ, &[], || fuzz::fuzz(&project, plan));
+        }
+        ["sanitize"] => steps.add("sanitize", "the protocol's tests under AddressSanitizer", &[], || {
+            instrument::sanitize(&project)
+        }),
+        ["coverage"] => steps.add("coverage", "the lines of the protocol that its tests run", &[], || {
+            instrument::coverage(&project)
+        }),
         ["setup"] => setup::add(&mut steps, &project),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
             return ExitCode::SUCCESS;
         }
-        _ => {
-            eprintln!("{HELP}");
-            return ExitCode::from(2);
-        }
+        _ => return usage(),
     }
     steps.run(only, project.ci)
+}
+
+fn usage() -> ExitCode {
+    eprintln!("{HELP}");
+    ExitCode::from(2)
 }

@@ -84,7 +84,8 @@ pub(crate) fn programs(project: &Project) -> Outcome {
     Ok(if missing.is_empty() { "nothing to do".into() } else { format!("installed {}", missing.join(", ")) })
 }
 
-fn install(project: &Project, packages: &[&str]) -> Outcome<()> {
+/// Installs packages of Debian's.
+pub(crate) fn install(project: &Project, packages: &[&str]) -> Outcome<()> {
     let list = packages.join(" ");
     if !succeeds(project.command("apt-get").arg("--version")) {
         return failed(format!("there is no apt-get here: install what Debian calls {list}"));

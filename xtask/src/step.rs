@@ -146,6 +146,12 @@ pub(crate) fn succeeds(command: &mut Command) -> bool {
     command.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
+/// The number in a line such as `test result: ok. 12 passed; 0 failed; …`; 0 for any other line.
+pub(crate) fn passed(line: &str) -> usize {
+    let result = line.strip_prefix("test result: ok. ").and_then(|rest| rest.split(' ').next());
+    result.and_then(|count| count.parse().ok()).unwrap_or(0)
+}
+
 fn announce(command: &Command) {
     println!("   $ {}", line(command));
 }

@@ -190,7 +190,8 @@ impl Config {
         })
     }
 
-    fn parse(text: &str, format: Format) -> Result<Self, (Option<usize>, Option<String>, String)> {
+    /// Reads a text: the configuration, or the line, the key and the sentence of what is wrong.
+    pub(crate) fn parse(text: &str, format: Format) -> Result<Self, (Option<usize>, Option<String>, String)> {
         match format {
             Format::Yaml
                 if text.lines().all(|line| line.trim().is_empty() || line.trim().starts_with('#')) =>

@@ -1,0 +1,407 @@
+//! Any order of calls by the driver and of frames by the peer, legal or not, on either side: nobody panics, the driver
+//! hears of each stream in order and of its end once, what is written is legal and within the peer's credit, and what
+//! is held stays within bounds.
+#![no_main]
+
+use std::time::Duration;
+
+use arbitrary::Arbitrary;
+use bytes::{Bytes, BytesMut};
+use libfuzzer_sys::fuzz_target;
+use valkyrie_fuzz::{Auditor, hello, measure};
+use valkyrie_protocol::{
+    Call, Code, Config, Connection, ConnectionState, ErrorCode, Event, Finish, FrameHeader, FrameType,
+    GoAway, HEADER_LEN, Head, Hello, INITIAL, Limits, Metadata, Opened, Ping, Priority, Reset, Role,
+    SendError, Status, StatusRecord, StreamKey, Time, TransmitBuffer, Window,
+};
+
+/// Small windows and buffers, so that their ends are met.
+const LIMITS: Limits = Limits {
+    max_message_bytes: 128 << 10,
+    max_concurrent_streams: 100,
+    max_buffered_bytes: 256 << 10,
+    ..INITIAL
+};
+/// Steps of one script.
+const STEPS: usize = 400;
+/// The largest message while its fragments gather; 132,704 bytes were the most so far.
+const LARGEST: usize = 192 << 10;
+/// The fragments of all messages, twice while one of them grows, a window of whole ones, and small change.
+const PEAK: usize = 768 << 10;
+
+/// Payloads are pieces of it: they cost no memory, so that only the connection's is counted.
+static PAYLOAD: [u8; 192 << 10] = [b'x'; 192 << 10];
+
+#[derive(Arbitrary, Debug)]
+struct Script {
+    client: bool,
+    /// Whether the peer has greeted, and with which windows.
+    greeting: Option<(u16, u16)>,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    // What the driver does. `pick` chooses among all keys that it ever saw.
+    Open { method: u8, message: Option<u16>, end: bool, priority: u8, timeout_ms: Option<u8>, metadata: u8 },
+    Send { pick: u8, len: u16, times: u8 },
+    Finish { pick: u8 },
+    Head { pick: u8, metadata: u8 },
+    Respond { pick: u8, message: Option<u16>, code: u8, metadata: u8 },
+    Reset { pick: u8, code: u8 },
+    Consume { pick: u8 },
+    Ping,
+    GoAway,
+    Transmit { budget: u16 },
+    Wait { ms: u16 },
+    // What the peer does.
+    Hello { settings: Vec<(u8, u32)> },
+    PeerPing { data: u64, pong: bool },
+    PeerGoAway { last: u8, code: u8 },
+    Window { stream: u8, offset: u32, beyond: bool },
+    Call { stream: u8, method: u8, timeout_ms: u8, flags: u8, len: u16, priority: u8, metadata: u8 },
+    PeerHead { stream: u8, metadata: u8 },
+    Message { stream: u8, flags: u8, len: u16 },
+    Status { stream: u8, code: u8, flags: u8, len: u16, metadata: u8 },
+    PeerReset { stream: u8, code: u8 },
+    Frame { frame_type: u8, flags: u8, stream: u8, record: Vec<u8>, payload: u8 },
+}
+
+/// The connection and those around it.
+struct Rig {
+    connection: Connection,
+    auditor: Auditor,
+    out: TransmitBuffer,
+    now: Time,
+    keys: Vec<StreamKey>,
+    /// Messages that came and whose credit was not returned.
+    unread: Vec<(StreamKey, usize)>,
+    failed: bool,
+}
+
+fuzz_target!(|script: Script| {
+    let usage = measure(|| run(&script));
+    assert!(usage.largest <= LARGEST && usage.peak <= PEAK, "{usage:?}");
+});
+
+fn run(script: &Script) {
+    let role = if script.client { Role::Client } else { Role::Server };
+    let now = Time::from_micros(1_000);
+    let mut rig = Rig {
+        connection: Connection::new(Config { limits: LIMITS, ..Config::new(role) }, now),
+        auditor: Auditor::new(role),
+        out: TransmitBuffer::default(),
+        now,
+        keys: Vec::new(),
+        unread: Vec::new(),
+        failed: false,
+    };
+    if let Some((stream, connection)) = script.greeting {
+        let windows = [(5, 65_536 + u64::from(stream)), (6, 65_536 + u64::from(connection))];
+        rig.auditor.allowed(windows[0].1, windows[1].1);
+        rig.read(&mut hello(&windows));
+    }
+    for step in script.steps.iter().take(STEPS) {
+        rig.apply(step);
+    }
+    rig.transmit(usize::MAX);
+    if rig.failed {
+        assert!(!rig.connection.wants_transmit() && rig.connection.poll_timeout().is_none());
+    }
+    let _ = rig.connection.handle_end(b"");
+}
+
+fn payload(len: usize) -> Bytes {
+    Bytes::from_static(&PAYLOAD[..len.min(PAYLOAD.len())])
+}
+
+/// A short length, or one near a border: of what is copied, of a frame, of a message.
+fn length(len: u16) -> usize {
+    match len >> 12 {
+        0..8 => usize::from(len & 0x3ff),
+        kind => {
+            [15, 16, 31, 63, 64, 127, 128, 160][usize::from(kind) - 8] * 1_024 + usize::from(len & 0xfff) / 2
+        }
+    }
+}
+
+fn metadata(choice: u8) -> Metadata {
+    let mut metadata = Metadata::new();
+    for _ in 0..choice % 4 {
+        metadata.insert("key", payload(usize::from(choice))).expect("it is legal");
+    }
+    if choice > 250 {
+        metadata.insert("large-bin", payload(20_000)).expect("it is legal");
+    }
+    metadata
+}
+
+/// Entries as a peer may write them: sometimes illegal.
+fn entries(choice: u8) -> Vec<(&'static str, &'static [u8])> {
+    let entry: (&str, &[u8]) = match choice {
+        250.. => ("Key", b"value"),
+        240.. => ("key", b"\n"),
+        _ => ("key", b"value"),
+    };
+    vec![entry; usize::from(choice % 5)]
+}
+
+fn method(choice: u8) -> &'static str {
+    match choice {
+        250.. => "",
+        245.. => "no/slash",
+        240.. => "/sp ace",
+        _ => "/method",
+    }
+}
+
+/// A stream's id: small ones, where all that is alive is, and the ends.
+fn id(choice: u8) -> u64 {
+    match choice {
+        255 => u64::MAX,
+        254 => (1 << 62) - 1,
+        253 => 1 << 62,
+        choice => u64::from(choice % 24),
+    }
+}
+
+impl Rig {
+    fn key(&self, pick: u8) -> Option<StreamKey> {
+        let last = self.keys.len().checked_sub(1)?;
+        // The newest is the likeliest to be alive.
+        Some(self.keys[last - usize::from(pick) % self.keys.len()])
+    }
+
+    fn apply(&mut self, step: &Step) {
+        match *step {
+            Step::Open { method: path, message, end, priority, timeout_ms, metadata: extra } => {
+                let opened = Opened {
+                    method: Bytes::from_static(method(path).as_bytes()),
+                    metadata: metadata(extra),
+                    priority: Priority::ALL[usize::from(priority % 3)],
+                    deadline: timeout_ms.map(|ms| self.now.after(Duration::from_millis(ms.into()))),
+                    message: message.map(|len| payload(length(len))),
+                    end,
+                };
+                // A driver of a server has no reason to, and may all the same while it has no stream.
+                if let Ok(key) = self.connection.open(opened) {
+                    self.auditor.opened(key);
+                    self.keys.push(key);
+                }
+            }
+            Step::Send { pick, len, times } => {
+                let Some(key) = self.key(pick) else { return };
+                for _ in 0..=times % 8 {
+                    let message = payload(length(len));
+                    match self.connection.send(key, message.clone()) {
+                        Ok(()) | Err(SendError::Gone | SendError::Refused(_)) => {}
+                        Err(SendError::Full(back)) => assert_eq!(back, message),
+                    }
+                }
+            }
+            Step::Finish { pick } => {
+                if let Some(key) = self.key(pick) {
+                    self.connection.finish(key);
+                }
+            }
+            Step::Head { pick, metadata: extra } => {
+                if let Some(key) = self.key(pick) {
+                    let _ = self.connection.send_head(key, metadata(extra));
+                }
+            }
+            Step::Respond { pick, message, code, metadata: extra } => {
+                let Some(key) = self.key(pick) else { return };
+                let outcome = match code % 20 {
+                    0 => Ok(Finish {
+                        message: message.map(|len| payload(length(len))),
+                        metadata: metadata(extra),
+                        trailers: metadata(extra / 2),
+                    }),
+                    code => {
+                        Err(Status::new(Code::from_number(code.into()), "why").with_trailers(metadata(extra)))
+                    }
+                };
+                self.connection.respond(key, outcome);
+            }
+            Step::Reset { pick, code } => {
+                if let Some(key) = self.key(pick) {
+                    self.connection.reset(key, ErrorCode::from_number(code.into()));
+                    self.events();
+                    self.auditor.forgot(key);
+                }
+            }
+            Step::Consume { pick } => {
+                if !self.unread.is_empty() {
+                    let (key, len) = self.unread.swap_remove(usize::from(pick) % self.unread.len());
+                    self.connection.consumed(key, len);
+                }
+            }
+            Step::Ping => self.connection.ping(7),
+            Step::GoAway => self.connection.go_away("enough"),
+            Step::Transmit { budget } => self.transmit(usize::from(budget) * 4),
+            Step::Wait { ms } => {
+                self.now = self.now.after(Duration::from_millis(u64::from(ms) % 11_000));
+                let due = self.connection.poll_timeout().is_some_and(|at| at <= self.now);
+                let failed = self.connection.handle_timeout(self.now).is_err();
+                assert!(due || !failed, "a time-out that was not due");
+                // What was due is done: nobody is asked twice.
+                assert!(failed || self.connection.poll_timeout().is_none_or(|at| at > self.now));
+                self.after(failed);
+            }
+            Step::Hello { ref settings } => {
+                let settings: Vec<_> =
+                    settings.iter().map(|(id, value)| (u32::from(id % 8), u64::from(*value))).collect();
+                let value =
+                    |id| settings.iter().rev().find(|(other, _)| *other == id).map_or(0, |(_, value)| *value);
+                if self.connection.state() == ConnectionState::Handshaking {
+                    self.auditor.allowed(value(5), value(6));
+                }
+                let hello = Hello {
+                    min_version: 0,
+                    max_version: 2,
+                    features: u64::MAX,
+                    settings,
+                    extensions: vec![],
+                };
+                self.frame(FrameType::HELLO, 0, 0, 0, |out| hello.encode(out));
+            }
+            Step::PeerPing { data, pong } => {
+                let frame_type = if pong { FrameType::PONG } else { FrameType::PING };
+                self.frame(frame_type, 0, 0, 0, |out| Ping { data, extensions: vec![] }.encode(out));
+            }
+            Step::PeerGoAway { last, code } => {
+                let go_away =
+                    GoAway { last_stream: id(last), code: code.into(), message: "peer", extensions: vec![] };
+                self.frame(FrameType::GOAWAY, 0, 0, 0, |out| go_away.encode(out));
+            }
+            Step::Window { stream, offset, beyond } => {
+                let offset = u64::from(offset) << if beyond { 16 } else { 0 };
+                self.auditor.window(id(stream), offset);
+                let window = Window { offset, extensions: vec![] };
+                self.frame(FrameType::WINDOW, 0, id(stream), 0, |out| window.encode(out));
+            }
+            Step::Call { stream, method: path, timeout_ms, flags, len, priority, metadata } => {
+                let call = Call {
+                    method: method(path),
+                    timeout_us: u64::from(timeout_ms) * 1_000,
+                    codec: 0,
+                    schema: 0,
+                    metadata: entries(metadata),
+                    extensions: vec![],
+                };
+                let flags = u16::from(flags) | u16::from(priority) << 8;
+                self.frame(FrameType::CALL, flags, id(stream), length(len), |out| call.encode(out));
+            }
+            Step::PeerHead { stream, metadata } => {
+                let head = Head { metadata: entries(metadata), extensions: vec![] };
+                self.frame(FrameType::HEAD, 0, id(stream), 0, |out| head.encode(out));
+            }
+            Step::Message { stream, flags, len } => {
+                self.frame(FrameType::MESSAGE, flags.into(), id(stream), length(len), |_| {});
+            }
+            Step::Status { stream, code, flags, len, metadata } => {
+                let status = StatusRecord {
+                    code: u32::from(code % 20),
+                    reason: 0,
+                    message: "peer",
+                    details: entries(metadata / 2),
+                    pushback_ms: Some(u64::MAX),
+                    metadata: entries(metadata),
+                    trailers: vec![],
+                    extensions: vec![],
+                };
+                self.frame(FrameType::STATUS, flags.into(), id(stream), length(len), |out| {
+                    status.encode(out)
+                });
+            }
+            Step::PeerReset { stream, code } => {
+                let reset = Reset { code: code.into(), extensions: vec![] };
+                self.frame(FrameType::RESET, 0, id(stream), 0, |out| reset.encode(out));
+            }
+            Step::Frame { frame_type, flags, stream, ref record, payload } => {
+                let record = &record[..record.len().min(1_024)];
+                self.frame(FrameType(frame_type), flags.into(), id(stream), payload.into(), |out| {
+                    out.extend_from_slice(record);
+                });
+            }
+        }
+        self.events();
+        assert!(self.connection.streams() <= self.keys.len() + LIMITS.max_concurrent_streams as usize);
+    }
+
+    /// A frame of the peer's with right checksums. Flags are as they should be where their upper bits are not set:
+    /// a payload has its flag, and the lower byte's bits 0 and 2 are END and MORE.
+    fn frame(
+        &mut self,
+        frame_type: FrameType,
+        flags: u16,
+        stream: u64,
+        len: usize,
+        record: impl FnOnce(&mut BytesMut),
+    ) {
+        let mut bytes = BytesMut::zeroed(HEADER_LEN);
+        record(&mut bytes);
+        let len = len.min(64 << 10);
+        let mut header = FrameHeader {
+            frame_type,
+            flags: flags & 0x07,
+            stream,
+            payload_len: len as u32,
+            metadata_len: (bytes.len() - HEADER_LEN) as u32,
+            priority: ((flags >> 8) % 3) as u8,
+            epoch: 0,
+            payload_crc: 0,
+        };
+        if flags & 0x80 == 0 && len > 0 {
+            header.flags |= 2;
+            if header.flags & 1 == 1 {
+                header.flags &= !4;
+            }
+        }
+        bytes.extend_from_slice(&PAYLOAD[..len]);
+        let body = &bytes[HEADER_LEN..];
+        header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
+        bytes[..HEADER_LEN].copy_from_slice(&header.encode());
+        self.read(&mut bytes);
+    }
+
+    fn read(&mut self, bytes: &mut BytesMut) {
+        let failed = self.connection.handle_message(self.now, bytes).is_err();
+        assert!(failed || bytes.is_empty());
+        assert!(failed || !self.failed, "a failed connection has recovered");
+        self.after(failed);
+    }
+
+    /// A connection that failed says why in one GOAWAY and nothing after it.
+    fn after(&mut self, failed: bool) {
+        self.events();
+        if failed && !self.failed {
+            self.failed = true;
+            self.transmit(usize::MAX);
+            self.auditor.ended();
+        }
+    }
+
+    fn events(&mut self) {
+        while let Some(event) = self.connection.poll_event() {
+            self.auditor.event(&event);
+            match event {
+                Event::Call { key, message, .. } => {
+                    self.keys.push(key);
+                    self.unread.extend(message.map(|message| (key, message.len())));
+                }
+                Event::Message { key, message } => self.unread.push((key, message.len())),
+                _ => {}
+            }
+        }
+    }
+
+    fn transmit(&mut self, budget: usize) {
+        self.connection.poll_transmit(self.now, &mut self.out, budget);
+        let written = valkyrie_fuzz::bytes(&self.out);
+        self.auditor.written(&written);
+        self.out.consume(written.len());
+        assert!(self.out.is_empty());
+        self.events();
+    }
+}
