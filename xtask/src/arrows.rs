@@ -40,6 +40,10 @@ enum Kind {
 /// All that the protocol may depend on directly: bytes, a checksum, a codec.
 const PROTOCOL_USES: [&str; 3] = ["bytes", "crc32c", "wincode"];
 
+/// All that the simulation may depend on: its network, its clock and its chance are its own, so that a seed means the
+/// same for ever.
+const SIMULATION_USES: [&str; 2] = ["bytes", "valkyrie-protocol"];
+
 /// I/O, time, threads and randomness: nowhere below the protocol, however deep. A `*` at the end stands for any ending.
 const IMPURE: &str = "tokio* mio async-io async-std smol polling socket2 quinn* hyper* rustls* ring openssl* native-tls \
     aws-lc* getrandom rand rand_* fastrand oorandom uuid time chrono jiff web-time instant quanta rayon* \
@@ -153,6 +157,12 @@ impl Graph {
         for (name, Crate { folder, uses }) in &self.crates {
             let ships = folder.starts_with("core/") || folder.starts_with("bindings/");
             let Some(room) = room(name) else {
+                if name == "valkyrie-simulation" {
+                    let others = uses.iter().filter(|other| !SIMULATION_USES.contains(&other.as_str()));
+                    wrong.extend(others.map(|other| {
+                        format!("{name} -> {other}: the simulation may depend on {SIMULATION_USES:?} only")
+                    }));
+                }
                 if ships {
                     wrong.push(format!("{name} ({folder}) has no room: give it one in xtask/src/arrows.rs"));
                 }
@@ -469,6 +479,14 @@ mod tests {
                 [("valkyrie-server", "core/server", &[test]), (test, &folder, &[])];
             refuses(&crates, &format!("valkyrie-server -> {test}: what ships"));
         }
+    }
+
+    #[test]
+    fn the_simulation_stands_on_the_protocol_alone() {
+        let simulation = "valkyrie-simulation";
+        let allowed = arrows(&[(simulation, "tests/simulation", &["bytes", "valkyrie-protocol"])]);
+        assert_eq!(allowed, Vec::<String>::new());
+        refuses(&[(simulation, "tests/simulation", &["tokio"])], "valkyrie-simulation -> tokio");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::setup::VENV;
 use crate::step::{
     During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
-use crate::{arrows, spec, web};
+use crate::{arrows, simulation, spec, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -57,6 +57,9 @@ pub(crate) fn add_rust<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     });
     steps.add("faults", "evil peers and bad links: what each is told, memory, an honest client", &[], || {
         faults(project)
+    });
+    steps.add("simulation", "seeded faults in simulated time; debug and release log the same", &[], || {
+        simulation::check(project)
     });
     steps.add("protocol alone", "the protocol builds from its own package, away from here", &[], || {
         let package = ["package", "--quiet", "--offline", "--allow-dirty", "-p", "valkyrie-protocol"];

@@ -1,0 +1,878 @@
+//! The simulated world: hosts, the links between them, virtual time, and the loop that always does the next thing.
+//! Nothing here is parallel and nothing depends on the machine: a seed decides everything.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    io::IoSlice,
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use valkyrie_protocol::{
+    Config, Connection, Event as Happened, INITIAL, Limits, Reason, Role, Status, StreamKey, Time,
+    TransmitBuffer,
+};
+
+use crate::{
+    Mutation, Report,
+    apps::{Call, Handler},
+    auditor::Auditor,
+    faults::Fault,
+    log::{Entry, Log, NONE, digest},
+    network::{End, Path, Pipe, Read},
+    plan::{CLIENT, SERVER},
+    random::Random,
+};
+
+pub(crate) const SECOND: u64 = 1_000_000;
+/// Faults happen until then.
+pub(crate) const HEAL_AT: u64 = 95 * SECOND;
+/// The load ends, and calls are made that must succeed.
+const PROBE_AT: u64 = HEAL_AT + 10 * SECOND;
+/// Nothing may be left.
+const REST_AT: u64 = PROBE_AT + 11 * SECOND;
+/// Connections are closed by then, and the run is over.
+const END_AT: u64 = crate::RUN_SECONDS * SECOND;
+/// How long a connect takes that nobody answers.
+const CONNECT_TIMEOUT: u64 = 2 * SECOND;
+/// How often a kernel asks whether the other is there.
+const KEEPALIVE: u64 = SECOND;
+/// How long streams of a draining connection may go on.
+const GRACE: u64 = 4 * SECOND;
+
+/// What comes next, and for whom. Indices are those of the world's lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Event {
+    /// Something is due on its way to that side of a link.
+    Arrive(usize, usize),
+    /// The driver of that side has something to do.
+    Turn(usize, usize),
+    /// As `Turn`, unless the timer was set to another instant since.
+    Timer(usize, usize, u64),
+    /// The kernels ask each other whether they are there.
+    Keepalive(usize),
+    /// A client dials; the slot and its epoch.
+    Connect(usize, u32),
+    Connected(usize, u32),
+    ConnectFailed(usize, u32),
+    /// The next call of a client.
+    Load(usize),
+    /// The caller's next move; it looks for a connection; it gives up; its time is up while it waits for a connection; it takes a message.
+    Act(usize),
+    Place(usize),
+    Cancel(usize),
+    Expire(usize),
+    Take(usize),
+    /// The handler's next move; it takes a message.
+    Work(usize),
+    Receive(usize),
+    /// The next fault, and the ends of those that last.
+    Fault,
+    Unblock(usize, usize),
+    Thaw(usize),
+    Resume(usize),
+    Widen(usize),
+    Restart(usize),
+    Heal,
+    Probe,
+    Rest,
+    End,
+}
+
+/// A machine with one program on it. Servers come first.
+#[derive(Debug)]
+pub(crate) struct Host {
+    pub(crate) up: bool,
+    pub(crate) frozen_until: Option<u64>,
+    /// Its applications take no messages.
+    pub(crate) paused: bool,
+    pub(crate) limits: Limits,
+    /// Bytes that one turn of its drivers asks the protocol for.
+    budget: usize,
+    /// Handlers that run, how many may, and those that wait.
+    pub(crate) running: usize,
+    pub(crate) permits: usize,
+    pub(crate) queued: VecDeque<usize>,
+}
+
+/// A connection between two hosts, with both of its drivers.
+pub(crate) struct Link {
+    pub(crate) hosts: [usize; 2],
+    /// By the side that writes.
+    pub(crate) pipes: [Pipe; 2],
+    pub(crate) sides: [Side; 2],
+}
+
+/// One side's driver.
+pub(crate) struct Side {
+    /// Its program holds the connection.
+    pub(crate) open: bool,
+    /// Made when the program first sees the connection.
+    pub(crate) protocol: Option<Connection>,
+    inbox: BytesMut,
+    out: TransmitBuffer,
+    /// The call or handler of each stream, by the slot of its key.
+    pub(crate) owners: Vec<Option<(StreamKey, usize)>>,
+    waked: bool,
+    timer_at: Option<u64>,
+    /// Keepalives without an answer; the kernel gave up.
+    unanswered: u64,
+    pub(crate) lost: bool,
+    /// Ends by itself once no stream is left, or at this time.
+    pub(crate) closing: Option<u64>,
+}
+
+impl Side {
+    fn new() -> Self {
+        Self {
+            open: true,
+            protocol: None,
+            inbox: BytesMut::new(),
+            out: TransmitBuffer::default(),
+            owners: Vec::new(),
+            waked: false,
+            timer_at: None,
+            unanswered: 0,
+            lost: false,
+            closing: None,
+        }
+    }
+
+    pub(crate) fn owner(&self, key: StreamKey) -> Option<usize> {
+        match self.owners.get(key.index()) {
+            Some(Some((owner, index))) if *owner == key => Some(*index),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn own(&mut self, key: StreamKey, index: usize) {
+        if self.owners.len() <= key.index() {
+            self.owners.resize(key.index() + 1, None);
+        }
+        self.owners[key.index()] = Some((key, index));
+    }
+
+    pub(crate) fn disown(&mut self, key: StreamKey) {
+        if self.owner(key).is_some() {
+            self.owners[key.index()] = None;
+        }
+    }
+}
+
+/// What a client has of one server.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    /// The connection that new calls go to.
+    pub(crate) link: Option<usize>,
+    pub(crate) dialing: bool,
+    /// Counts restarts of the client, so that what an earlier life began is not taken for this one's.
+    epoch: u32,
+    failures: u32,
+    pub(crate) pending: VecDeque<usize>,
+}
+
+pub(crate) struct World {
+    pub(crate) now: u64,
+    order: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    pub(crate) random: Random,
+    pub(crate) log: Log,
+    pub(crate) auditor: Auditor,
+    pub(crate) mutation: Option<Mutation>,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) servers: usize,
+    /// By client, then server.
+    pub(crate) slots: Vec<Slot>,
+    paths: Vec<Path>,
+    pub(crate) links: Vec<Link>,
+    pub(crate) calls: Vec<Call>,
+    pub(crate) handlers: Vec<Handler>,
+    /// How many partitions stand in the way from one host to another.
+    pub(crate) blocked: Vec<u32>,
+    /// Seconds without an answer until a kernel gives a connection up.
+    user_timeout: u64,
+    pub(crate) call_gap: u64,
+    pub(crate) fault_gap: u64,
+    /// The largest message that everybody takes.
+    pub(crate) most: usize,
+    pub(crate) report: Report,
+    scratch: Vec<u8>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, mutation: Option<Mutation>, print: bool) -> Self {
+        let mut random = Random::new(seed);
+        let servers = random.between(1, 4) as usize;
+        let clients = random.between(1, 6) as usize;
+        let hosts: Vec<Host> = (0..servers + clients).map(|_| Host::new(&mut random)).collect();
+        let most = hosts.iter().map(|host| host.limits.max_message_bytes).min().unwrap_or_default() as usize;
+        let paths = (0..servers * clients)
+            .map(|_| {
+                let latency = random.pick(&[50, 500, 3_000, 15_000, 40_000]);
+                Path::new(
+                    latency,
+                    random.pick(&[0, latency / 10, latency]),
+                    random.pick(&[2_000, 20_000, 500_000]),
+                )
+            })
+            .collect();
+        let rate = random.between(6, 18);
+        let mut world = Self {
+            now: 0,
+            order: 0,
+            queue: BinaryHeap::new(),
+            log: Log::new(print),
+            auditor: Auditor::default(),
+            mutation,
+            slots: (0..servers * clients).map(|_| Slot::default()).collect(),
+            paths,
+            links: Vec::new(),
+            calls: Vec::new(),
+            handlers: Vec::new(),
+            blocked: vec![0; hosts.len() * hosts.len()],
+            user_timeout: random.between(3, 7),
+            call_gap: clients as u64 * SECOND / rate,
+            fault_gap: random.pick(&[500_000, 1_000_000, 3_000_000, 10_000_000]),
+            most,
+            report: Report::new(seed),
+            scratch: Vec::new(),
+            random,
+            hosts,
+            servers,
+        };
+        for client in servers..servers + clients {
+            world.at(0, Event::Load(client));
+        }
+        world.at(world.fault_gap, Event::Fault);
+        for (at, event) in
+            [(HEAL_AT, Event::Heal), (PROBE_AT, Event::Probe), (REST_AT, Event::Rest), (END_AT, Event::End)]
+        {
+            world.at(at, event);
+        }
+        world
+    }
+
+    /// Lives until the end, or until something is wrong.
+    pub(crate) fn run(mut self) -> Report {
+        while let Some(Reverse((at, _, event))) = self.queue.pop() {
+            self.now = at;
+            self.auditor.step(at);
+            if let Some(until) = self.host_of(event).and_then(|host| self.hosts[host].frozen_until) {
+                self.at(until, event);
+                continue;
+            }
+            self.report.steps += 1;
+            self.handle(event);
+            if self.auditor.violation.is_some() || event == Event::End {
+                break;
+            }
+        }
+        self.report.frames = self.auditor.frames();
+        self.report.hash = self.log.hash();
+        self.report.entries = self.log.entries;
+        if let Some(violation) = self.auditor.violation.take() {
+            self.report.violation = Some((violation, self.log.last()));
+        }
+        self.report
+    }
+
+    pub(crate) fn at(&mut self, at: u64, event: Event) {
+        self.order += 1;
+        self.queue.push(Reverse((at, self.order, event)));
+    }
+
+    pub(crate) fn after(&mut self, wait: u64, event: Event) {
+        self.at(self.now + wait, event);
+    }
+
+    pub(crate) fn note(&mut self, what: &'static str, host: usize, link: usize, nonce: u64, value: u64) {
+        self.log.add(Entry { at: self.now, what, host, link, nonce, value });
+    }
+
+    pub(crate) fn is(&self, mutation: Mutation) -> bool {
+        self.mutation == Some(mutation)
+    }
+
+    pub(crate) fn time(&self) -> Time {
+        Time::from_micros(self.now)
+    }
+
+    pub(crate) fn slot(&self, client: usize, server: usize) -> usize {
+        (client - self.servers) * self.servers + server
+    }
+
+    fn slot_hosts(&self, slot: usize) -> [usize; 2] {
+        [self.servers + slot / self.servers, slot % self.servers]
+    }
+
+    /// Whose program has to run for this to happen.
+    fn host_of(&self, event: Event) -> Option<usize> {
+        match event {
+            Event::Turn(link, side) | Event::Timer(link, side, _) => Some(self.links[link].hosts[side]),
+            Event::Connect(slot, _) | Event::Connected(slot, _) | Event::ConnectFailed(slot, _) => {
+                Some(self.slot_hosts(slot)[CLIENT])
+            }
+            Event::Load(client) => Some(client),
+            Event::Act(call)
+            | Event::Place(call)
+            | Event::Cancel(call)
+            | Event::Expire(call)
+            | Event::Take(call) => Some(self.calls[call].client),
+            Event::Work(handler) | Event::Receive(handler) => Some(self.handlers[handler].host),
+            _ => None,
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Arrive(link, side) => self.arrive(link, side),
+            Event::Turn(link, side) => self.turn(link, side),
+            Event::Timer(link, side, at) => {
+                let side_of = &mut self.links[link].sides[side];
+                if side_of.timer_at == Some(at) {
+                    side_of.timer_at = None;
+                    self.turn(link, side);
+                }
+            }
+            Event::Keepalive(link) => self.keepalive(link),
+            Event::Connect(slot, epoch) => self.dial(slot, epoch),
+            Event::Connected(slot, epoch) => self.connected(slot, epoch),
+            Event::ConnectFailed(slot, epoch) => self.connect_failed(slot, epoch),
+            Event::Load(client) => self.load(client),
+            Event::Act(call) => self.act(call),
+            Event::Place(call) => self.place(call),
+            Event::Cancel(call) => self.cancel(call),
+            Event::Expire(call) => self.expire(call),
+            Event::Take(call) => self.take(call),
+            Event::Work(handler) => self.work(handler),
+            Event::Receive(handler) => self.receive(handler),
+            Event::Fault => self.fault(),
+            Event::Unblock(from, to) => self.unblock(from, to),
+            // A crash may have ended the freeze that this is the end of, and another one may last.
+            Event::Thaw(host) if self.hosts[host].frozen_until.is_none_or(|until| until > self.now) => {}
+            Event::Thaw(host) => self.thaw(host),
+            Event::Resume(host) => self.resume(host),
+            Event::Widen(link) => self.widen(link),
+            Event::Restart(host) => self.restart(host),
+            Event::Heal => {
+                self.note("healed", NONE, NONE, 0, 0);
+                self.heal();
+                self.auditor.healed();
+            }
+            Event::Probe => self.probe(),
+            Event::Rest => self.rest(),
+            Event::End => self.end(),
+        }
+    }
+
+    // ---- the network ----
+
+    pub(crate) fn is_open(&self, from: usize, to: usize) -> bool {
+        self.blocked[from * self.hosts.len() + to] == 0
+    }
+
+    fn arrive(&mut self, link: usize, side: usize) {
+        let Link { hosts, pipes, sides } = &mut self.links[link];
+        let (from, to) = (hosts[1 - side], hosts[side]);
+        // What is blocked waits in the pipe: the sender repeats it until the way is free.
+        if self.blocked[from * self.hosts.len() + to] > 0 || pipes[1 - side].stalled_until > self.now {
+            return;
+        }
+        if sides[side].open {
+            pipes[1 - side].arrive(self.now);
+            self.wake(link, side);
+            return;
+        }
+        // Nobody is there, and a kernel that is up says so.
+        pipes[1 - side].drop_all();
+        if self.hosts[to].up && self.is_open(to, from) {
+            self.lose(link, 1 - side);
+        }
+    }
+
+    /// The kernel of that side knows that the connection is broken.
+    pub(crate) fn lose(&mut self, link: usize, side: usize) {
+        if self.links[link].sides[side].open {
+            self.links[link].sides[side].lost = true;
+            let latency = self.links[link].pipes[side].path.latency_us;
+            self.after(latency, Event::Turn(link, side));
+        }
+    }
+
+    fn keepalive(&mut self, link: usize) {
+        let hosts = self.links[link].hosts;
+        let whole = self.is_open(hosts[0], hosts[1]) && self.is_open(hosts[1], hosts[0]);
+        for side in [CLIENT, SERVER] {
+            let Link { pipes, sides, .. } = &mut self.links[link];
+            if !sides[side].open || sides[side].lost {
+                continue;
+            }
+            if whole && self.hosts[hosts[1 - side]].up {
+                sides[side].unanswered = 0;
+                if !sides[1 - side].open && !pipes[1 - side].is_ending() {
+                    self.lose(link, side);
+                }
+            } else {
+                sides[side].unanswered += 1;
+                if sides[side].unanswered >= self.user_timeout {
+                    self.lose(link, side);
+                }
+            }
+        }
+        if self.links[link].sides.iter().any(|side| side.open) {
+            self.after(KEEPALIVE, Event::Keepalive(link));
+        }
+    }
+
+    pub(crate) fn wake(&mut self, link: usize, side: usize) {
+        let side_of = &mut self.links[link].sides[side];
+        if side_of.open && !side_of.waked {
+            side_of.waked = true;
+            self.at(self.now, Event::Turn(link, side));
+        }
+    }
+
+    // ---- connections ----
+
+    /// Begins to connect, unless that goes on or is done.
+    pub(crate) fn connect(&mut self, slot: usize) {
+        let Slot { link, dialing, failures, epoch, .. } = &mut self.slots[slot];
+        if link.is_none() && !*dialing {
+            *dialing = true;
+            // 100 ms, growing by 1.6 up to 1.5 s, a fifth more or less.
+            let backoff = match *failures {
+                0 => 0,
+                n => (0..n.min(8) - 1).fold(100_000, |wait, _| wait * 8 / 5).min(1_500_000),
+            };
+            let epoch = *epoch;
+            let wait = backoff * self.random.between(80, 120) / 100;
+            self.after(wait, Event::Connect(slot, epoch));
+        }
+    }
+
+    fn dial(&mut self, slot: usize, epoch: u32) {
+        let [client, server] = self.slot_hosts(slot);
+        if self.slots[slot].epoch != epoch || !self.hosts[client].up {
+            return;
+        }
+        let rtt = 2 * self.paths[slot].latency_us;
+        if !self.is_open(client, server) || !self.is_open(server, client) {
+            self.after(CONNECT_TIMEOUT, Event::ConnectFailed(slot, epoch));
+        } else if self.hosts[server].up {
+            self.after(rtt, Event::Connected(slot, epoch));
+        } else {
+            self.after(rtt, Event::ConnectFailed(slot, epoch));
+        }
+    }
+
+    fn connected(&mut self, slot: usize, epoch: u32) {
+        if self.slots[slot].epoch != epoch {
+            return;
+        }
+        let hosts = self.slot_hosts(slot);
+        if !self.hosts[hosts[SERVER]].up {
+            return self.connect_failed(slot, epoch);
+        }
+        let path = &self.paths[slot];
+        // A kernel's buffer is small where that does not starve the link.
+        let least = if path.latency_us > 3_000 { 64 << 10 } else { 4 << 10 };
+        let capacity = self.random.pick(&[least, 64 << 10, 256 << 10]);
+        let pipes = [(); 2].map(|()| Pipe::new(path.clone(), capacity));
+        let link = self.links.len();
+        self.links.push(Link { hosts, pipes, sides: [Side::new(), Side::new()] });
+        self.auditor.linked(hosts.map(|host| self.hosts[host].limits));
+        let [client, server] = hosts;
+        let whole = self.is_open(client, server) && self.is_open(server, client);
+        if !whole || self.hosts[server].frozen_until.is_some() {
+            self.auditor.touch(link);
+        }
+        self.report.connections += 1;
+        self.note("connected", hosts[CLIENT], link, 0, hosts[SERVER] as u64);
+        self.after(KEEPALIVE, Event::Keepalive(link));
+        self.begin_protocol(link, CLIENT);
+        let Slot { link: current, dialing, pending, .. } = &mut self.slots[slot];
+        *current = Some(link);
+        *dialing = false;
+        // First flight: what waited goes out with HELLO.
+        for call in std::mem::take(pending) {
+            self.place(call);
+        }
+        self.wake(link, CLIENT);
+        self.wake(link, SERVER);
+    }
+
+    fn connect_failed(&mut self, slot: usize, epoch: u32) {
+        if self.slots[slot].epoch != epoch {
+            return;
+        }
+        self.slots[slot].dialing = false;
+        self.slots[slot].failures += 1;
+        let [client, server] = self.slot_hosts(slot);
+        self.note("connect failed", client, NONE, 0, server as u64);
+        let waiting = std::mem::take(&mut self.slots[slot].pending);
+        for call in waiting {
+            self.not_connected(call);
+        }
+        if !self.slots[slot].pending.is_empty() {
+            self.connect(slot);
+        }
+    }
+
+    fn begin_protocol(&mut self, link: usize, side: usize) {
+        let role = if side == CLIENT { Role::Client } else { Role::Server };
+        let limits = self.hosts[self.links[link].hosts[side]].limits;
+        let config = Config { limits, ..Config::new(role) };
+        self.links[link].sides[side].protocol = Some(Connection::new(config, self.time()));
+    }
+
+    /// One turn of a side's driver: read, time, events, write.
+    fn turn(&mut self, link: usize, side: usize) {
+        if !self.links[link].sides[side].open {
+            return;
+        }
+        if self.links[link].sides[side].protocol.is_none() {
+            self.begin_protocol(link, side);
+        }
+        let host = self.links[link].hosts[side];
+        let now = self.time();
+        let budget = self.hosts[host].budget;
+        let most = match self.random.below(32) {
+            0 => self.random.between(1, 60) as usize,
+            1 | 2 => self.random.between(1, 4_000) as usize,
+            _ => 64 << 10,
+        };
+        let Link { pipes, sides, .. } = &mut self.links[link];
+        let pipe = &mut pipes[1 - side];
+        let Side { protocol: Some(protocol), inbox, lost, waked, .. } = &mut sides[side] else { return };
+        *waked = false;
+        let mut over = None;
+        let read = pipe.read(most, inbox);
+        let more = pipe.readable();
+        let unread = inbox.len();
+        match read {
+            Read::Bytes(_) => {
+                if let Err(error) = protocol.handle_read(now, inbox) {
+                    over = Some((error.status(), Some(error.code)));
+                }
+            }
+            Read::Nothing => {}
+            Read::End(End::Fin) => over = Some((protocol.handle_end(inbox), None)),
+            Read::End(End::Reset) => *lost = true,
+        }
+        if *lost && over.is_none() {
+            over = Some((Status::from_reason(Reason::CONNECTION_LOST, "the connection was lost"), None));
+        }
+        let held = inbox.len();
+        if let Read::Bytes(count) = read {
+            let mut verdict = over.as_ref().and_then(|(_, code)| *code).map_or(Ok(()), Err);
+            if self.is(Mutation::OverlooksFlips) && verdict.is_err() {
+                verdict = Ok(());
+            }
+            self.auditor.read(link, side, count, verdict);
+            self.note("read", host, link, 0, (count as u64) << 32 | unread as u64);
+            // Room for the writer, once it hears of it.
+            let latency = self.links[link].pipes[side].path.latency_us;
+            if std::mem::take(&mut self.links[link].pipes[1 - side].full) {
+                self.after(latency, Event::Turn(link, 1 - side));
+            }
+            if more {
+                self.wake(link, side);
+            }
+        }
+        let Side { protocol: Some(protocol), .. } = &mut self.links[link].sides[side] else { return };
+        let forgets = side == CLIENT && self.mutation == Some(Mutation::ForgetsTimers);
+        let due = protocol.poll_timeout().is_some_and(|at| at <= now && !forgets);
+        if over.is_none()
+            && due
+            && let Err(error) = protocol.handle_timeout(now)
+        {
+            self.auditor.timed_out(link, side, error.code);
+            over = Some((error.status(), Some(error.code)));
+        }
+        self.dispatch(link, side);
+        let Side { protocol: Some(protocol), out, closing, .. } = &mut self.links[link].sides[side] else {
+            return;
+        };
+        if let (None, Some(at)) = (&over, *closing) {
+            let idle = protocol.streams() == 0 && !protocol.wants_transmit() && out.is_empty();
+            if idle || at <= self.now {
+                over = Some((Status::from_reason(Reason::CONNECTION_LOST, "closed while draining"), None));
+            }
+        }
+        protocol.poll_transmit(now, out, budget);
+        // Writing may have made room for senders.
+        self.dispatch(link, side);
+        self.flush(link, side);
+        if let Some((status, code)) = over {
+            self.note("over", host, link, 0, code.map_or(0, |code| u64::from(code.number())));
+            self.over(link, side, &status);
+            return;
+        }
+        let Side { protocol: Some(protocol), out, closing, timer_at, .. } = &mut self.links[link].sides[side]
+        else {
+            return;
+        };
+        self.auditor.buffers(link, side, held, out.len(), protocol.streams());
+        let again = protocol.wants_transmit() && out.is_empty()
+            || closing.is_some() && protocol.streams() == 0 && !protocol.wants_transmit() && out.is_empty();
+        let timeout = protocol.poll_timeout().filter(|_| !forgets);
+        let next = Time::sooner(timeout, closing.map(Time::from_micros));
+        if let Some(next) = next.map(|next| next.as_micros().max(self.now + 1))
+            && timer_at.is_none_or(|at| next < at || at <= self.now)
+        {
+            *timer_at = Some(next);
+            self.at(next, Event::Timer(link, side, next));
+        }
+        if again {
+            self.wake(link, side);
+        }
+    }
+
+    /// Hands every event of the protocol to the application that it concerns.
+    fn dispatch(&mut self, link: usize, side: usize) {
+        loop {
+            let Side { protocol: Some(protocol), .. } = &mut self.links[link].sides[side] else { return };
+            let Some(event) = protocol.poll_event() else { return };
+            match event {
+                Happened::Connected => {
+                    if side == CLIENT {
+                        let [client, server] = self.links[link].hosts;
+                        let slot = self.slot(client, server);
+                        self.slots[slot].failures = 0;
+                    }
+                }
+                Happened::Pong { .. } => {}
+                Happened::GoAway { error } => {
+                    let host = self.links[link].hosts[side];
+                    self.note("told to go away", host, link, 0, u64::from(error.code.number()));
+                    self.drain(link, side);
+                }
+                event if side == CLIENT => self.client_event(link, event),
+                event => self.server_event(link, event),
+            }
+        }
+    }
+
+    /// No new calls on this connection; it ends when the last stream does.
+    pub(crate) fn drain(&mut self, link: usize, side: usize) {
+        let at = self.now + GRACE;
+        self.links[link].sides[side].closing.get_or_insert(at);
+        if side == CLIENT {
+            self.not_for_new_calls(link);
+        }
+        self.wake(link, side);
+    }
+
+    /// The connection of a slot that takes new calls.
+    pub(crate) fn usable(&mut self, slot: usize) -> Option<usize> {
+        // Whoever is told that calls were not processed may repeat them before it is told why.
+        let links = &self.links;
+        let draining =
+            |link: &usize| links[*link].sides[CLIENT].protocol.as_ref().is_none_or(Connection::is_draining);
+        self.slots[slot].link = self.slots[slot].link.filter(|link| !draining(link));
+        self.slots[slot].link
+    }
+
+    fn not_for_new_calls(&mut self, link: usize) {
+        let [client, server] = self.links[link].hosts;
+        let slot = self.slot(client, server);
+        if self.slots[slot].link == Some(link) {
+            self.slots[slot].link = None;
+        }
+    }
+
+    fn flush(&mut self, link: usize, side: usize) {
+        loop {
+            let Link { hosts, pipes, sides } = &mut self.links[link];
+            let (pipe, out) = (&mut pipes[side], &mut sides[side].out);
+            if out.is_empty() {
+                return;
+            }
+            let mut room = pipe.room();
+            if room == 0 {
+                pipe.full = true;
+                return;
+            }
+            let mut parts = [IoSlice::new(&[]); 16];
+            let count = out.parts(&mut parts);
+            self.scratch.clear();
+            for part in &parts[..count] {
+                let len = part.len().min(room);
+                self.scratch.extend_from_slice(&part[..len]);
+                room -= len;
+            }
+            out.consume(self.scratch.len());
+            let end = pipe.written + self.scratch.len() as u64;
+            if let Some(at) = pipe.flip_at.filter(|at| *at < end && !pipe.is_ending()) {
+                self.auditor.flips(link, side, at);
+                self.auditor.touch(link);
+            }
+            self.auditor.wrote(link, side, &self.scratch);
+            let host = hosts[side];
+            let (arrival, flipped) = pipe.write(self.now, &self.scratch, &mut self.random);
+            let broken = match self.mutation {
+                Some(Mutation::SwapsReads) => pipe.break_order(false),
+                Some(Mutation::RepeatsReads) => pipe.break_order(true),
+                _ => false,
+            };
+            if broken {
+                self.mutation = None;
+            }
+            self.report.bytes += self.scratch.len() as u64;
+            if flipped {
+                self.report.survived(Fault::Flip);
+                self.note("flipped", host, link, 0, end);
+            }
+            self.note("wrote", host, link, 0, digest(&self.scratch));
+            self.at(arrival, Event::Arrive(link, 1 - side));
+        }
+    }
+
+    /// The side's driver is done with the connection: everybody on it is told.
+    pub(crate) fn over(&mut self, link: usize, side: usize, status: &Status) {
+        let Link { pipes, sides, .. } = &mut self.links[link];
+        let end = if sides[side].lost { End::Reset } else { End::Fin };
+        sides[side].open = false;
+        sides[side].protocol = None;
+        sides[side].inbox = BytesMut::new();
+        sides[side].out = TransmitBuffer::default();
+        let owners = std::mem::take(&mut sides[side].owners);
+        let at = pipes[side].finish(self.now, end, &mut self.random);
+        pipes[1 - side].drop_all();
+        self.at(at, Event::Arrive(link, 1 - side));
+        if side == CLIENT {
+            self.not_for_new_calls(link);
+        }
+        let expected = self.auditor.is_touched(link);
+        for (_, owner) in owners.into_iter().flatten() {
+            if side == CLIENT {
+                self.ended(owner, status.code(), expected);
+            } else {
+                self.gone(owner);
+            }
+        }
+    }
+
+    /// A host's program is gone, with all that it held. Its kernel says so at once, or nobody does.
+    pub(crate) fn crash(&mut self, host: usize, silent: bool) {
+        self.hosts[host].up = false;
+        self.thaw(host);
+        for link in 0..self.links.len() {
+            let Some(side) = (0..2).find(|side| self.links[link].hosts[*side] == host) else { continue };
+            if !self.links[link].sides[side].open {
+                continue;
+            }
+            self.auditor.touch(link);
+            let Link { pipes, sides, .. } = &mut self.links[link];
+            sides[side] = Side { open: false, ..Side::new() };
+            pipes[1 - side].drop_all();
+            if silent {
+                pipes[side].drop_all();
+            } else {
+                let at = pipes[side].cut(self.now, End::Reset, &mut self.random);
+                self.at(at, Event::Arrive(link, 1 - side));
+            }
+        }
+        if host < self.servers {
+            self.handlers_die(host);
+            return;
+        }
+        for slot in self.slot(host, 0)..self.slot(host, 0) + self.servers {
+            let epoch = self.slots[slot].epoch + 1;
+            self.slots[slot] = Slot { epoch, ..Slot::default() };
+        }
+        self.calls_die(host);
+    }
+
+    // ---- the end ----
+
+    /// Calls that must succeed, each client to each server.
+    fn probe(&mut self) {
+        for client in self.servers..self.hosts.len() {
+            for server in 0..self.servers {
+                self.begin(client, server, true);
+            }
+        }
+    }
+
+    /// Nothing may be left but idle connections; then they are closed.
+    fn rest(&mut self) {
+        self.auditor.all_ended();
+        for host in 0..self.hosts.len() {
+            let Host { running, queued, .. } = &self.hosts[host];
+            let left = [("permits", *running), ("calls that wait for one", queued.len())];
+            self.auditor.host_at_rest(host, &left);
+        }
+        for (index, slot) in self.slots.iter().enumerate() {
+            let left = [("calls without a connection", slot.pending.len())];
+            self.auditor.host_at_rest(self.slot_hosts(index)[CLIENT], &left);
+        }
+        let alive = self.handlers.iter().filter(|handler| handler.is_alive()).count();
+        self.auditor.host_at_rest(0, &[("handlers", alive)]);
+        for link in 0..self.links.len() {
+            let Link { pipes, sides, hosts } = &self.links[link];
+            if sides.iter().all(|side| !side.open) {
+                continue;
+            }
+            for side in [CLIENT, SERVER] {
+                let of = &sides[side];
+                let Some(protocol) = &of.protocol else {
+                    self.auditor.host_at_rest(hosts[side], &[("ends without the other", 1)]);
+                    continue;
+                };
+                let left = [
+                    ("streams", protocol.streams()),
+                    ("timers", usize::from(protocol.poll_timeout().is_some())),
+                    ("frames to send", usize::from(protocol.wants_transmit())),
+                    ("bytes to send", of.out.len()),
+                    ("bytes of a frame", of.inbox.len()),
+                    ("bytes under way", usize::from(!pipes[side].is_idle())),
+                    ("owners", of.owners.iter().flatten().count()),
+                ];
+                self.auditor.at_rest(link, side, &left);
+            }
+        }
+        for link in 0..self.links.len() {
+            if let Side { open: true, protocol: Some(protocol), .. } = &mut self.links[link].sides[CLIENT] {
+                protocol.go_away("done");
+                self.drain(link, CLIENT);
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        for Link { hosts, sides, .. } in &self.links {
+            for side in [CLIENT, SERVER] {
+                let left = [("connections", usize::from(sides[side].open))];
+                self.auditor.host_at_rest(hosts[side], &left);
+            }
+        }
+    }
+}
+
+impl Host {
+    fn new(random: &mut Random) -> Self {
+        let limits = Limits {
+            max_frame_bytes: random.pick(&[16 << 10, 64 << 10, 1 << 20]),
+            max_message_bytes: random.pick(&[64 << 10, 256 << 10, 1 << 20]),
+            max_metadata_bytes: 16 << 10,
+            max_concurrent_streams: random.pick(&[100, 1024]),
+            stream_window_bytes: random.pick(&[64 << 10, 256 << 10]),
+            connection_window_bytes: random.pick(&[64 << 10, 1 << 20]),
+            // Its timer outlives the stall, and must be over at rest.
+            stall_timeout_pressed: Duration::from_secs(8),
+            ..INITIAL
+        };
+        Self {
+            up: true,
+            frozen_until: None,
+            paused: false,
+            limits,
+            budget: random.pick(&[1, 8 << 10, 256 << 10]),
+            running: 0,
+            permits: random.pick(&[8, 32, 256]),
+            queued: VecDeque::new(),
+        }
+    }
+}
