@@ -84,7 +84,7 @@ impl<'a> Plan<'a> {
 /// Builds the targets and runs them as planned. Fails when one crashed, after all have run.
 pub(crate) fn fuzz(project: &Project, plan: Plan<'_>) -> Outcome {
     let (mut cargo, triple) = with_address_sanitizer(project, "build", FOLDER, &FLAGS)?;
-    cargo.args(["--quiet", "--locked", "--release", "--manifest-path", "tests/fuzz/Cargo.toml"]);
+    cargo.args(["--quiet", "--release", "--manifest-path", "tests/fuzz/Cargo.toml"]);
     if let Some(target) = plan.target {
         cargo.args(["--bin", target]);
     }
