@@ -170,6 +170,7 @@ impl ReadBuffer {
 }
 
 /// What the built-in connectors may need to know.
+#[cfg_attr(not(feature = "quic"), expect(dead_code, reason = "the others need nothing"))]
 pub(crate) struct ConnectorOptions<'a> {
     /// PEM certificates that a server's chain must end in.
     pub(crate) trusted: Option<&'a [u8]>,
