@@ -108,7 +108,8 @@ impl ServerBuilder {
         self
     }
 
-    /// Connections at once; further ones are closed as they come. Default 65,536.
+    /// Connections at once; further ones are closed as they come. Default 65,536. On Linux never more than the process
+    /// may have descriptors, less 64: a connection that is refused is told so, one that cannot be accepted waits.
     pub fn max_connections(mut self, most: usize) -> Self {
         self.max_connections = most;
         self
@@ -174,7 +175,7 @@ impl ServerBuilder {
                 limits: self.limits,
                 #[cfg(feature = "websocket")]
                 origins: self.origins,
-                max_connections: self.max_connections,
+                max_connections: self.max_connections.min(most_connections()),
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
                 links: Mutex::default(),
                 accepted: AtomicU64::new(0),
@@ -188,6 +189,18 @@ impl ServerBuilder {
             }),
         })
     }
+}
+
+/// Descriptors that are kept for everything but connections.
+const SPARE_DESCRIPTORS: usize = 64;
+
+/// How many connections the process has descriptors for.
+fn most_connections() -> usize {
+    // The soft limit, as Linux tells it: `Max open files            1024                 524288               files`.
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line.and_then(|line| line.split_whitespace().next()?.parse::<usize>().ok());
+    soft.map_or(usize::MAX, |soft| soft.saturating_sub(SPARE_DESCRIPTORS).max(1))
 }
 
 enum Bound {

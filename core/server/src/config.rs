@@ -73,7 +73,10 @@ const KEYS: &[(&str, &str)] = &[
         "Where to listen, at least one of: host:port or tcp://host:port, which answers WebSocket too, unix:///path.",
     ),
     ("drain_timeout_ms", "How long a shutdown lets calls finish, in milliseconds: 0 to 86400000."),
-    ("max_connections", "Connections at once; further ones are closed as they come: 1 to 10000000."),
+    (
+        "max_connections",
+        "Connections at once; further ones are closed as they come: 1 to 10000000, and never more than there are descriptors, less 64.",
+    ),
     (
         "max_running_handlers",
         "Handlers that run at once for one connection; further calls wait in order: 1 to 1000000.",

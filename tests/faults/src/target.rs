@@ -98,10 +98,21 @@ fn program() -> &'static Path {
 impl Program {
     /// Starts it with these arguments more, on a TCP port and a Unix socket.
     pub fn start(arguments: &[&str]) -> Program {
+        Self::run(Command::new(program()), arguments)
+    }
+
+    /// Starts it with so many file descriptors at most.
+    pub fn start_with_descriptors(most: usize) -> Program {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &format!("ulimit -n {most} && exec \"$0\" \"$@\"")]).arg(program());
+        Self::run(shell, &[])
+    }
+
+    fn run(mut command: Command, arguments: &[&str]) -> Program {
         let log = place(".log");
         let unix = format!("unix://{}", place(".sock").display());
         let stderr = fs::File::create(&log).expect("a file for the log");
-        let mut process = Command::new(program())
+        let mut process = command
             .args(["start", "--bind", "127.0.0.1:0", "--bind", &unix])
             .args(arguments)
             .stdout(Stdio::piped())

@@ -10,9 +10,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::mpsc,
+};
 use valkyrie_faults::{
     evil,
+    frame::{Frame, Kind, Position},
     target::{Program, Server},
 };
 use valkyrie_sdk::{
@@ -99,6 +104,32 @@ async fn f11_nothing_unescaped_reaches_the_log() {
     }
     let line = log.lines().find(|line| line.contains("quoted")).unwrap();
     assert!(line.contains(&format!("correlation_id={forged:?}")), "{line}");
+}
+
+/// More connections than descriptors: those beyond are closed at once, those that stand are served, and when some end
+/// there is room again.
+#[tokio::test]
+async fn f53_more_connections_than_descriptors() {
+    let server = Server::Program(Program::start_with_descriptors(100));
+    let endpoint = server.endpoint("tcp");
+    let honest = Client::connect(endpoint).await.unwrap();
+    let address = endpoint.trim_start_matches("tcp://");
+    let mut hello = Vec::new();
+    let kind = Kind::Name("HELLO".into());
+    Frame { kind, ..Frame::default() }.write(&mut hello, &mut Position { next_stream: 1, round: 0 });
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for _ in 0..200 {
+        let mut socket = TcpStream::connect(address).await.unwrap();
+        let _ = socket.write_all(&hello).await;
+        match bounded("an answer", socket.read_u8()).await {
+            Ok(_) => held.push(socket),
+            Err(_) => refused += 1,
+        }
+    }
+    assert_eq!((held.len(), refused), (100 - 64 - 1, 200 - (100 - 64 - 1)));
+    assert_eq!(honest.request("still here").await.unwrap(), "still here");
+    drop(held);
+    bounded("room", async { while Client::connect(endpoint).await.is_err() {} }).await;
 }
 
 struct OnDrop(mpsc::UnboundedSender<()>);
