@@ -103,9 +103,24 @@ impl World {
             return;
         }
         let server = self.random.below(self.servers);
+        if self.random.one_in(10) {
+            self.ping(client, server);
+        }
         let count = if self.random.one_in(2_000) { self.random.between(50, 150) } else { 1 };
         for _ in 0..count {
             self.begin(client, server, false);
+        }
+    }
+
+    /// One side or the other of a connection asks whether its peer is there.
+    fn ping(&mut self, client: usize, server: usize) {
+        let slot = self.slot(client, server);
+        let (side, data) = (self.random.below(2), self.random.next());
+        let Some(link) = self.slots[slot].link else { return };
+        if let Some(protocol) = &mut self.links[link].sides[side].protocol {
+            protocol.ping(data);
+            self.auditor.pinged(link, side, data);
+            self.wake(link, side);
         }
     }
 

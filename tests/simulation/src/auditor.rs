@@ -12,7 +12,7 @@
 //! * honest: a side that obeys is never accused of breaking the protocol
 //! * flip: a changed bit is found before anything of its frame is believed
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use valkyrie_protocol::{Code, ErrorCode, INITIAL, Limits};
 
@@ -65,6 +65,8 @@ struct Link {
     limits: [Limits; 2],
     wires: [Wire; 2],
     unread: [u64; 2],
+    /// What each side asked its peer to repeat, in order.
+    pings: [VecDeque<u64>; 2],
     touched: bool,
 }
 
@@ -220,10 +222,14 @@ impl Auditor {
     }
 
     fn call(&mut self, nonce: u64) -> Option<&mut Call> {
-        if !self.calls.contains_key(&nonce) {
-            self.wrong("I4", format!("{nonce:016x} is the nonce of no call"));
+        let call = self.calls.get_mut(&nonce);
+        if call.is_none() {
+            self.violation.get_or_insert_with(|| Violation {
+                invariant: "I4",
+                what: format!("{nonce:016x} is the nonce of no call"),
+            });
         }
-        self.calls.get_mut(&nonce)
+        call
     }
 
     /// The protocol took a message for the side `to`.
@@ -384,7 +390,13 @@ impl Auditor {
     }
 
     pub(crate) fn linked(&mut self, limits: [Limits; 2]) {
-        self.links.push(Link { limits, wires: Default::default(), unread: [0; 2], touched: false });
+        self.links.push(Link {
+            limits,
+            wires: Default::default(),
+            unread: [0; 2],
+            pings: Default::default(),
+            touched: false,
+        });
     }
 
     /// Something was done to the link that may end it, and what it carries.
@@ -394,6 +406,17 @@ impl Auditor {
 
     pub(crate) fn is_touched(&self, link: usize) -> bool {
         self.links[link].touched
+    }
+
+    pub(crate) fn pinged(&mut self, link: usize, side: usize, data: u64) {
+        self.links[link].pings[side].push_back(data);
+    }
+
+    pub(crate) fn ponged(&mut self, link: usize, side: usize, data: u64) {
+        let asked = self.links[link].pings[side].pop_front();
+        if asked != Some(data) {
+            self.wrong("I4", format!("link {link} side {side} got pong {data:x} after ping {asked:x?}"));
+        }
     }
 
     pub(crate) fn frames(&self) -> u64 {
@@ -664,5 +687,117 @@ impl Auditor {
             let nonce = *nonce;
             self.wrong("I7", format!("call {nonce:016x} has not ended"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A frame as the auditor sees it: it looks at no checksum.
+    fn frame(kind: u8, flags: u16, stream: u64, record: &[u8], payload: usize) -> Vec<u8> {
+        let mut bytes = vec![0; HEADER];
+        bytes[5] = kind;
+        bytes[6..8].copy_from_slice(&flags.to_le_bytes());
+        bytes[8..16].copy_from_slice(&stream.to_le_bytes());
+        bytes[16..20].copy_from_slice(&(payload as u32).to_le_bytes());
+        bytes[20..24].copy_from_slice(&(record.len() as u32).to_le_bytes());
+        bytes.extend_from_slice(record);
+        bytes.resize(bytes.len() + payload, 7);
+        bytes
+    }
+
+    /// What is wrong with these frames, each sent by a side, in pieces of any size.
+    fn verdict(frames: &[(usize, Vec<u8>)]) -> Option<&'static str> {
+        let verdicts = [1, 7, 41, usize::MAX].map(|piece| {
+            let mut auditor = Auditor::default();
+            auditor.linked([INITIAL, INITIAL]);
+            for (side, bytes) in frames {
+                bytes.chunks(piece.min(bytes.len())).for_each(|piece| auditor.wrote(0, *side, piece));
+            }
+            auditor.violation.map(|violation| violation.invariant)
+        });
+        assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "{verdicts:?}");
+        verdicts[0]
+    }
+
+    #[test]
+    fn frames_that_may_not_be_are_noticed() {
+        type Frames = Vec<(usize, Vec<u8>)>;
+        const WINDOW_BYTES: usize = 64 << 10;
+        let hello = || [(CLIENT, frame(HELLO, 0, 0, b"", 0)), (SERVER, frame(HELLO, 0, 0, b"", 0))];
+        let call = |id, flags, payload| (CLIENT, frame(CALL, flags, id, b"/", payload));
+        let of = |side, kind, flags, record: &[u8], payload| (side, frame(kind, flags, 1, record, payload));
+        let cases: [(&str, Option<&str>, Frames); 16] = [
+            (
+                "a call and its answer",
+                None,
+                vec![call(1, END | PRESENT, 9), of(SERVER, STATUS, END | PRESENT, &[0], 9)],
+            ),
+            ("an id that falls", Some("I5"), vec![call(3, END, 0), call(1, END, 0)]),
+            ("an id of the other side's", Some("I5"), vec![call(2, END, 0)]),
+            ("a stream that nobody opened", Some("I5"), vec![of(CLIENT, MESSAGE, PRESENT, b"", 1)]),
+            (
+                "a message behind the end",
+                Some("I5"),
+                vec![call(1, END, 0), of(CLIENT, MESSAGE, PRESENT, b"", 1)],
+            ),
+            ("a reset behind the end", None, vec![call(1, END, 0), of(CLIENT, RESET, 0, &[11], 0)]),
+            (
+                "a reset behind a reset",
+                Some("I5"),
+                vec![call(1, END, 0), of(CLIENT, RESET, 0, &[11], 0), of(CLIENT, RESET, 0, &[11], 0)],
+            ),
+            (
+                "a second answer",
+                Some("I5"),
+                vec![call(1, END, 0), of(SERVER, STATUS, END, &[0], 0), of(SERVER, STATUS, END, &[0], 0)],
+            ),
+            (
+                "a head behind a message",
+                Some("I5"),
+                vec![call(1, END, 0), of(SERVER, MESSAGE, PRESENT, b"", 1), of(SERVER, HEAD, 0, b"", 0)],
+            ),
+            (
+                "an end inside a message",
+                Some("I5"),
+                vec![
+                    call(1, END, 0),
+                    of(SERVER, MESSAGE, PRESENT | MORE, b"", 1),
+                    of(SERVER, STATUS, END, &[0], 0),
+                ],
+            ),
+            ("all of a window", None, vec![call(1, PRESENT, WINDOW_BYTES)]),
+            (
+                "more than a window",
+                Some("I6"),
+                vec![call(1, PRESENT, WINDOW_BYTES), of(CLIENT, MESSAGE, PRESENT, b"", 1)],
+            ),
+            (
+                "more than the connection's window",
+                Some("I6"),
+                vec![call(1, PRESENT, WINDOW_BYTES), call(3, PRESENT, 1)],
+            ),
+            (
+                "a window that does not open",
+                Some("I6"),
+                vec![call(1, PRESENT, 1), of(SERVER, WINDOW, 0, &[9], 0)],
+            ),
+            (
+                "a window that opens too far",
+                Some("I6"),
+                vec![call(1, PRESENT, 1), of(SERVER, WINDOW, 0, &[252, 2, 0, 1, 0], 0)],
+            ),
+            (
+                "a window that opens as far as it may",
+                None,
+                vec![call(1, PRESENT, 1), of(SERVER, WINDOW, 0, &[252, 1, 0, 1, 0], 0)],
+            ),
+        ];
+        for (name, expected, frames) in cases {
+            let frames: Vec<_> = hello().into_iter().chain(frames).collect();
+            assert_eq!(verdict(&frames), expected, "{name}");
+        }
+        assert_eq!(verdict(&[call(1, END, 0)]), Some("I5"), "not hello first");
     }
 }

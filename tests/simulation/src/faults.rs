@@ -177,6 +177,8 @@ impl World {
             }
             Fault::Pause => {
                 self.hosts[host].paused = true;
+                // A peer that is short of memory gives up streams that stand still.
+                self.touch_all(|hosts| hosts.contains(&host));
                 let until = self.until(12);
                 self.at(until, Event::Resume(host));
             }

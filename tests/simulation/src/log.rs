@@ -83,11 +83,19 @@ pub(crate) fn chain(hash: u64, word: u64) -> u64 {
     mixed ^ (mixed >> 32)
 }
 
-/// The hash of bytes, eight at a time.
+/// The hash of bytes: four rows of eight at a time, as a processor can work on four at once.
 pub(crate) fn digest(bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<8>();
-    let hash = words.iter().fold(bytes.len() as u64, |hash, word| chain(hash, u64::from_le_bytes(*word)));
-    let mut last = [0; 8];
+    let mut rows = [0; 4];
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    let mut add = |block: &[u8; 32]| {
+        let (words, _) = block.as_chunks::<8>();
+        for (row, word) in rows.iter_mut().zip(words) {
+            *row = chain(*row, u64::from_le_bytes(*word));
+        }
+    };
+    blocks.iter().for_each(&mut add);
+    let mut last = [0; 32];
     last[..rest.len()].copy_from_slice(rest);
-    chain(hash, u64::from_le_bytes(last))
+    add(&last);
+    rows.into_iter().fold(bytes.len() as u64, chain)
 }

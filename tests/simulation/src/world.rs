@@ -522,7 +522,8 @@ impl World {
     fn begin_protocol(&mut self, link: usize, side: usize) {
         let role = if side == CLIENT { Role::Client } else { Role::Server };
         let limits = self.hosts[self.links[link].hosts[side]].limits;
-        let config = Config { limits, ..Config::new(role) };
+        let grease = self.random.one_in(2).then(|| self.random.next());
+        let config = Config { limits, grease, ..Config::new(role) };
         self.links[link].sides[side].protocol = Some(Connection::new(config, self.time()));
     }
 
@@ -642,7 +643,7 @@ impl World {
                         self.slots[slot].failures = 0;
                     }
                 }
-                Happened::Pong { .. } => {}
+                Happened::Pong { data } => self.auditor.ponged(link, side, data),
                 Happened::GoAway { error } => {
                     let host = self.links[link].hosts[side];
                     self.note("told to go away", host, link, 0, u64::from(error.code.number()));
@@ -860,7 +861,8 @@ impl Host {
             max_concurrent_streams: random.pick(&[100, 1024]),
             stream_window_bytes: random.pick(&[64 << 10, 256 << 10]),
             connection_window_bytes: random.pick(&[64 << 10, 1 << 20]),
-            // Its timer outlives the stall, and must be over at rest.
+            // Short enough to be met by a paused reader; the timer outlives the stall and must be over at rest.
+            max_unsent_bytes: random.pick(&[64 << 10, 64 << 20]),
             stall_timeout_pressed: Duration::from_secs(8),
             ..INITIAL
         };
