@@ -693,29 +693,30 @@ impl Connection {
             return Err(error.clone());
         }
         self.now = now;
-        let channel = self.config.multiplexed.then_some((0, true));
+        let mut begun = true;
+        let channel = self.config.multiplexed.then_some((0, &mut begun));
         self.read_frames(now, buffer, channel).map_err(|error| self.fail(error))
     }
 
-    /// As [`Connection::handle_read`] for one stream of a carrier that multiplexes; gives whether there was a whole
-    /// frame. `begun` says whether there was one before. Nothing is to be read before [`Connection::may_read`] allows it.
+    /// As [`Connection::handle_read`] for one stream of a carrier that multiplexes; gives whether it has begun, and takes
+    /// what it gave the last time, at first `false`. Nothing is to be read before [`Connection::may_read`] allows it.
     ///
     /// # Errors
-    /// As [`Connection::handle_read`], and PROTOCOL for frames of another stream, or ahead of the CALL.
+    /// As [`Connection::handle_read`], PROTOCOL for frames of another stream or ahead of the CALL, and STREAM_ID for a
+    /// second CALL.
     pub fn handle_stream(
         &mut self,
         now: Time,
         id: u64,
-        begun: bool,
+        mut begun: bool,
         buffer: &mut BytesMut,
     ) -> Result<bool, ConnectionError> {
         if let Some(error) = &self.failed {
             return Err(error.clone());
         }
         self.now = now;
-        let len = buffer.len();
-        self.read_frames(now, buffer, Some((id, begun))).map_err(|error| self.fail(error))?;
-        Ok(buffer.len() < len)
+        self.read_frames(now, buffer, Some((id, &mut begun))).map_err(|error| self.fail(error))?;
+        Ok(begun)
     }
 
     /// The peer ended its direction of a stream of a carrier that multiplexes; `rest` is what was read and is not a
@@ -865,8 +866,9 @@ impl Connection {
         &mut self,
         now: Time,
         buffer: &mut BytesMut,
-        mut channel: Option<(u64, bool)>,
+        channel: Option<(u64, &mut bool)>,
     ) -> Result<(), ConnectionError> {
+        let (channel, mut begun) = channel.unzip();
         loop {
             let Some(start) = buffer.first_chunk::<HEADER_LEN>() else {
                 FrameHeader::check_start(buffer)?;
@@ -874,9 +876,8 @@ impl Connection {
             };
             let header = FrameHeader::decode_within(start, *self.config.versions.start(), self.version)?;
             self.check_header(&header)?;
-            if let Some((id, begun)) = &mut channel {
-                self.check_channel(&header, *id, *begun)?;
-                *begun = true;
+            if let (Some(id), Some(begun)) = (channel, begun.as_deref()) {
+                self.check_channel(&header, id, *begun)?;
             }
             // Both lengths are checked: the sum is below 2 MiB.
             let body = header.body_len() as usize;
@@ -896,7 +897,10 @@ impl Connection {
                 ));
             }
             buffer.advance(HEADER_LEN);
-            self.forget_unfinished(channel.map_or(0, |(id, _)| id));
+            self.forget_unfinished(channel.unwrap_or(0));
+            if let Some(begun) = begun.as_deref_mut() {
+                *begun |= header.frame_type.0 & OPTIONAL_TYPE == 0;
+            }
             let record = match header.metadata_len {
                 0 => Bytes::new(),
                 len => buffer.split_to(len as usize).freeze(),
@@ -907,7 +911,7 @@ impl Connection {
             };
             self.handle_frame(now, &header, record, payload)?;
         }
-        self.note_unfinished(now, channel.map_or(0, |(id, _)| id), buffer.len());
+        self.note_unfinished(now, channel.unwrap_or(0), buffer.len());
         Ok(())
     }
 
@@ -927,7 +931,13 @@ impl Connection {
         if header.stream != id {
             return protocol(format!("a frame of stream {} on stream {id}", header.stream));
         }
-        if !begun && !self.is_ours(id) && frame_type != FrameType::CALL {
+        let calls = frame_type == FrameType::CALL;
+        if begun && calls {
+            // When the stream is gone its id tells nothing: only its channel knows that it was.
+            let what = format!("a second call on stream {id}");
+            return Err(ConnectionError::new(ErrorCode::STREAM_ID, what));
+        }
+        if !begun && !calls && !self.is_ours(id) {
             return protocol(format!("stream {id} begins with frame type {:#04x}", frame_type.0));
         }
         Ok(())

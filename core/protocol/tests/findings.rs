@@ -3,7 +3,7 @@
 mod side;
 
 use bytes::{Bytes, BytesMut};
-use side::{Side, frame, hello, record};
+use side::{Side, call, frame, hello, record};
 use valkyrie_protocol::{
     Call, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, Finish, FrameType, GoAway,
     Limits, Metadata, Reason, Role, Status, Time, TransmitBuffer, Window,
@@ -97,4 +97,33 @@ fn a_stream_waits_for_the_connection_once() {
         round(&mut side, rounds, 101);
     });
     assert!(used.bytes_max < 64 << 10, "{used:?}");
+}
+
+/// Behind a call that was over, another one on the same channel was taken for a new stream, whose answer had no way out.
+#[test]
+fn a_channel_carries_one_call() {
+    let config = Config { multiplexed: true, ..Config::new(Role::Server) };
+    let optional = frame(FrameType(0xc3), 0, 1, b"", b"");
+    let message = frame(FrameType::MESSAGE, FLAG_MESSAGE, 1, b"", b"after the end");
+    for before in [vec![], vec![&optional[..]], vec![&message]] {
+        let mut connection = Connection::new(config.clone(), Time::default());
+        connection.handle_read(Time::default(), &mut BytesMut::from(&hello()[..])).unwrap();
+        assert_eq!(connection.poll_event(), Some(Event::Connected));
+        let mut read = |bytes: &[u8], begun| {
+            connection.handle_stream(Time::default(), 1, begun, &mut BytesMut::from(bytes))
+        };
+        let mut begun = false;
+        if before == [&optional[..]] {
+            begun = read(&optional, begun).unwrap();
+            assert!(!begun, "what may be skipped begins nothing");
+        }
+        begun = read(&call(1, FLAG_END, b""), begun).unwrap();
+        assert!(begun);
+        if before == [&message[..]] {
+            begun = read(&message, begun).unwrap();
+        }
+        assert_eq!(read(&call(1, FLAG_END, b""), begun).unwrap_err().code, ErrorCode::STREAM_ID);
+        assert!(matches!(connection.poll_event(), Some(Event::Call { .. })));
+        assert!(!matches!(connection.poll_event(), Some(Event::Call { .. })));
+    }
 }
