@@ -148,7 +148,7 @@ impl Target<'_> {
         let log = File::create(&path).during(path.display())?;
         let mut program = self.project.command(&self.program);
         program.args(self.corpora()?).stderr(log).env("ASAN_OPTIONS", "detect_leaks=0");
-        program.args(["-print_final_stats=1", "-timeout=20", "-rss_limit_mb=4096"]);
+        program.args(["-print_final_stats=1", "-timeout=60", "-rss_limit_mb=4096"]);
         program.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={}", self.longest));
         program.arg(format!("-artifact_prefix={}/", crashes.display()));
         let status = program.status().during(self.program.display())?;

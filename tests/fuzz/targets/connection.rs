@@ -1,9 +1,9 @@
-//! Any order of calls by the driver and of frames by the peer, legal or not, on either side: nobody panics, the driver
-//! hears of each stream in order and of its end once, what is written is legal and within the peer's credit, and what
-//! is held stays within bounds.
+//! Any order of calls by the driver and of frames by the peer, legal or not, on either side and either kind of carrier:
+//! nobody panics, the driver hears of each stream in order and of its end once, what is written is legal and within the
+//! peer's credit, and what is held stays within bounds.
 #![no_main]
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use arbitrary::Arbitrary;
 use bytes::{Bytes, BytesMut};
@@ -11,8 +11,8 @@ use libfuzzer_sys::fuzz_target;
 use valkyrie_fuzz::{Auditor, hello, measure};
 use valkyrie_protocol::{
     Call, Code, Config, Connection, ConnectionState, ErrorCode, Event, Finish, FrameHeader, FrameType,
-    GoAway, HEADER_LEN, Head, Hello, INITIAL, Limits, Metadata, Opened, Ping, Priority, Reset, Role,
-    SendError, Status, StatusRecord, StreamKey, Time, TransmitBuffer, Window,
+    GoAway, HEADER_LEN, Head, Hello, INITIAL, Limits, Metadata, OPTIONAL_TYPE, Opened, Ping, Priority, Reset,
+    Role, SendError, Status, StatusRecord, StreamAction, StreamKey, Time, TransmitBuffer, Window,
 };
 
 /// Small windows and buffers, so that their ends are met.
@@ -29,12 +29,18 @@ const LARGEST: usize = 192 << 10;
 /// The fragments of all messages, twice while one of them grows, a window of whole ones, and small change.
 const PEAK: usize = 768 << 10;
 
+/// Bytes that a driver lets gather before it writes them.
+const BUDGET: usize = 64 << 10;
+
 /// Payloads are pieces of it: they cost no memory, so that only the connection's is counted.
 static PAYLOAD: [u8; 192 << 10] = [b'x'; 192 << 10];
 
 #[derive(Arbitrary, Debug)]
 struct Script {
     client: bool,
+    /// Whether each stream has a channel of its own, as with QUIC.
+    multiplexed: bool,
+    grease: bool,
     /// Whether the peer has greeted, and with which windows.
     greeting: Option<(u16, u16)>,
     steps: Vec<Step>,
@@ -43,28 +49,105 @@ struct Script {
 #[derive(Arbitrary, Debug)]
 enum Step {
     // What the driver does. `pick` chooses among all keys that it ever saw.
-    Open { method: u8, message: Option<u16>, end: bool, priority: u8, timeout_ms: Option<u8>, metadata: u8 },
-    Send { pick: u8, len: u16, times: u8 },
-    Finish { pick: u8 },
-    Head { pick: u8, metadata: u8 },
-    Respond { pick: u8, message: Option<u16>, code: u8, metadata: u8 },
-    Reset { pick: u8, code: u8 },
-    Consume { pick: u8 },
+    Open {
+        method: u8,
+        message: Option<u16>,
+        end: bool,
+        priority: u8,
+        timeout_ms: Option<u8>,
+        metadata: u8,
+    },
+    Send {
+        pick: u8,
+        len: u16,
+        times: u8,
+    },
+    Finish {
+        pick: u8,
+    },
+    Head {
+        pick: u8,
+        metadata: u8,
+    },
+    Respond {
+        pick: u8,
+        message: Option<u16>,
+        code: u8,
+        metadata: u8,
+    },
+    Reset {
+        pick: u8,
+        code: u8,
+    },
+    Consume {
+        pick: u8,
+    },
     Ping,
     GoAway,
-    Transmit { budget: u16 },
-    Wait { ms: u16 },
+    Transmit {
+        budget: u16,
+    },
+    Wait {
+        ms: u16,
+    },
     // What the peer does.
-    Hello { settings: Vec<(u8, u32)> },
-    PeerPing { data: u64, pong: bool },
-    PeerGoAway { last: u8, code: u8 },
-    Window { stream: u8, offset: u32, beyond: bool },
-    Call { stream: u8, method: u8, timeout_ms: u8, flags: u8, len: u16, priority: u8, metadata: u8 },
-    PeerHead { stream: u8, metadata: u8 },
-    Message { stream: u8, flags: u8, len: u16 },
-    Status { stream: u8, code: u8, flags: u8, len: u16, metadata: u8 },
-    PeerReset { stream: u8, code: u8 },
-    Frame { frame_type: u8, flags: u8, stream: u8, record: Vec<u8>, payload: u8 },
+    Hello {
+        settings: Vec<(u8, u32)>,
+    },
+    PeerPing {
+        data: u64,
+        pong: bool,
+    },
+    PeerGoAway {
+        last: u8,
+        code: u8,
+    },
+    Window {
+        stream: u8,
+        offset: u32,
+        beyond: bool,
+    },
+    Call {
+        stream: u8,
+        method: u8,
+        timeout_ms: u8,
+        flags: u8,
+        len: u16,
+        priority: u8,
+        metadata: u8,
+    },
+    PeerHead {
+        stream: u8,
+        metadata: u8,
+    },
+    Message {
+        stream: u8,
+        flags: u8,
+        len: u16,
+    },
+    Status {
+        stream: u8,
+        code: u8,
+        flags: u8,
+        len: u16,
+        metadata: u8,
+    },
+    PeerReset {
+        stream: u8,
+        code: u8,
+    },
+    /// The end of a channel, so many bytes into a frame.
+    PeerEnd {
+        stream: u8,
+        rest: u8,
+    },
+    Frame {
+        frame_type: u8,
+        flags: u8,
+        stream: u8,
+        record: Vec<u8>,
+        payload: u8,
+    },
 }
 
 /// The connection and those around it.
@@ -77,6 +160,18 @@ struct Rig {
     /// Messages that came and whose credit was not returned.
     unread: Vec<(StreamKey, usize)>,
     failed: bool,
+    client: bool,
+    multiplexed: bool,
+    channels: HashMap<u64, Channel>,
+}
+
+/// The driver's side of a stream on a carrier that multiplexes.
+#[derive(Default)]
+struct Channel {
+    begun: bool,
+    read_ended: bool,
+    write_ended: bool,
+    closed: bool,
 }
 
 fuzz_target!(|script: Script| {
@@ -87,15 +182,24 @@ fuzz_target!(|script: Script| {
 fn run(script: &Script) {
     let role = if script.client { Role::Client } else { Role::Server };
     let now = Time::from_micros(1_000);
+    let grease = script.grease.then_some(1);
+    let config = Config { limits: LIMITS, multiplexed: script.multiplexed, grease, ..Config::new(role) };
     let mut rig = Rig {
-        connection: Connection::new(Config { limits: LIMITS, ..Config::new(role) }, now),
+        connection: Connection::new(config, now),
         auditor: Auditor::new(role),
         out: TransmitBuffer::default(),
         now,
         keys: Vec::new(),
         unread: Vec::new(),
         failed: false,
+        client: script.client,
+        multiplexed: script.multiplexed,
+        channels: HashMap::new(),
     };
+    if script.multiplexed {
+        // The carrier counts for itself.
+        rig.auditor.allowed(u64::MAX, u64::MAX);
+    }
     if let Some((stream, connection)) = script.greeting {
         let windows = [(5, 65_536 + u64::from(stream)), (6, 65_536 + u64::from(connection))];
         rig.auditor.allowed(windows[0].1, windows[1].1);
@@ -104,7 +208,7 @@ fn run(script: &Script) {
     for step in script.steps.iter().take(STEPS) {
         rig.apply(step);
     }
-    rig.transmit(usize::MAX);
+    rig.flush();
     if rig.failed {
         assert!(!rig.connection.wants_transmit() && rig.connection.poll_timeout().is_none());
     }
@@ -238,7 +342,9 @@ impl Rig {
             }
             Step::Ping => self.connection.ping(7),
             Step::GoAway => self.connection.go_away("enough"),
-            Step::Transmit { budget } => self.transmit(usize::from(budget) * 4),
+            Step::Transmit { budget } => {
+                self.transmit(usize::from(budget));
+            }
             Step::Wait { ms } => {
                 self.now = self.now.after(Duration::from_millis(u64::from(ms) % 11_000));
                 let due = self.connection.poll_timeout().is_some_and(|at| at <= self.now);
@@ -314,6 +420,22 @@ impl Rig {
                     status.encode(out)
                 });
             }
+            Step::PeerReset { stream, code } if self.multiplexed => {
+                if self.channel(id(stream)).is_some_and(|channel| !channel.read_ended) {
+                    let code = ErrorCode::from_number(code.into());
+                    let failed = self.connection.handle_stream_reset(id(stream), code).is_err();
+                    self.channel(id(stream)).expect("it is there").read_ended = true;
+                    self.after(failed);
+                }
+            }
+            Step::PeerEnd { stream, rest } => {
+                if self.channel(id(stream)).is_some_and(|channel| !channel.read_ended) {
+                    let rest = &PAYLOAD[..usize::from(rest / 128)];
+                    let failed = self.connection.handle_stream_end(id(stream), rest).is_err();
+                    self.channel(id(stream)).expect("it is there").read_ended = true;
+                    self.after(failed);
+                }
+            }
             Step::PeerReset { stream, code } => {
                 let reset = Reset { code: code.into(), extensions: vec![] };
                 self.frame(FrameType::RESET, 0, id(stream), 0, |out| reset.encode(out));
@@ -362,7 +484,32 @@ impl Rig {
         let body = &bytes[HEADER_LEN..];
         header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
         bytes[..HEADER_LEN].copy_from_slice(&header.encode());
-        self.read(&mut bytes);
+        if self.multiplexed && stream != 0 {
+            self.read_channel(stream, &mut bytes);
+        } else {
+            self.read(&mut bytes);
+        }
+    }
+
+    /// The channel of a stream, if the carrier may have one: a client's are those that it opened itself.
+    fn channel(&mut self, id: u64) -> Option<&mut Channel> {
+        let known = self.channels.contains_key(&id);
+        let theirs = !self.client && id % 2 == 1 && id < 1 << 62;
+        let channel = (self.multiplexed && (known || theirs)).then(|| self.channels.entry(id).or_default());
+        channel.filter(|channel| !channel.closed)
+    }
+
+    fn read_channel(&mut self, id: u64, bytes: &mut BytesMut) {
+        if !self.connection.may_read(id) {
+            return;
+        }
+        let Some(&mut Channel { begun, read_ended: false, .. }) = self.channel(id) else { return };
+        let result = self.connection.handle_stream(self.now, id, begun, bytes);
+        if let Some(channel) = self.channel(id) {
+            channel.begun |= result.as_ref().is_ok_and(|whole| *whole);
+        }
+        assert!(result.is_err() || !self.failed, "a failed connection has recovered");
+        self.after(result.is_err());
     }
 
     fn read(&mut self, bytes: &mut BytesMut) {
@@ -377,7 +524,7 @@ impl Rig {
         self.events();
         if failed && !self.failed {
             self.failed = true;
-            self.transmit(usize::MAX);
+            self.flush();
             self.auditor.ended();
         }
     }
@@ -396,12 +543,47 @@ impl Rig {
         }
     }
 
-    fn transmit(&mut self, budget: usize) {
+    /// Writes until nothing is left to write.
+    fn flush(&mut self) {
+        while self.transmit(BUDGET) {}
+    }
+
+    /// Writes about so many bytes of the connection, and of each channel; whether there were any.
+    fn transmit(&mut self, budget: usize) -> bool {
+        let mut any = false;
         self.connection.poll_transmit(self.now, &mut self.out, budget);
+        any |= self.written(None);
+        while let Some(action) = self.connection.poll_stream(self.now, &mut self.out, budget) {
+            let (id, key, end) = match action {
+                StreamAction::Write { id, key, end, .. } => (id, Some(key), end),
+                StreamAction::Close { id } | StreamAction::Reset { id, .. } => (id, None, false),
+            };
+            any |= self.written(Some(id));
+            let channel = self.channels.entry(id).or_default();
+            assert!(!channel.closed, "{action:?} of a channel that is closed");
+            assert!(key.is_none() || !channel.write_ended, "{action:?} after the last frame");
+            channel.write_ended |= end;
+            match key {
+                Some(key) => self.connection.stream_written(key),
+                None => channel.closed = true,
+            }
+        }
+        self.events();
+        any
+    }
+
+    /// What stands in the buffer was written, to the channel of a stream or for the connection; whether it was anything.
+    fn written(&mut self, channel: Option<u64>) -> bool {
         let written = valkyrie_fuzz::bytes(&self.out);
+        if let Some(id) = channel {
+            let mut frames = valkyrie_fuzz::parse_frames(&written).into_iter();
+            assert!(
+                frames.all(|(header, ..)| header.stream == id || header.frame_type.0 & OPTIONAL_TYPE != 0)
+            );
+        }
         self.auditor.written(&written);
         self.out.consume(written.len());
         assert!(self.out.is_empty());
-        self.events();
+        !written.is_empty()
     }
 }
