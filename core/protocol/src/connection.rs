@@ -851,7 +851,7 @@ impl Connection {
         for (key, code, local) in passed {
             let message = match code {
                 ErrorCode::DEADLINE => "the deadline passed",
-                _ => "the peer took nothing of the stream for too long",
+                _ => "nothing of the stream moved for too long",
             };
             self.reset_and_tell(key, code, Status::from_error_code(code, message));
             if !local {
@@ -1490,6 +1490,7 @@ impl Connection {
             return self.refuse_message(key, code);
         }
         partial.extend_from_slice(&payload);
+        stream.grew = self.now;
         self.partial_bytes = buffered;
         // Credit for what is unfinished comes back at once, or a message larger than the window could never end.
         let window = u64::from(limits.stream_window_bytes);
@@ -1498,6 +1499,7 @@ impl Connection {
             stream.receive_limit = limit;
             self.push_window(id, limit);
         }
+        self.note_deadline(Some(self.now.after(self.config.limits.stall_timeout_pressed)));
         self.grant_connection();
         Ok(())
     }

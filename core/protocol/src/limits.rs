@@ -75,9 +75,9 @@ pub struct Limits {
     /// The pace in bytes per second of a frame that takes longer than `frame_grace`: 1,024 by default, at least 1.
     /// Source: as `frame_grace`. Memory: none.
     pub frame_bytes_per_second: u32,
-    /// How long a stream may stand still with something to send, for want of credit or because the peer does not read:
-    /// 300 s by default, then it is reset with ENHANCE_CALM. Source: HTTP/2 proxies' stream idle timeout. Memory: what
-    /// the stream queued, for so long.
+    /// How long a stream may stand still with something to send, for want of credit or because the peer does not read,
+    /// or inside a message of the peer's: 300 s by default, then it is reset with ENHANCE_CALM. Source: HTTP/2 proxies'
+    /// stream idle timeout. Memory: what the stream queued and the fragments that came, for so long.
     pub stall_timeout: Duration,
     /// The same for a connection with more than `max_unsent_bytes`: 30 s by default. Source: HTTP/2 servers' send
     /// timeouts are 10 to 60 s. Memory: as `max_unsent_bytes`.

@@ -129,6 +129,8 @@ pub(crate) struct Stream {
     pub(crate) consumed: u64,
     /// Fragments of a message whose end has not come; `None` between messages.
     pub(crate) partial: Option<BytesMut>,
+    /// When the last of them came.
+    pub(crate) grew: Time,
     /// A server's stream whose CALL carried a first fragment: what the call is, until the message is whole.
     pub(crate) pending_call: Option<Box<crate::connection::Event>>,
 }
@@ -158,6 +160,7 @@ impl Stream {
             receive_limit,
             consumed: 0,
             partial: None,
+            grew: Time::default(),
             pending_call: None,
         }
     }
@@ -171,9 +174,12 @@ impl Stream {
         }
     }
 
-    /// Since when nothing of it has moved, if it has something to send and was opened.
+    /// Since when nothing of it has moved: if it has something to send and was opened, or is inside a message of the
+    /// peer's.
     pub(crate) fn stands_since(&mut self, now: Time) -> Option<Time> {
-        (self.id != 0 && self.current.is_some()).then(|| *self.moved.get_or_insert(now))
+        let sending = self.id != 0 && self.current.is_some();
+        let sending = sending.then(|| *self.moved.get_or_insert(now));
+        Time::sooner(sending, self.partial.as_ref().map(|_| self.grew))
     }
 
     pub(crate) fn partial_len(&self) -> u64 {

@@ -361,6 +361,29 @@ fn f22_a_stream_that_stands_still_ends_and_one_that_moves_does_not() {
 
 // spec: W9-11
 #[test]
+fn f22_a_message_that_never_ends_is_not_kept_for_ever() {
+    let limits = Limits::default();
+    let mut side = Side::new(Role::Server, limits);
+    side.read(call(1, FLAG_MESSAGE | FLAG_MORE, &[1; 60_000])).unwrap();
+    // As slow as it goes: one fragment each 299 s.
+    for step in 1..=10 {
+        let now = seconds(299 * step);
+        assert_eq!(events_until(&mut side.0, now), []);
+        let fragment = message(1, FLAG_MESSAGE | FLAG_MORE, &[1; 1_000]);
+        side.0.handle_read(now, &mut BytesMut::from(&fragment[..])).unwrap();
+    }
+    side.said();
+    assert_eq!(events_until(&mut side.0, seconds(2_990 + 299)), []);
+    assert_eq!(side.0.streams(), 1);
+    // Nobody was told of the call, so that nobody is told of its end but the peer.
+    assert_eq!(events_until(&mut side.0, seconds(2_990 + 300)), []);
+    assert_eq!((side.0.streams(), side.0.poll_timeout()), (0, None));
+    let said = side.said();
+    assert_eq!((said[0].0, said[0].1), (FrameType::RESET, 1));
+}
+
+// spec: W9-11
+#[test]
 fn f22_a_stream_that_stands_still_ends_sooner_when_much_is_held() {
     let limits = Limits { max_unsent_bytes: 1 << 17, ..Limits::default() };
     let (mut side, _) = stalled(limits, 13);
