@@ -399,6 +399,48 @@ async fn credit_comes_back_whatever_becomes_of_a_call(bind: String) {
     assert!(client.call("/sum", whole_window.clone()).await.is_ok(), "cancelled while it ran");
 }
 
+// spec: W7-19
+#[tokio::test]
+async fn calls_beyond_the_running_handlers_wait_in_order() {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (opened, seen) = (gate.clone(), order.clone());
+    let endpoint = format!("memory:{}", unique("order"));
+    let server = ServerBuilder::new()
+        .bind(&endpoint)
+        .max_running_handlers(2)
+        .handler(
+            "/note/*",
+            handler_fn(move |call| {
+                seen.lock().unwrap().push(call.method().to_owned());
+                let gate = opened.clone();
+                async move {
+                    gate.acquire().await.map_err(|_| Status::new(Code::Aborted, "closed"))?.forget();
+                    Ok(Reply::end())
+                }
+            }),
+        )
+        .build()
+        .await
+        .unwrap();
+    let control = server.control();
+    tokio::spawn(async move { server.start().await });
+    let client = Client::connect(&endpoint).await.unwrap();
+    let methods: Vec<String> = (0..50).map(|number| format!("/note/{number}")).collect();
+    let mut calls = Vec::new();
+    for method in &methods {
+        calls.push(client.open(method, CallOptions::new()).await.unwrap());
+    }
+    while control.connections().first().is_none_or(|at| at.calls < methods.len() as u64) {
+        tokio::task::yield_now().await;
+    }
+    gate.add_permits(methods.len());
+    for (_send, recv) in &mut calls {
+        assert_eq!(recv.recv().await.unwrap(), None);
+    }
+    assert_eq!(*order.lock().unwrap(), methods);
+}
+
 #[tokio::test]
 async fn credit_comes_back_of_calls_that_nobody_reads() {
     let handlers = Arc::new(tokio::sync::Semaphore::new(0));

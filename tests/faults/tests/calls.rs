@@ -202,6 +202,7 @@ async fn f24_a_call_may_be_given_up_at_every_step() {
 }
 
 /// A call whose deadline passes while it waits for a permit is never handled.
+// spec: W7-17, W7-19
 #[tokio::test]
 async fn f25_a_deadline_that_passes_in_the_queue_starts_no_handler() {
     let starts = Arc::new(AtomicUsize::new(0));
