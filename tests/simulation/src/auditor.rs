@@ -14,7 +14,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use valkyrie_protocol::{Code, ErrorCode, INITIAL, Limits};
+use valkyrie_protocol::{Code, ErrorCode, Event, INITIAL, Limits, StreamKey};
 
 use crate::plan::{CLIENT, SERVER, is_message};
 
@@ -67,6 +67,8 @@ struct Link {
     unread: [u64; 2],
     /// What each side asked its peer to repeat, in order.
     pings: [VecDeque<u64>; 2],
+    /// Streams that each side was told to be over.
+    over: [BTreeSet<StreamKey>; 2],
     touched: bool,
 }
 
@@ -395,6 +397,7 @@ impl Auditor {
             wires: Default::default(),
             unread: [0; 2],
             pings: Default::default(),
+            over: Default::default(),
             touched: false,
         });
     }
@@ -406,6 +409,25 @@ impl Auditor {
 
     pub(crate) fn is_touched(&self, link: usize) -> bool {
         self.links[link].touched
+    }
+
+    /// The protocol tells the side of an event: nothing may come after the end of a stream.
+    pub(crate) fn told(&mut self, link: usize, side: usize, event: &Event) {
+        let (key, ends) = match event {
+            Event::Ended { key, .. } | Event::Reset { key, .. } => (key, true),
+            Event::Call { key, .. }
+            | Event::Head { key, .. }
+            | Event::Message { key, .. }
+            | Event::HalfClosed { key }
+            | Event::Writable { key } => (key, false),
+            _ => return,
+        };
+        let over = &mut self.links[link].over[side];
+        if over.contains(key) {
+            self.wrong("I1", format!("link {link} side {side} is told after the end of a stream: {event:?}"));
+        } else if ends {
+            over.insert(*key);
+        }
     }
 
     pub(crate) fn pinged(&mut self, link: usize, side: usize, data: u64) {

@@ -635,6 +635,7 @@ impl World {
         loop {
             let Side { protocol: Some(protocol), .. } = &mut self.links[link].sides[side] else { return };
             let Some(event) = protocol.poll_event() else { return };
+            self.auditor.told(link, side, &event);
             match event {
                 Happened::Connected => {
                     if side == CLIENT {
