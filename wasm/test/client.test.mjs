@@ -7,7 +7,7 @@ let endpoint;
 let absent;
 let client;
 
-// Every WebSocket that is made, and what is sent through it.
+// Every WebSocket that is made, what is sent through it, and the code that it is closed with.
 globalThis.WebSocket = class extends WebSocket {
   sent = 0;
   peak = 0;
@@ -19,6 +19,10 @@ globalThis.WebSocket = class extends WebSocket {
     super.send(message);
     this.sent++;
     this.peak = Math.max(this.peak, this.bufferedAmount);
+  }
+  close(...args) {
+    super.close(...args);
+    this.code ??= args[0];
   }
 };
 
@@ -279,6 +283,7 @@ test('what cannot be connected says so', async () => {
   await rejects(connect(endpoint.replace('ws:', 'tcp:')), { code: 'INVALID_ARGUMENT', reason: 'UNSUPPORTED_SCHEME' });
 });
 
+// spec: W11-14
 test('a text message ends the connection, and the next call makes another', async () => {
   const other = await connect(endpoint);
   const [socket] = sockets.slice(-1);
@@ -287,6 +292,7 @@ test('a text message ends the connection, and the next call makes another', asyn
   socket.dispatchEvent(new MessageEvent('message', { data: 'text' }));
   const error = await rejects(call, { code: 'UNAVAILABLE', reason: 'CONNECTION_LOST' });
   ok(/text message/.test(error.message), error.message);
+  equal(socket.code, 4003);
   equal(text(await other.request('again')), 'again');
   await other.close();
 });

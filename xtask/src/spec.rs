@@ -17,7 +17,7 @@ pub(crate) fn check(project: &Project) -> Outcome {
     let read = |file: &str| std::fs::read_to_string(project.path(file)).during(file);
     let (rules, mut wrong) = rules(&read(PAGE)?);
     let mut claims = Claims::default();
-    for file in project.files(&["core/*.rs", "bindings/*.rs", "tests/*.rs"])? {
+    for file in project.files(&["core/*.rs", "bindings/*.rs", "tests/*.rs", "wasm/test/*.mjs"])? {
         claims.read_source(&file, &read(&file)?);
     }
     claims.read_vectors(&serde_json::from_str(&read(VECTORS)?).during(VECTORS)?);
@@ -136,11 +136,13 @@ impl Claims {
                     attribute.starts_with("test]") || attribute.starts_with("tokio::test")
                 })
             });
-            let function = lines.get(index + below.count()).and_then(|line| line.split_once("fn "));
+            let next = lines.get(index + below.count());
+            let is_script = file.ends_with(".mjs") && next.is_some_and(|line| line.starts_with("test("));
+            let function = next.and_then(|line| line.split_once("fn "));
             let name = function.and_then(|(_, rest)| rest.split('(').next());
             // A macro may make a test of it, which lists it by its bare name.
             let is_listed = name.is_some_and(|name| lines.contains(&name));
-            if name.is_none() || !(is_test || is_listed) {
+            if !is_script && (name.is_none() || !(is_test || is_listed)) {
                 self.wrong.push(format!("{here}: the claim is at no test"));
                 continue;
             }
@@ -218,6 +220,16 @@ mod tests {
         refuses(SMALL, &TEST.replace("W1-02", "W1-09"), "no rule \"W1-09\"");
         refuses(SMALL, &TEST.replace("#[test]\n", ""), "a.rs:2: the claim is at no test");
         refuses(&SMALL.replace("[W1-02] ", ""), TEST, "PROTOCOL.md:6: a MUST without a number");
+    }
+
+    #[test]
+    fn a_test_of_a_page_claims_too() {
+        let mut claims = Claims::default();
+        claims.read_source(
+            "a.mjs",
+            "// spec: W1-01\ntest('it holds', () => {});\n// spec: W1-02\nconst it = 1;\n",
+        );
+        assert_eq!((claims.tests, claims.wrong.len()), (1, 1));
     }
 
     #[test]

@@ -46,8 +46,9 @@ fn carry(
 
 /// Nanoseconds per echo and bytes per echo on the wire, there and back, with `batch` calls in each flight.
 fn echo(len: usize, batch: usize, count: usize) -> (f64, usize) {
-    let mut client = Connection::new(Config::new(Role::Client), Time::default());
-    let mut server = Connection::new(Config::new(Role::Server), Time::default());
+    // As the sdk configures them.
+    let side = |role| Connection::new(Config { grease: Some(7), ..Config::new(role) }, Time::default());
+    let (mut client, mut server) = (side(Role::Client), side(Role::Server));
     let (mut out, mut inbox, mut back) = (TransmitBuffer::default(), BytesMut::new(), BytesMut::new());
     let payload = Bytes::from(vec![7; len]);
     let mut bytes = 0;

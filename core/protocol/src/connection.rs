@@ -787,6 +787,15 @@ impl Connection {
         Err(self.fail(error))
     }
 
+    /// A carrier that keeps borders has read so many bytes of a message that is not whole: the clock of an unfinished
+    /// frame is its clock too. 0 when none has begun.
+    pub fn handle_unfinished_message(&mut self, now: Time, len: usize) {
+        if self.failed.is_none() {
+            self.now = now;
+            self.note_unfinished(now, 0, len);
+        }
+    }
+
     /// The peer closed its writing direction, or the link broke; `rest` is what was read and is not a whole frame.
     /// Gives the status of the calls that it cuts off.
     pub fn handle_end(&mut self, rest: &[u8]) -> Status {

@@ -192,10 +192,16 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
 }
 
 impl Pair {
-    fn new(seed: u64) -> Self {
+    /// Each side offers versions from 1 to its own highest.
+    fn new(seed: u64, highest: [u8; 2]) -> Self {
         let side = |role| Side {
             connection: Connection::new(
-                Config { limits: LIMITS, grease: Some(seed ^ role as u64), ..Config::new(role) },
+                Config {
+                    limits: LIMITS,
+                    versions: 1..=highest[role as usize],
+                    grease: Some(seed ^ role as u64),
+                    ..Config::new(role)
+                },
                 Time::default(),
             ),
             out: TransmitBuffer::default(),
@@ -348,7 +354,13 @@ impl Pair {
     /// than the other side allowed, and it allowed no more than a window beyond what came.
     fn look_at_frames(&mut self, from: usize) {
         while let Some(start) = self.wires[from].log.first_chunk::<HEADER_LEN>() {
-            let header = FrameHeader::decode(start).unwrap();
+            let agreed = self.sides.iter().map(|side| side.connection.version()).max();
+            assert!(start[4] >= 1 && Some(start[4]) <= agreed, "a frame of version {}", start[4]);
+            let mut start = *start;
+            start[4] = 1;
+            let crc = crc32c::crc32c(&start[..36]);
+            start[36..].copy_from_slice(&crc.to_le_bytes());
+            let header = FrameHeader::decode(&start).unwrap();
             let whole = HEADER_LEN + header.metadata_len as usize + header.payload_len as usize;
             if self.wires[from].log.len() < whole {
                 return;
@@ -673,13 +685,21 @@ proptest! {
 
     /// Whatever two honest sides do in whatever order, and however the bytes are cut: no side accuses the other, each
     /// call ends once, messages come whole and in order, ids rise, credit is neither passed nor lost.
-    // spec: W6-12, W7-01, W7-12, W8-01, W8-04, W8-05, W8-07
+    // spec: W6-03, W6-05, W6-12, W7-01, W7-12, W8-01, W8-04, W8-05, W8-07
     #[test]
-    fn honest_sides_agree(seed in any::<u64>(), steps in prop::collection::vec(step(), 1..200)) {
-        let mut pair = Pair::new(seed);
+    fn honest_sides_agree(
+        seed in any::<u64>(),
+        client in 1u8..4,
+        server in 1u8..4,
+        steps in prop::collection::vec(step(), 1..200),
+    ) {
+        let mut pair = Pair::new(seed, [client, server]);
         for step in steps {
             pair.apply(step);
         }
         pair.settle();
+        for side in &pair.sides {
+            prop_assert!([1, client.min(server)].contains(&side.connection.version()));
+        }
     }
 }

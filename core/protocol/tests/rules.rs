@@ -68,7 +68,7 @@ fn client() -> Side {
 }
 
 /// Every kind of frame that both sides send, as it stands on the wire.
-// spec: W1-01, W6-01, W6-05, W7-12, W12-01
+// spec: W1-01, W6-01, W6-05, W7-11, W7-12, W12-01
 #[test]
 fn what_is_sent_has_zeros_where_the_page_has_none() {
     let mut client = Side(Connection::new(Config::new(Role::Client), Time::default()));
@@ -83,6 +83,8 @@ fn what_is_sent_has_zeros_where_the_page_has_none() {
             assert_eq!(sent.header.flags & !(FLAG_END | FLAG_MESSAGE | FLAG_MORE), 0);
             if sent.header.frame_type == FrameType::STATUS {
                 assert!(sent.header.has(FLAG_END));
+                let code = StatusRecord::decode(&sent.record).unwrap().code;
+                assert!(code == 0 || !sent.header.has(FLAG_MESSAGE));
             }
             if sent.header.frame_type == FrameType::CALL {
                 let call = Call::decode(&sent.record).unwrap();
@@ -188,6 +190,34 @@ fn the_checksum_is_castagnolis() {
     let frame = &sent[0].bytes;
     assert_eq!(frame[32..36], bitwise(&frame[HEADER_LEN..]).to_le_bytes());
     assert_eq!(frame[36..40], bitwise(&frame[..36]).to_le_bytes());
+}
+
+// spec: W3-01, W3-02, W3-03
+#[test]
+fn flags_that_do_not_fit_are_refused_where_the_frame_itself_would_do() {
+    let ok = record(|out| ok().encode(out));
+    let head = record(|out| Head { metadata: Vec::new(), extensions: Vec::new() }.encode(out));
+    let cancel = record(|out| Reset { code: 11, extensions: Vec::new() }.encode(out));
+    let credit = record(|out| Window { offset: 1 << 20, extensions: Vec::new() }.encode(out));
+    for (role, frame_type, flags, record, payload) in [
+        (Role::Server, FrameType::MESSAGE, 0, &b""[..], &b"x"[..]),
+        (Role::Server, FrameType::MESSAGE, FLAG_END, b"", b"x"),
+        (Role::Server, FrameType::MESSAGE, FLAG_MORE, b"", b""),
+        (Role::Server, FrameType::MESSAGE, FLAG_MESSAGE | FLAG_MORE | FLAG_END, b"", b"x"),
+        (Role::Client, FrameType::STATUS, FLAG_END, &ok, b"x"),
+        (Role::Client, FrameType::STATUS, FLAG_MESSAGE | FLAG_MORE, &ok, b"x"),
+        (Role::Client, FrameType::HEAD, FLAG_END, &head, b""),
+        (Role::Client, FrameType::RESET, FLAG_END, &cancel, b""),
+        (Role::Client, FrameType::WINDOW, FLAG_MESSAGE, &credit, b""),
+    ] {
+        let mut side = Side::new(role, Limits::default());
+        match role {
+            Role::Server => side.called(0),
+            Role::Client => side.call(false),
+        };
+        let error = side.read(frame(frame_type, flags, 1, record, payload)).unwrap_err();
+        assert_eq!(error.reason, Reason::PROTOCOL_VIOLATION, "{frame_type:?}, {flags:#x}: {error}");
+    }
 }
 
 // spec: W4-01

@@ -437,6 +437,25 @@ fn broken() -> Vec<Value> {
             [call_bytes(1, FLAG_MESSAGE | FLAG_MORE, "/hang", b"x"), frame(0x12, FLAG_END, 1, 1, b"", b"")]
                 .concat(),
         ),
+        raw(
+            "a payload without the message flag, on an open stream",
+            "PROTOCOL",
+            [call_bytes(1, 0, "/hang", b""), frame(0x12, 0, 1, 1, b"", b"x")].concat(),
+        ),
+        raw(
+            "a fragment that is also the end, on an open stream",
+            "PROTOCOL",
+            [
+                call_bytes(1, 0, "/hang", b""),
+                frame(0x12, FLAG_MESSAGE | FLAG_MORE | FLAG_END, 1, 1, b"", b"x"),
+            ]
+            .concat(),
+        ),
+        raw(
+            "more of no message, on an open stream",
+            "PROTOCOL",
+            [call_bytes(1, 0, "/hang", b""), frame(0x12, FLAG_MORE, 1, 1, b"", b"")].concat(),
+        ),
         raw("a window for a stream that was never opened", "PROTOCOL", frame(0x06, 0, 99, 0, &[0, 0], b"")),
     ]
 }
@@ -470,9 +489,12 @@ fn proves(name: &str) -> Vec<&'static str> {
         "a message on a stream that was never opened" => "W7-05",
         "a window for a stream that was never opened" => "W7-05",
         "a message on stream 0" | "a ping on a stream" => "W1-11 W4-03",
-        "a payload without the message flag" => "W3-02",
+        "a payload without the message flag" | "a payload without the message flag, on an open stream" => {
+            "W3-02"
+        }
         "a flag on a ping" => "W1-11 W3-01",
-        "a fragment that is also the end" | "more of no message" | "a status that goes on" => "W3-03",
+        "a fragment that is also the end" | "a fragment that is also the end, on an open stream" => "W3-03",
+        "more of no message" | "more of no message, on an open stream" | "a status that goes on" => "W3-03",
         "a status from the caller" => "W7-08",
         "a half-close inside a message" => "W7-09",
         "an integer wider than its field" | "an integer of no width" => "W5-01",

@@ -915,6 +915,10 @@ impl Driver {
         state.dirty = false;
         let mut result = match self.transport.carrier() {
             Carrier::Bytes | Carrier::Streams => state.protocol.handle_read(now, &mut self.buffer.bytes),
+            Carrier::Messages if self.buffer.bytes.is_empty() => {
+                state.protocol.handle_unfinished_message(now, self.transport.unfinished());
+                Ok(())
+            }
             Carrier::Messages => state.protocol.handle_message(now, &mut self.buffer.bytes),
         };
         if let (Some(channels), Some(carrier)) = (&mut self.channels, self.transport.streams())

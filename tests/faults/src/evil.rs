@@ -90,6 +90,9 @@ async fn attack_server(name: &str, script: &Script) {
     if let Some(most) = script.seen.handlers_most {
         assert!(server.held() <= most, "{name}: {} handlers were started", server.held());
     }
+    if let Some(peak) = script.seen.running_peak {
+        assert_eq!(server.running_peak(), peak, "{name}: handlers at once");
+    }
     let times = format!("{} us, alone {} us", beside.as_micros(), alone.as_micros());
     row(name, script, &result, &memory, &times);
 }

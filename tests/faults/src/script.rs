@@ -165,6 +165,8 @@ pub struct Expected {
     pub memory_kib: Option<u64>,
     /// `/hold` is started at most so often.
     pub handlers_most: Option<usize>,
+    /// And runs exactly so many times at once at the peak.
+    pub running_peak: Option<usize>,
 }
 
 /// Where the scripts are.

@@ -26,9 +26,34 @@ pub enum Server {
         endpoints: Vec<String>,
         /// Its handle.
         control: ServerControl,
-        /// How often `/hold` was started.
-        held: Arc<AtomicUsize>,
+        /// What `/hold` did.
+        held: Arc<Held>,
     },
+}
+
+/// How often `/hold` was started, how often it runs now, and how often it ran at once.
+#[derive(Default)]
+pub struct Held {
+    started: AtomicUsize,
+    running: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+struct Running(Arc<Held>);
+
+impl Running {
+    fn new(held: &Arc<Held>) -> Self {
+        held.started.fetch_add(1, Relaxed);
+        let now = held.running.fetch_add(1, Relaxed) + 1;
+        held.peak.fetch_max(now, Relaxed);
+        Self(held.clone())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, Relaxed);
+    }
 }
 
 /// `valkyrie-server`, in a process of its own.
@@ -124,11 +149,14 @@ impl Program {
 impl Server {
     /// The sdk's server with `/echo` and `/hold`.
     pub async fn sdk(limits: Limits) -> Server {
-        let held = Arc::new(AtomicUsize::new(0));
-        let count = held.clone();
+        let held = Arc::new(Held::default());
+        let of = held.clone();
         let hold = handler_fn(move |_| {
-            count.fetch_add(1, Relaxed);
-            std::future::pending()
+            let running = Running::new(&of);
+            async move {
+                let _running = running;
+                std::future::pending().await
+            }
         });
         let unix = format!("unix://{}", place(".sock").display());
         let server = ServerBuilder::new()
@@ -171,7 +199,15 @@ impl Server {
     pub fn held(&self) -> usize {
         match self {
             Server::Program(_) => 0,
-            Server::Sdk { held, .. } => held.load(Relaxed),
+            Server::Sdk { held, .. } => held.started.load(Relaxed),
+        }
+    }
+
+    /// How often `/hold` ran at once.
+    pub fn running_peak(&self) -> usize {
+        match self {
+            Server::Program(_) => 0,
+            Server::Sdk { held, .. } => held.peak.load(Relaxed),
         }
     }
 }

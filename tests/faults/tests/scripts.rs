@@ -29,6 +29,7 @@ scripts! {
     f05_payload_length
     f05_server_payload_length
     f06_silence_inside_a_frame
+    f06_silence_inside_a_message
     f07_end_inside_a_frame
     f07_server_end_inside_a_frame
     f08_optional_frame
@@ -53,6 +54,7 @@ scripts! {
     f18_credit_past_its_end
     f18_deadlines_of_a_microsecond
     f18_made_you_reset
+    f18_made_you_reset_keeps_the_permits
     f19_stream_flood
     f19_streams_beyond_the_limit
     f20_empty_fragments

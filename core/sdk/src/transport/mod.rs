@@ -66,6 +66,12 @@ pub trait Transport: Send + 'static {
     /// Whatever ends the link.
     fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
 
+    /// About how many bytes were read of a message that is not whole, when the carrier is [`Carrier::Messages`]: what
+    /// never becomes whole has a limit of time. Default: 0.
+    fn unfinished(&self) -> usize {
+        0
+    }
+
     /// The streams of calls, when the carrier is [`Carrier::Streams`]. Default: none.
     fn streams(&mut self) -> Option<&mut dyn Streams> {
         None
@@ -164,6 +170,7 @@ impl ReadBuffer {
 }
 
 /// What the built-in connectors may need to know.
+#[cfg_attr(not(feature = "quic"), expect(dead_code, reason = "the others need nothing"))]
 pub(crate) struct ConnectorOptions<'a> {
     /// PEM certificates that a server's chain must end in.
     pub(crate) trusted: Option<&'a [u8]>,

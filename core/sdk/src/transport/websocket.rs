@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Sink, Stream};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async_with_config, client_async_with_config,
     tungstenite::{
@@ -37,8 +40,48 @@ fn config() -> WebSocketConfig {
 }
 
 struct WebSocket {
-    stream: WebSocketStream<TcpStream>,
+    stream: WebSocketStream<Counted>,
     closing: bool,
+}
+
+/// A stream that counts what is read: what came since the last message is of one that is not whole yet, but for what
+/// the library's read buffer of 8 KiB held already.
+struct Counted {
+    stream: TcpStream,
+    read: usize,
+}
+
+impl Counted {
+    fn new(stream: TcpStream) -> Self {
+        Self { stream, read: 0 }
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, into);
+        self.read += into.filled().len() - before;
+        result
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 fn failed(error: tungstenite::Error) -> io::Error {
@@ -49,6 +92,12 @@ fn failed(error: tungstenite::Error) -> io::Error {
 }
 
 impl WebSocket {
+    /// After the handshake, which is over.
+    fn new(mut stream: WebSocketStream<Counted>) -> Self {
+        stream.get_mut().read = 0;
+        Self { stream, closing: false }
+    }
+
     /// Closes with a code. Best effort: the connection ends either way.
     fn say_why(&mut self, cx: &mut Context<'_>, code: CloseCode, reason: &'static str) {
         self.closing = true;
@@ -67,7 +116,9 @@ impl Transport for WebSocket {
 
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
         loop {
-            return Poll::Ready(match ready!(Pin::new(&mut self.stream).poll_next(cx)) {
+            let next = ready!(Pin::new(&mut self.stream).poll_next(cx));
+            self.stream.get_mut().read = 0;
+            return Poll::Ready(match next {
                 None
                 | Some(Ok(Message::Close(_)))
                 | Some(Err(tungstenite::Error::ConnectionClosed | tungstenite::Error::AlreadyClosed)) => {
@@ -94,6 +145,10 @@ impl Transport for WebSocket {
                 }
             });
         }
+    }
+
+    fn unfinished(&self) -> usize {
+        self.stream.get_ref().read
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
@@ -130,9 +185,10 @@ impl Connector for Ws {
             request
                 .headers_mut()
                 .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-            let (stream, _) =
-                client_async_with_config(request, stream, Some(config())).await.map_err(failed)?;
-            Ok(Box::new(WebSocket { stream, closing: false }) as Box<dyn Transport>)
+            let (stream, _) = client_async_with_config(request, Counted::new(stream), Some(config()))
+                .await
+                .map_err(failed)?;
+            Ok(Box::new(WebSocket::new(stream)) as Box<dyn Transport>)
         })
     }
 }
@@ -162,8 +218,9 @@ pub(crate) async fn accept(stream: TcpStream, origins: &[String]) -> io::Result<
         }
         Ok(response)
     };
+    let stream = Counted::new(stream);
     let stream = accept_hdr_async_with_config(stream, check, Some(config())).await.map_err(failed)?;
-    Ok(Box::new(WebSocket { stream, closing: false }))
+    Ok(Box::new(WebSocket::new(stream)))
 }
 
 fn origin_allowed(origin: &str, host: Option<&str>, origins: &[String]) -> bool {
