@@ -1,14 +1,16 @@
 //! The rules of PROTOCOL.md and what proves them: each number stands at a test (`// spec: W1-02` beside its `#[test]`)
-//! or in a vector (`"spec": ["W1-02"]`), and each claim names a rule that exists.
+//! or in a vector (`"spec": ["W1-02"]`), and each claim names a rule that exists. No vector ever goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use crate::step::{During, Outcome, Project, failed};
+use crate::step::{During, Outcome, Project, failed, output};
 
 const PAGE: &str = "PROTOCOL.md";
 const VECTORS: &str = "tests/vectors/v1.json";
+/// A line for every vector there ever was.
+const SUMS: &str = "tests/vectors/v1.sums";
 /// The one sentence that says MUST and is no rule.
 const MEANING: &str = "MUST, SHOULD and MAY are meant as in RFC 2119";
 
@@ -22,6 +24,8 @@ pub(crate) fn check(project: &Project) -> Outcome {
     }
     claims.read_vectors(&serde_json::from_str(&read(VECTORS)?).during(VECTORS)?);
     wrong.extend(claims.against(&rules));
+    let history = ["log", "--patch", "--unified=0", "--format=", "--", SUMS];
+    wrong.extend(gone(&output(project.command("git").args(history))?, &read(SUMS)?));
     if wrong.is_empty() {
         return Ok(format!("{} rules, {} tests, {} vectors", rules.len(), claims.tests, claims.vectors));
     }
@@ -29,6 +33,14 @@ pub(crate) fn check(project: &Project) -> Outcome {
         println!("   {sentence}");
     }
     failed(format!("{} faults: {}", wrong.len(), wrong[0]))
+}
+
+/// Lines that were committed once and stand there no more: a vector that was changed or removed with its sum.
+fn gone(history: &str, kept: &str) -> Vec<String> {
+    let kept: BTreeSet<&str> = kept.lines().collect();
+    let added: BTreeSet<&str> = history.lines().filter_map(|line| line.strip_prefix('+')).collect();
+    let gone = added.iter().filter(|line| !line.starts_with("++ ") && !kept.contains(*line));
+    gone.map(|line| format!("{SUMS}: this vector is kept for ever and gone: {line}")).collect()
 }
 
 /// The numbers on the page, and what is wrong with them.
@@ -230,6 +242,13 @@ mod tests {
             "// spec: W1-01\ntest('it holds', () => {});\n// spec: W1-02\nconst it = 1;\n",
         );
         assert_eq!((claims.tests, claims.wrong.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_vector_that_was_committed_once_stays() {
+        let history = "--- a/v1.sums\n+++ b/v1.sums\n@@ -1 +1 @@\n-frame 1 one\n+frame 1 one\n+frame 2 two\n";
+        assert_eq!(gone(history, "frame 2 two\nframe 1 one\nframe 3 new\n"), Vec::<String>::new());
+        assert!(gone(history, "frame 1 one\nframe 2 other\n")[0].ends_with("gone: frame 2 two"));
     }
 
     #[test]
