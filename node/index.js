@@ -16,10 +16,12 @@ async function connect(endpoint, options = {}) {
   checkOptions(options);
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
+  const trusted = options.trustedCertificates;
+  if (trusted !== undefined && typeof trusted !== 'string') throw wrongType('trustedCertificates', 'a string', trusted);
   let handle;
   try {
     await operation((slot) => {
-      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs);
+      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, trusted);
       return handle === null;
     }, checkSignal(options.signal));
   } catch (error) {

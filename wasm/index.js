@@ -34,6 +34,9 @@ export async function connect(endpoint, options = {}) {
   if (typeof endpoint !== 'string') throw wrongType('endpoint', 'a string', endpoint);
   checkOptions(options);
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
+  if (options.trustedCertificates !== undefined) {
+    throw new TypeError('trustedCertificates is not for a page: its browser decides whom it trusts');
+  }
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();

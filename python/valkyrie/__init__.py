@@ -73,17 +73,24 @@ def version() -> str:
     return _native.version()
 
 
-def connect(endpoint: str, *, timeout: float = 5.0, connect_timeout: float = 5.0) -> Connecting:
-    """A client for ``endpoint`` (``tcp://host:port``, ``unix:///path``, ``ws://host:port``).
+def connect(
+    endpoint: str,
+    *,
+    timeout: float = 5.0,
+    connect_timeout: float = 5.0,
+    trusted_certificates: str | None = None,
+) -> Connecting:
+    """A client for ``endpoint`` (``tcp://host:port``, ``unix:///path``, ``ws://host:port``, ``quic://host:port``).
 
     ``await`` it, or use it in ``async with``; nothing happens before. ``timeout`` is the limit of unary calls that give
-    none, ``connect_timeout`` that of making a connection, in seconds, 5.0 each.
+    none, ``connect_timeout`` that of making a connection, in seconds, 5.0 each. ``trusted_certificates`` is PEM text:
+    the server's certificates must lead to one of these. ``quic://`` needs it.
 
     Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers.
     """
     from ._aio import Connecting
 
-    return Connecting(endpoint, timeout, connect_timeout)
+    return Connecting(endpoint, timeout, connect_timeout, trusted_certificates)
 
 
 def __getattr__(name: str) -> object:

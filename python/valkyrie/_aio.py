@@ -15,6 +15,7 @@ from ._values import (
     MetadataLike,
     Response,
     as_message,
+    check_certificates,
     check_endpoint,
     check_method,
     milliseconds,
@@ -72,16 +73,19 @@ async def _completion(hub: _Hub, loop: asyncio.AbstractEventLoop, op: int) -> An
 class Connecting:
     """A connection to be: ``await`` it or enter it with ``async with``."""
 
-    def __init__(self, endpoint: str, timeout: float, connect_timeout: float) -> None:
+    def __init__(self, endpoint: str, timeout: float, connect_timeout: float, trusted_certificates: str | None) -> None:
         self._endpoint = check_endpoint(endpoint)
         self._timeout_ms = milliseconds(timeout)
         self._connect_timeout_ms = milliseconds(connect_timeout, "connect_timeout")
+        self._trusted = check_certificates(trusted_certificates)
         self._client: Client | None = None
 
     async def _connect(self) -> Client:
         hub, loop = _hub()
         try:
-            handle, op = _native.connect(hub.queue, self._endpoint, self._timeout_ms, self._connect_timeout_ms)
+            handle, op = _native.connect(
+                hub.queue, self._endpoint, self._timeout_ms, self._connect_timeout_ms, self._trusted
+            )
         except _native.Refused as refused:
             raise from_status(refused.args) from None
         client = Client(handle)

@@ -62,6 +62,12 @@ def check_endpoint(endpoint: object) -> str:
     return endpoint
 
 
+def check_certificates(pem: object) -> str | None:
+    if pem is not None and not isinstance(pem, str):
+        raise TypeError(f"trusted_certificates is a str of PEM text, not {type(pem).__name__}")
+    return pem
+
+
 def check_method(method: object) -> str:
     if not isinstance(method, str):
         raise TypeError(f"method is a str such as '/echo', not {type(method).__name__}")

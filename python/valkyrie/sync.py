@@ -15,6 +15,7 @@ from ._values import (
     MetadataLike,
     Response,
     as_message,
+    check_certificates,
     check_endpoint,
     check_method,
     milliseconds,
@@ -61,13 +62,20 @@ def _run(submit: Any, *arguments: Any) -> Any:
         raise
 
 
-def connect(endpoint: str, *, timeout: float = 5.0, connect_timeout: float = 5.0) -> Client:
+def connect(
+    endpoint: str,
+    *,
+    timeout: float = 5.0,
+    connect_timeout: float = 5.0,
+    trusted_certificates: str | None = None,
+) -> Client:
     """Connects; see ``valkyrie.connect``."""
     handle = _run(
         _native.connect,
         check_endpoint(endpoint),
         milliseconds(timeout),
         milliseconds(connect_timeout, "connect_timeout"),
+        check_certificates(trusted_certificates),
     )
     return Client(handle)
 

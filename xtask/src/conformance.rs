@@ -21,16 +21,20 @@ struct Column {
 }
 
 /// Every language over every transport that it has.
-const COLUMNS: [Column; 10] = [
+const COLUMNS: [Column; 14] = [
     Column { language: "rust", scheme: "tcp" },
     Column { language: "rust", scheme: "unix" },
     Column { language: "rust", scheme: "ws" },
+    Column { language: "rust", scheme: "quic" },
     Column { language: "python", scheme: "tcp" },
     Column { language: "python", scheme: "unix" },
+    Column { language: "python", scheme: "quic" },
     Column { language: "node", scheme: "tcp" },
     Column { language: "node", scheme: "unix" },
+    Column { language: "node", scheme: "quic" },
     Column { language: "c", scheme: "tcp" },
     Column { language: "c", scheme: "unix" },
+    Column { language: "c", scheme: "quic" },
     Column { language: "browser", scheme: "ws" },
 ];
 
@@ -71,15 +75,16 @@ impl Server {
         Ok(server)
     }
 
-    /// Where it listens: `tcp`, `unix` or `ws`.
+    /// Where it listens: `tcp`, `unix`, `ws` or `quic`.
     pub(crate) fn endpoint(&self, name: &str) -> String {
         self.endpoints[name].as_str().unwrap_or_default().to_owned()
     }
 
     /// What a runner or a test gets in its environment, for a transport.
-    pub(crate) fn variables(&self, scheme: &str) -> [(&'static str, String); 2] {
+    pub(crate) fn variables(&self, scheme: &str) -> [(&'static str, String); 3] {
         [
             ("VALKYRIE_CONFORMANCE_ENDPOINT", self.endpoint(scheme)),
+            ("VALKYRIE_CONFORMANCE_CERTIFICATES", self.endpoint("certificates")),
             ("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT", self.endpoint(&format!("absent_{scheme}"))),
         ]
     }

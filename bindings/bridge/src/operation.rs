@@ -36,6 +36,8 @@ pub struct ClientOptions {
     pub timeout_ms: u64,
     /// Time limit of making a connection, in milliseconds. Default 5,000.
     pub connect_timeout_ms: u64,
+    /// PEM certificates: a server's chain must end in one of them. Required for `quic://`. Default: none.
+    pub trusted_certificates: Option<Bytes>,
 }
 
 impl Default for ClientOptions {
@@ -43,6 +45,7 @@ impl Default for ClientOptions {
         Self {
             timeout_ms: valkyrie_sdk::DEFAULT_TIMEOUT_MS,
             connect_timeout_ms: valkyrie_sdk::DEFAULT_CONNECT_TIMEOUT_MS,
+            trusted_certificates: None,
         }
     }
 }
@@ -257,6 +260,9 @@ impl ClientEntry {
             .endpoint(self.endpoint.clone())
             .timeout_ms(self.options.timeout_ms)
             .connect_timeout_ms(self.options.connect_timeout_ms);
+        if let Some(pem) = &self.options.trusted_certificates {
+            builder = builder.trusted_certificates(pem.clone());
+        }
         if let Some(runtime) = TokioRuntime::current() {
             builder = builder.runtime(Arc::new(runtime));
         }

@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     ffi::{CStr, CString, c_char, c_void},
+    mem::offset_of,
     panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
     sync::{
@@ -96,6 +97,8 @@ pub struct valkyrie_client_options {
     pub timeout_ms: u64,
     /// Time limit of making a connection, in milliseconds; 0 means 5,000.
     pub connect_timeout_ms: u64,
+    /// PEM text, ended by NUL: a server's certificates must lead to one of these. Needed for quic://; NULL means none.
+    pub trusted_certificates: *const c_char,
 }
 
 /// Options of a call: begin with VALKYRIE_CALL_OPTIONS_INIT. NULL instead of them means every default.
@@ -376,7 +379,8 @@ pub unsafe extern "C" fn valkyrie_client_connect(
             let mut chosen = ClientOptions::default();
             if !options.is_null() {
                 let size = ptr::addr_of!((*options).struct_size).read() as usize;
-                if size < size_of::<valkyrie_client_options>() {
+                // What was there first; a program that knows no more leaves the rest at its default.
+                if size < offset_of!(valkyrie_client_options, trusted_certificates) {
                     return Err(invalid(format!(
                         "struct_size {size} of the client options is too small; use the INIT macro"
                     )));
@@ -386,6 +390,11 @@ pub unsafe extern "C" fn valkyrie_client_connect(
                 }
                 if (*options).connect_timeout_ms != 0 {
                     chosen.connect_timeout_ms = (*options).connect_timeout_ms;
+                }
+                if size >= size_of::<valkyrie_client_options>() && !(*options).trusted_certificates.is_null()
+                {
+                    let pem = text((*options).trusted_certificates, "trusted_certificates")?;
+                    chosen.trusted_certificates = Some(pem.to_owned().into());
                 }
             }
             let mut made = None;

@@ -92,10 +92,12 @@ impl Loop {
         endpoint: String,
         timeout_ms: f64,
         connect_timeout_ms: f64,
+        trusted_certificates: Option<String>,
     ) -> Option<Client> {
         let mut options = ClientOptions::default();
         options.timeout_ms = milliseconds(timeout_ms).unwrap_or(options.timeout_ms);
         options.connect_timeout_ms = milliseconds(connect_timeout_ms).unwrap_or(options.connect_timeout_ms);
+        options.trusted_certificates = trusted_certificates.map(Into::into);
         match bridge::connect(&self.shared.queue, &endpoint, options) {
             Ok((handle, op)) => {
                 self.shared.accepted(env, slot, Ok(op));

@@ -175,10 +175,12 @@ fn connect(
     endpoint: &str,
     timeout_ms: u64,
     connect_timeout_ms: u64,
+    trusted_certificates: Option<String>,
 ) -> PyResult<(u64, u64)> {
     let mut options = ClientOptions::default();
     options.timeout_ms = timeout_ms;
     options.connect_timeout_ms = connect_timeout_ms;
+    options.trusted_certificates = trusted_certificates.map(Into::into);
     let result = py.detach(|| bridge::connect(&queue.0, endpoint, options));
     result.map(|(client, op)| (client.to_raw(), op)).map_err(|status| refused(py, &status))
 }

@@ -26,7 +26,7 @@
 /* No time limit. */
 #define VALKYRIE_NO_TIMEOUT UINT64_MAX
 /* Initial values of the options; every other field is its default when zero. */
-#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0 }
+#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL }
 #define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0 }
 
 /*
@@ -189,6 +189,10 @@ typedef struct {
    Time limit of making a connection, in milliseconds; 0 means 5,000.
    */
   uint64_t connect_timeout_ms;
+  /*
+   PEM text, ended by NUL: a server's certificates must lead to one of these. Needed for quic://; NULL means none.
+   */
+  const char *trusted_certificates;
 } valkyrie_client_options;
 
 /*

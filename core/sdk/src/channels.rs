@@ -31,6 +31,8 @@ pub(crate) struct Channels {
     writable: Vec<u64>,
     /// Calls whose frames the carrier took.
     written: Vec<StreamKey>,
+    /// A channel has more to read than its turn allowed.
+    more: bool,
     /// Channels that the peer reads no more.
     stopped: Vec<(u64, u16)>,
     scratch: TransmitBuffer,
@@ -109,6 +111,7 @@ impl Channels {
         for (id, code) in self.stopped.drain(..) {
             protocol.handle_stream_reset(id, ErrorCode::from_number(code))?;
         }
+        self.more = false;
         let ids: Vec<u64> = self.readable.iter().copied().collect();
         for id in ids {
             let Some(channel) = self.open.get_mut(&id) else {
@@ -121,7 +124,11 @@ impl Channels {
                     self.readable.remove(&id);
                     break;
                 }
-                if budget == 0 || !protocol.may_read(id) {
+                if !protocol.may_read(id) {
+                    break;
+                }
+                if budget == 0 {
+                    self.more = true;
                     break;
                 }
                 match carrier.read(id, &mut channel.unread) {
@@ -248,6 +255,6 @@ impl Channels {
 
     /// Whether the protocol has to hear of something before the driver may rest.
     pub(crate) fn has_news(&self) -> bool {
-        !self.written.is_empty() || !self.stopped.is_empty()
+        self.more || !self.written.is_empty() || !self.stopped.is_empty()
     }
 }

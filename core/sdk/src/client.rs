@@ -19,7 +19,6 @@ use crate::{
     connection::{Link, cancelled, lock},
     runtime::sleep_until,
     stream::halves,
-    transport::ConnectorOptions,
 };
 
 /// How long [`Client::close`] lets calls in flight go on.
@@ -123,10 +122,7 @@ impl ClientBuilder {
         }
         let connector = match self.connectors.remove(endpoint.scheme()) {
             Some(connector) => connector,
-            None => {
-                let trusted = self.trusted.as_deref();
-                crate::transport::connector(&endpoint, &ConnectorOptions { trusted, limits: &self.limits })?
-            }
+            None => crate::transport::connector(&endpoint, self.trusted.as_deref(), &self.limits)?,
         };
         let runtime = match self.runtime {
             Some(runtime) => runtime,

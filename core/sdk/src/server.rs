@@ -528,22 +528,29 @@ impl Shared {
         #[cfg(feature = "quic")]
         if let Bound::Quic(quic, _, closed) = &listener {
             let mut closed = closed.clone();
-            // Its port stays while connections do: whoever knocks there is told at once.
-            let idle = self.idle();
-            tokio::pin!(idle);
-            loop {
-                tokio::select! {
-                    biased;
-                    () = &mut idle => break,
-                    incoming = quic.accept() => match incoming {
-                        Some(incoming) => incoming.refuse(),
-                        None => break,
-                    },
-                }
-            }
-            // The last packets are on their way.
+            self.refuse_until_idle(quic).await;
             drop(listener);
             let _ = tokio::time::timeout(PORT_TIMEOUT, closed.changed()).await;
+        }
+    }
+
+    /// A UDP port stays while connections do, and a little longer: whoever knocks there is told at once.
+    #[cfg(feature = "quic")]
+    async fn refuse_until_idle(&self, quic: &quinn::Endpoint) {
+        let idle = async {
+            self.idle().await;
+            quic.wait_idle().await;
+        };
+        tokio::pin!(idle);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut idle => return,
+                incoming = quic.accept() => match incoming {
+                    Some(incoming) => incoming.refuse(),
+                    None => return,
+                },
+            }
         }
     }
 

@@ -1,7 +1,11 @@
 //! The configuration: what its keys mean, how a file is read in three formats, and the commented file that
 //! `config generate` writes. Every error names file, line, key, value and the fix.
 
-use std::{fmt, fs, io, ops::RangeInclusive, path::Path};
+use std::{
+    fmt, fs, io,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+};
 
 use clap::ValueEnum;
 use serde::{Deserialize, Deserializer, Serialize, de};
@@ -61,6 +65,8 @@ pub(crate) struct Config {
     #[serde(deserialize_with = "ranged::<_, 100, 65_536>")]
     pub(crate) max_concurrent_streams: u64,
     pub(crate) allow_origins: Vec<String>,
+    pub(crate) certificates: PathBuf,
+    pub(crate) private_key: PathBuf,
     pub(crate) metrics: bool,
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: LogLevel,
@@ -70,7 +76,7 @@ pub(crate) struct Config {
 const KEYS: &[(&str, &str)] = &[
     (
         "bind",
-        "Where to listen, at least one of: host:port or tcp://host:port, which answers WebSocket too, unix:///path.",
+        "Where to listen, at least one of: host:port or tcp://host:port, which answers WebSocket too, unix:///path, quic://host:port.",
     ),
     ("drain_timeout_ms", "How long a shutdown lets calls finish, in milliseconds: 0 to 86400000."),
     (
@@ -90,6 +96,8 @@ const KEYS: &[(&str, &str)] = &[
         "allow_origins",
         "Pages of these origins (https://app.example, or *) may connect by WebSocket, beside same-origin and loopback pages.",
     ),
+    ("certificates", "File with the certificate chain in PEM, the server's own first; quic:// needs it."),
+    ("private_key", "File with the certificate's private key in PEM; quic:// needs it."),
     ("metrics", "Whether /valkyrie.Metrics/Get and /valkyrie.Metrics/Connections answer."),
     ("log_format", "text or json, one line per event on standard error."),
     ("log_level", "error, warn, info or debug; debug has a line per call with its correlation id."),
@@ -106,6 +114,8 @@ impl Default for Config {
             max_message_bytes: limits.max_message_bytes.into(),
             max_concurrent_streams: limits.max_concurrent_streams.into(),
             allow_origins: Vec::new(),
+            certificates: PathBuf::new(),
+            private_key: PathBuf::new(),
             metrics: true,
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
@@ -138,6 +148,9 @@ fn ranged<'de, D: Deserializer<'de>, const LEAST: u64, const MOST: u64>(
         }
     }
 }
+
+/// The certificate chain and the private key, as PEM text.
+pub(crate) type Identity = (Vec<u8>, Vec<u8>);
 
 /// Why a configuration file was refused.
 #[derive(Debug, PartialEq, Eq)]
@@ -261,6 +274,36 @@ impl Config {
             text.push_str(&format!("\n# {doc}\n{key}{equals}{}\n", values[*key]));
         }
         text
+    }
+
+    /// The certificate chain and the private key, when they are given.
+    ///
+    /// # Errors
+    /// A file that cannot be read, one of the two without the other, and an address that needs them.
+    pub(crate) fn identity(&self) -> Result<Option<Identity>, ConfigError> {
+        let error = |key: &str, message: String| ConfigError {
+            file: "configuration".to_owned(),
+            line: None,
+            key: Some(key.to_owned()),
+            message,
+        };
+        let read = |key: &str, path: &Path| {
+            fs::read(path).map_err(|cause| error(key, format!("{}: {cause}", path.display())))
+        };
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        match (given(&self.certificates), given(&self.private_key)) {
+            (true, true) => {
+                Ok(Some((read("certificates", &self.certificates)?, read("private_key", &self.private_key)?)))
+            }
+            (true, false) => Err(error("private_key", "certificates are of no use without it".to_owned())),
+            (false, true) => Err(error("certificates", "a private_key is of no use without them".to_owned())),
+            (false, false) => match self.bind.iter().find(|bind| bind.starts_with("quic://")) {
+                Some(bind) => {
+                    Err(error("certificates", format!("{bind} needs certificates and private_key")))
+                }
+                None => Ok(None),
+            },
+        }
     }
 
     /// The limits that the server announces.

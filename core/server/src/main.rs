@@ -19,7 +19,7 @@ use tracing::{info, level_filters::LevelFilter, warn};
 use valkyrie_sdk::{Reason, ServerBuilder, Status, VERSION};
 
 use crate::{
-    config::{Config, Format, LogFormat, LogLevel},
+    config::{Config, Format, Identity, LogFormat, LogLevel},
     handlers::{Health, State},
 };
 
@@ -82,9 +82,16 @@ struct Start {
     /// Configuration file, ending in .yaml, .yml, .toml or .json.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Where to listen: host:port (answers WebSocket too) or unix:///path. May be repeated. [default: 0.0.0.0:8080]
+    /// Where to listen: host:port (answers WebSocket too), unix:///path or quic://host:port. May be repeated.
+    /// [default: 0.0.0.0:8080]
     #[arg(long, value_name = "ENDPOINT")]
     bind: Vec<String>,
+    /// Certificate chain in PEM, the server's own first, for quic://.
+    #[arg(long, value_name = "FILE")]
+    certificates: Option<PathBuf>,
+    /// The certificate's private key in PEM.
+    #[arg(long, value_name = "FILE")]
+    private_key: Option<PathBuf>,
     /// How long a shutdown lets calls finish, in milliseconds. [default: 30000]
     #[arg(long, value_name = "MS")]
     drain_timeout_ms: Option<u64>,
@@ -108,6 +115,8 @@ impl Start {
         if !self.bind.is_empty() {
             config.bind = self.bind;
         }
+        config.certificates = self.certificates.unwrap_or(config.certificates);
+        config.private_key = self.private_key.unwrap_or(config.private_key);
         config.drain_timeout_ms = self.drain_timeout_ms.unwrap_or(config.drain_timeout_ms);
         config.metrics = self.metrics.unwrap_or(config.metrics);
         config.log_format = self.log_format.unwrap_or(config.log_format);
@@ -119,10 +128,13 @@ impl Start {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Start(start) => match start.config() {
-            Ok(config) => run(&config),
+            Ok(config) => match config.identity() {
+                Ok(identity) => run(&config, identity),
+                Err(error) => fail(&error, USAGE),
+            },
             Err(error) => fail(&error, USAGE),
         },
-        Command::Check { file } => match Config::read(&file) {
+        Command::Check { file } => match Config::read(&file).and_then(|config| config.identity()) {
             Ok(_) => print(format!("{}: ok\n", file.display()).as_bytes()),
             Err(error) => fail(&error, USAGE),
         },
@@ -152,13 +164,13 @@ fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-fn run(config: &Config) -> ExitCode {
+fn run(config: &Config, identity: Option<Identity>) -> ExitCode {
     log(config);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start the runtime: {error}"), 1),
     };
-    match runtime.block_on(serve(config)) {
+    match runtime.block_on(serve(config, identity)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(status) => {
             let wrong = [Reason::INVALID_ENDPOINT, Reason::INVALID_CONFIGURATION, Reason::UNSUPPORTED_SCHEME];
@@ -182,7 +194,7 @@ fn log(config: &Config) {
     }
 }
 
-async fn serve(config: &Config) -> Result<(), Status> {
+async fn serve(config: &Config, identity: Option<Identity>) -> Result<(), Status> {
     let failed = |error: io::Error| Status::new(valkyrie_sdk::Code::Internal, format!("signals: {error}"));
     // Before anybody can know that the server is there, and so before anybody can send one.
     let mut signals = Signals::new().map_err(failed)?;
@@ -192,6 +204,9 @@ async fn serve(config: &Config) -> Result<(), Status> {
         .max_connections(usize(config.max_connections))
         .max_running_handlers(usize(config.max_running_handlers))
         .drain_timeout_ms(config.drain_timeout_ms);
+    if let Some((certificates, private_key)) = identity {
+        builder = builder.identity(certificates, private_key);
+    }
     for endpoint in &config.bind {
         builder = builder.bind(endpoint);
     }

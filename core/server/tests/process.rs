@@ -103,9 +103,24 @@ async fn open_echo(client: &Client) -> (SendStream, RecvStream) {
 async fn echoes_on_every_transport() {
     let path = std::env::temp_dir().join(format!("valkyrie-server-{}-echo.sock", std::process::id()));
     let unix = format!("unix://{}", path.display());
-    let server = Server::start(&["--bind", "127.0.0.1:0", "--bind", &unix]);
-    for scheme in ["tcp", "ws", "unix"] {
-        let client = Client::connect(server.endpoint(scheme)).await.unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let (certificates, key) = (made.cert.pem(), made.signing_key.serialize_pem());
+    let files = (temporary("echo.pem", &certificates), temporary("echo.key", &key));
+    let server = Server::start(&[
+        "--bind",
+        "127.0.0.1:0",
+        "--bind",
+        &unix,
+        "--bind",
+        "quic://127.0.0.1:0",
+        "--certificates",
+        files.0.to_str().unwrap(),
+        "--private-key",
+        files.1.to_str().unwrap(),
+    ]);
+    for scheme in ["tcp", "ws", "unix", "quic"] {
+        let builder = Client::builder().endpoint(server.endpoint(scheme));
+        let client = builder.trusted_certificates(certificates.clone()).build().await.unwrap();
         assert_eq!(client.request("Hello, World!").await.unwrap(), "Hello, World!", "{scheme}");
         open_echo(&client).await;
     }
@@ -298,6 +313,8 @@ async fn exit_codes_tell_usage_from_failure() {
         (&["start", "--bind", "tcp://"], 2, "names no address"),
         (&["start", "--bnid", "x"], 2, "--bnid"),
         (&["check", "/no/such/file.yaml"], 2, "/no/such/file.yaml"),
+        (&["start", "--bind", "quic://127.0.0.1:0"], 2, "needs certificates and private_key"),
+        (&["start", "--bind", "127.0.0.1:0", "--private-key", "x"], 2, "certificates"),
         (&["check", "/etc/hostname"], 2, "name it .yaml"),
     ] {
         let output = run(arguments);

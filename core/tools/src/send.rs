@@ -35,20 +35,31 @@ pub(crate) struct Send {
 /// Where to call, and for how long.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// The server: tcp://host:port, unix:///path or ws://host:port.
+    /// The server: tcp://host:port, unix:///path, ws://host:port or quic://host:port.
     #[arg(long, default_value = "tcp://localhost:8080")]
     endpoint: String,
     /// Time limit in milliseconds, for connecting and again for the call.
     #[arg(long, value_name = "MS", default_value_t = valkyrie_sdk::DEFAULT_TIMEOUT_MS, value_parser = clap::value_parser!(u64).range(1..))]
     timeout_ms: u64,
+    /// Certificates to trust, a file in PEM; quic:// needs it.
+    #[arg(long, value_name = "FILE", value_parser = text_of)]
+    trusted_certificates: Option<String>,
+}
+
+fn text_of(path: &str) -> Result<String, String> {
+    std::fs::read_to_string(path).map_err(|error| error.to_string())
 }
 
 impl Target {
     pub(crate) fn builder(&self) -> ClientBuilder {
-        ClientBuilder::new()
+        let builder = ClientBuilder::new()
             .endpoint(&self.endpoint)
             .timeout_ms(self.timeout_ms)
-            .connect_timeout_ms(self.timeout_ms)
+            .connect_timeout_ms(self.timeout_ms);
+        match &self.trusted_certificates {
+            Some(pem) => builder.trusted_certificates(pem.clone()),
+            None => builder,
+        }
     }
 
     pub(crate) fn endpoint(&self) -> &str {

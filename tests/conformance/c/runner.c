@@ -37,6 +37,7 @@ typedef struct {
 } got;
 
 static const char *endpoint, *absent;
+static valkyrie_client_options options = VALKYRIE_CLIENT_OPTIONS_INIT;
 static valkyrie_client *shared;
 static char detail[2048];
 static int failed;
@@ -499,7 +500,7 @@ static valkyrie_client *private_server(void) {
     valkyrie_bytes bytes = valkyrie_response_message(response);
     memcpy(where, bytes.data, bytes.len < sizeof where ? bytes.len : 0);
     valkyrie_response_free(response);
-    if (valkyrie_client_connect(where, NULL, &client, NULL)) fail("cannot connect to the private server %s", where);
+    if (valkyrie_client_connect(where, &options, &client, NULL)) fail("cannot connect to the private server %s", where);
     return client;
 }
 
@@ -649,7 +650,7 @@ static void run(const test_case *one) {
         valkyrie_client *client = NULL;
         valkyrie_error *error = NULL;
         char *where = text(one, "endpoint");
-        valkyrie_code code = valkyrie_client_connect(where, NULL, &client, &error);
+        valkyrie_code code = valkyrie_client_connect(where, &options, &client, &error);
         check_and_drop(one, code ? settle(code, NULL, error) : echo(client));
         valkyrie_client_free(client);
         free(where);
@@ -670,7 +671,7 @@ static void run(const test_case *one) {
         else refused(valkyrie_client_call(shared, "/echo", words("x"), &options, &response, NULL));
     } else if (!strcmp(action, "call_closed") || !strcmp(action, "double_close")) {
         valkyrie_client *client = NULL;
-        if (valkyrie_client_connect(endpoint, NULL, &client, NULL)) fail("cannot connect");
+        if (valkyrie_client_connect(endpoint, &options, &client, NULL)) fail("cannot connect");
         if (valkyrie_client_close(client, NULL)) fail("close failed");
         if (!strcmp(action, "call_closed")) check_and_drop(one, call(client, one));
         else if (valkyrie_client_close(client, NULL)) fail("the second close failed");
@@ -712,8 +713,10 @@ int main(void) {
     endpoint = getenv("VALKYRIE_CONFORMANCE_ENDPOINT");
     absent = getenv("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT");
     const char *path = getenv("VALKYRIE_CONFORMANCE_CASES");
+    const char *certificates = getenv("VALKYRIE_CONFORMANCE_CERTIFICATES");
     char *cases = path ? slurp(path) : NULL;
-    if (!endpoint || !absent || !cases || valkyrie_client_connect(endpoint, NULL, &shared, NULL)) {
+    options.trusted_certificates = certificates ? slurp(certificates) : NULL;
+    if (!endpoint || !absent || !cases || valkyrie_client_connect(endpoint, &options, &shared, NULL)) {
         fprintf(stderr, "the variables of README.md are not set, or the server does not answer\n");
         return 1;
     }

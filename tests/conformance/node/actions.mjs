@@ -4,10 +4,10 @@
 const CASE_TIMEOUT_MS = 60_000;
 const EMPTY = new Uint8Array();
 
-/** Runs every case with `sdk` and hands `{case, ok, detail}` to `report` as each ends. `settings`: `endpoint`, `absent`
+/** Runs every case with `sdk` and hands `{case, ok, detail}` to `report` as each ends. `settings`: `endpoint`, `absent`, `options` of connect,
  * and a `prefix` for tokens that no other runner uses. */
 export async function run(sdk, cases, settings, report) {
-  const client = await sdk.connect(settings.endpoint);
+  const client = await sdk.connect(settings.endpoint, settings.options);
   let number = 0;
   for (const fields of cases) {
     const one = new Case(sdk, client, settings, fields, `${settings.prefix}x${number++}`);
@@ -134,7 +134,7 @@ class Case {
   async freshServer() {
     const scheme = this.settings.endpoint.split(':')[0];
     const endpoint = fromUtf8(await this.client.call('/test/private', scheme));
-    const client = await this.sdk.connect(endpoint);
+    const client = await this.sdk.connect(endpoint, this.settings.options);
     const shutdown = (how) => client.call('/test/shutdown', how).catch(() => {});
     return { client, shutdown };
   }
@@ -274,7 +274,7 @@ const ACTIONS = {
 
   async connect(one) {
     const call = async () => {
-      const client = await one.sdk.connect(one.text('endpoint'));
+      const client = await one.sdk.connect(one.text('endpoint'), one.settings.options);
       return client.callWithResponse('/echo', 'x');
     };
     await one.check(await one.outcome(call()));
@@ -307,13 +307,13 @@ const ACTIONS = {
   },
 
   async call_closed(one) {
-    const client = await one.sdk.connect(one.settings.endpoint);
+    const client = await one.sdk.connect(one.settings.endpoint, one.settings.options);
     await client.close();
     await one.check(await one.outcome(client.callWithResponse(one.text('method'), one.message, one.options)));
   },
 
   async double_close(one) {
-    const client = await one.sdk.connect(one.settings.endpoint);
+    const client = await one.sdk.connect(one.settings.endpoint, one.settings.options);
     await client.close();
     await client.close();
   },

@@ -10,6 +10,7 @@ const cases = JSON.parse(await readFile(process.env.VALKYRIE_CONFORMANCE_CASES, 
 const settings = {
   endpoint: process.env.VALKYRIE_CONFORMANCE_ENDPOINT,
   absent: process.env.VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT,
+  options: { trustedCertificates: await readFile(process.env.VALKYRIE_CONFORMANCE_CERTIFICATES, 'utf8') },
   prefix: `node${process.pid}`,
 };
 await run(sdk, cases, settings, (result) => console.log(JSON.stringify(result)));

@@ -171,7 +171,7 @@ class Case:
     ) -> tuple[valkyrie.Client, Callable[[str], Awaitable[None]]]:
         scheme = ENDPOINT.split(":")[0]
         endpoint = (await self.client.call("/test/private", scheme.encode())).decode()
-        client = await valkyrie.connect(endpoint)
+        client = await connect(endpoint)
 
         async def shutdown(how: str) -> None:
             try:
@@ -344,7 +344,7 @@ async def do_go_away(one: Case) -> None:
 
 async def do_connect(one: Case) -> None:
     async def call() -> valkyrie.Response:
-        client = await valkyrie.connect(one.text("endpoint") or "")
+        client = await connect(one.text("endpoint") or "")
         return await client.call_with_response("/echo", b"x")
 
     await one.check(await outcome(call()))
@@ -373,13 +373,13 @@ async def do_wrong_type(one: Case) -> str:
 
 
 async def do_call_closed(one: Case) -> None:
-    client = await valkyrie.connect(ENDPOINT)
+    client = await connect(ENDPOINT)
     await client.aclose()
     await one.check(await outcome(client.call_with_response(one.method, one.message, **one.options)))
 
 
 async def do_double_close(one: Case) -> None:
-    client = await valkyrie.connect(ENDPOINT)
+    client = await connect(ENDPOINT)
     await client.aclose()
     await client.aclose()
 
@@ -398,11 +398,16 @@ async def do_after_shutdown(one: Case) -> None:
 
 ENDPOINT = os.environ["VALKYRIE_CONFORMANCE_ENDPOINT"]
 ABSENT = os.environ["VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT"]
+CERTIFICATES = Path(os.environ["VALKYRIE_CONFORMANCE_CERTIFICATES"]).read_text()
+
+
+def connect(endpoint: str) -> Awaitable[valkyrie.Client]:
+    return valkyrie.connect(endpoint, trusted_certificates=CERTIFICATES)
 
 
 async def main() -> int:
     cases = json.loads(Path(os.environ["VALKYRIE_CONFORMANCE_CASES"]).read_text(encoding="utf-8"))
-    client = await valkyrie.connect(ENDPOINT)
+    client = await connect(ENDPOINT)
     for number, fields in enumerate(cases):
         one = Case(client, fields, f"py{os.getpid()}x{number}")
         ok, detail = True, ""

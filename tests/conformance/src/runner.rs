@@ -22,6 +22,14 @@ pub struct Settings {
     pub endpoint: String,
     /// An endpoint of the same scheme where nobody listens.
     pub absent: String,
+    /// PEM text of the certificate that the server shows where its transport is encrypted.
+    pub certificates: String,
+}
+
+impl Settings {
+    async fn connect(&self, endpoint: &str) -> Result<Client, Status> {
+        Client::builder().endpoint(endpoint).trusted_certificates(self.certificates.clone()).build().await
+    }
 }
 
 /// What became of a case.
@@ -48,7 +56,7 @@ impl fmt::Display for Outcome {
 /// A sentence, when the cases cannot be read or the server cannot be reached.
 pub async fn run(settings: &Settings, cases: &str, mut report: impl FnMut(Outcome)) -> Result<(), String> {
     let cases: Vec<Value> = serde_json::from_str(cases).map_err(|error| format!("cases: {error}"))?;
-    let client = Client::connect(&settings.endpoint).await.map_err(|status| status.to_string())?;
+    let client = settings.connect(&settings.endpoint).await.map_err(|status| status.to_string())?;
     for case in cases {
         let token = new_token();
         let case = Case { fields: &case, token, settings, client: &client };
@@ -476,7 +484,7 @@ impl Case<'_> {
     async fn private(&self) -> Result<Client, String> {
         let scheme = self.client.endpoint().scheme().to_owned();
         let endpoint = self.client.call("/test/private", scheme).await.or_else(fail)?.message;
-        Client::connect(&String::from_utf8_lossy(&endpoint)).await.or_else(fail)
+        self.settings.connect(&String::from_utf8_lossy(&endpoint)).await.or_else(fail)
     }
 
     async fn go_away(&self) -> Verdict {
@@ -512,14 +520,14 @@ impl Case<'_> {
     }
 
     async fn connect(&self) -> Verdict {
-        match Client::connect(&self.text("endpoint").unwrap_or_default()).await {
+        match self.settings.connect(&self.text("endpoint").unwrap_or_default()).await {
             Ok(_) => Err("connected".into()),
             Err(status) => self.check(&Got::failed(status)).await,
         }
     }
 
     async fn own_client(&self) -> Result<Client, String> {
-        Client::connect(&self.settings.endpoint).await.or_else(fail)
+        self.settings.connect(&self.settings.endpoint).await.or_else(fail)
     }
 
     async fn call_closed(&self) -> Verdict {

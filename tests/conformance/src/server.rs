@@ -280,7 +280,7 @@ async fn private(mut call: ServerCall) -> Result<Reply, Status> {
 }
 
 /// Opens a fresh server with the same methods that a caller may end, and gives its endpoint for `scheme`: `tcp`,
-/// `ws`, `unix` or `memory`. It lives until it is shut down or the process ends.
+/// `ws`, `unix`, `quic` or `memory`. It lives until it is shut down or the process ends.
 ///
 /// # Errors
 /// INVALID_ARGUMENT for another scheme; BIND_FAILED.
@@ -291,10 +291,13 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
         "tcp" | "ws" => "127.0.0.1:0".to_owned(),
         "unix" => format!("unix://{}", std::env::temp_dir().join(name).display()),
         "memory" => format!("memory:{name}"),
+        "quic" => "quic://127.0.0.1:0".to_owned(),
         other => return Err(invalid(format!("no private server for scheme {other:?}"))),
     };
     let methods = Methods::new();
-    let builder = methods.register(ServerBuilder::new().bind(bind).drain_timeout_ms(PRIVATE_DRAIN_MS));
+    let (certificates, key) = identity();
+    let builder = ServerBuilder::new().bind(bind).identity(certificates.as_str(), key.as_str());
+    let builder = methods.register(builder.drain_timeout_ms(PRIVATE_DRAIN_MS));
     let server = builder.build().await?;
     methods.allow_shutdown(server.control());
     let endpoint = endpoint(&server, scheme)?;
@@ -309,6 +312,30 @@ fn endpoint(server: &Server, scheme: &str) -> Result<String, Status> {
         .find(|endpoint| endpoint.starts_with(&format!("{scheme}:")))
         .cloned()
         .ok_or_else(|| Status::new(Code::Internal, format!("no {scheme} among {endpoints:?}")))
+}
+
+/// A certificate for this machine, made once for the process, and its key, both as PEM text.
+///
+/// # Panics
+/// When the system has no random numbers.
+pub fn identity() -> &'static (String, String) {
+    static IDENTITY: OnceLock<(String, String)> = OnceLock::new();
+    IDENTITY.get_or_init(|| {
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate can be made");
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    })
+}
+
+/// A UDP port that is taken and that nobody listens on: the system says so to whoever sends there.
+///
+/// # Errors
+/// The system's.
+pub fn absent_udp() -> std::io::Result<std::net::UdpSocket> {
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    // It hears that one address only.
+    socket.connect((Ipv4Addr::LOCALHOST, 9))?;
+    Ok(socket)
 }
 
 /// A TCP port that is taken and that nobody listens on: connecting is refused for as long as this lives.

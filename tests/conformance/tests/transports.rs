@@ -1,18 +1,20 @@
 //! Every case on every transport that Rust has. The other languages run the same cases from their own runners.
 
-use valkyrie_conformance::{Absent, Methods, Settings, run};
+use valkyrie_conformance::{Absent, Methods, Settings, absent_udp, identity, run};
 use valkyrie_sdk::ServerBuilder;
 
 const CASES: &str = include_str!("../cases.json");
 
 async fn passes_on(scheme: &str, bind: String, absent: String) {
-    let server = Methods::new().register(ServerBuilder::new().bind(bind)).build().await.unwrap();
+    let (certificates, key) = identity();
+    let builder = ServerBuilder::new().bind(bind).identity(certificates.as_str(), key.as_str());
+    let server = Methods::new().register(builder).build().await.unwrap();
     let endpoint = server.endpoints().into_iter().find(|endpoint| endpoint.starts_with(scheme)).unwrap();
     let control = server.control();
     let serving = tokio::spawn(async move { server.start().await });
     let mut failed = Vec::new();
     let mut count = 0;
-    run(&Settings { endpoint, absent }, CASES, |outcome| {
+    run(&Settings { endpoint, absent, certificates: certificates.clone() }, CASES, |outcome| {
         count += 1;
         if !outcome.ok {
             failed.push(outcome.to_string());
@@ -41,6 +43,12 @@ async fn cases_pass_on_tcp() {
 async fn cases_pass_on_ws() {
     let absent = Absent::new().unwrap();
     passes_on("ws", "127.0.0.1:0".into(), format!("ws://{}", absent.address().unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cases_pass_on_quic() {
+    let absent = absent_udp().unwrap();
+    passes_on("quic", "quic://127.0.0.1:0".into(), format!("quic://{}", absent.local_addr().unwrap())).await;
 }
 
 #[cfg(unix)]

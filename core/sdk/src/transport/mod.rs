@@ -169,20 +169,14 @@ impl ReadBuffer {
     }
 }
 
-/// What the built-in connectors may need to know.
-#[cfg_attr(not(feature = "quic"), expect(dead_code, reason = "the others need nothing"))]
-pub(crate) struct ConnectorOptions<'a> {
-    /// PEM certificates that a server's chain must end in.
-    pub(crate) trusted: Option<&'a [u8]>,
-    pub(crate) limits: &'a Limits,
-}
-
-/// The built-in connector of an endpoint's scheme.
+/// The built-in connector of an endpoint's scheme. `trusted` are PEM certificates that a server's chain must end in.
 pub(crate) fn connector(
     endpoint: &Endpoint,
-    options: &ConnectorOptions<'_>,
+    trusted: Option<&[u8]>,
+    limits: &Limits,
 ) -> Result<std::sync::Arc<dyn Connector>, valkyrie_protocol::Status> {
-    let _ = options;
+    // Only encrypted carriers ask.
+    let _ = (trusted, limits);
     match endpoint.scheme() {
         #[cfg(feature = "native")]
         "tcp" => Ok(std::sync::Arc::new(socket::Tcp)),
@@ -193,8 +187,8 @@ pub(crate) fn connector(
         #[cfg(feature = "websocket")]
         "ws" => Ok(std::sync::Arc::new(websocket::Ws)),
         #[cfg(feature = "quic")]
-        "quic" => match options.trusted {
-            Some(trusted) => Ok(std::sync::Arc::new(quic::QuicConnector::new(trusted, options.limits)?)),
+        "quic" => match trusted {
+            Some(trusted) => Ok(std::sync::Arc::new(quic::QuicConnector::new(trusted, limits)?)),
             None => Err(valkyrie_protocol::Status::from_reason(
                 valkyrie_protocol::Reason::INVALID_CONFIGURATION,
                 format!("{endpoint} needs the certificate to trust; call .trusted_certificates(pem)"),

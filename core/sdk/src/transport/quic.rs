@@ -10,7 +10,7 @@ use std::{
         Arc, Mutex,
         atomic::{
             AtomicBool,
-            Ordering::{AcqRel, Acquire, Release},
+            Ordering::{AcqRel, Release},
         },
     },
     task::{Context, Poll, Wake, Waker},
@@ -65,7 +65,6 @@ fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
 fn transport_config(limits: &Limits, streams: u32) -> quinn::TransportConfig {
     let mut config = quinn::TransportConfig::default();
     config
-        // One more for the connection's own.
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .stream_receive_window(VarInt::from_u32(limits.stream_window_bytes))
@@ -82,12 +81,11 @@ pub(crate) struct Identity {
     pub(crate) key: Bytes,
 }
 
-/// A UDP socket that tells when it is closed, and that believes the system when nobody listens at the other end, but
-/// only while it connects: later that may be an attacker's word.
+/// A UDP socket that tells when it is closed, and that does not believe that nobody listens at the other end: once
+/// connected, that may be an attacker's word.
 #[derive(Debug)]
 struct Udp {
     socket: Arc<dyn AsyncUdpSocket>,
-    connected: Arc<AtomicBool>,
     _open: watch::Sender<()>,
 }
 
@@ -95,11 +93,10 @@ impl Udp {
     fn endpoint(
         socket: std::net::UdpSocket,
         server: Option<quinn::ServerConfig>,
-        connected: Arc<AtomicBool>,
     ) -> io::Result<(quinn::Endpoint, watch::Receiver<()>)> {
         let runtime = Arc::new(quinn::TokioRuntime);
         let (open, closed) = watch::channel(());
-        let socket = Arc::new(Udp { socket: runtime.wrap_udp_socket(socket)?, connected, _open: open });
+        let socket = Arc::new(Udp { socket: runtime.wrap_udp_socket(socket)?, _open: open });
         let config = quinn::EndpointConfig::default();
         Ok((quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?, closed))
     }
@@ -122,8 +119,7 @@ impl AsyncUdpSocket for Udp {
     ) -> Poll<io::Result<usize>> {
         loop {
             match self.socket.poll_recv(cx, buffers, meta) {
-                Poll::Ready(Err(error))
-                    if error.kind() == io::ErrorKind::ConnectionRefused && self.connected.load(Acquire) => {}
+                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
                 other => return other,
             }
         }
@@ -175,14 +171,15 @@ pub(crate) fn bind(
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| invalid(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let streams = limits.max_concurrent_streams.saturating_add(1);
+    // QUIC gives back the room of streams that have ended an eighth at a time, and one is the connection's own.
+    let streams = limits.max_concurrent_streams.saturating_add(1) / 7 * 8 + 8;
     config
         .transport_config(Arc::new(transport_config(limits, streams)))
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     let bound = std::net::UdpSocket::bind(address);
-    bound.and_then(|socket| Udp::endpoint(socket, Some(config), Arc::default())).map_err(|error| {
+    bound.and_then(|socket| Udp::endpoint(socket, Some(config))).map_err(|error| {
         Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on quic://{address}: {error}"))
     })
 }
@@ -261,18 +258,50 @@ impl QuicConnector {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = std::net::UdpSocket::bind(local)?;
-        // Only a connected socket is told that nobody listens; elsewhere such a one may not name an address.
-        #[cfg(any(target_os = "linux", target_os = "android"))]
-        socket.connect(address)?;
-        let connected = Arc::<AtomicBool>::default();
-        let (endpoint, _) = Udp::endpoint(socket, None, connected.clone())?;
+        let refused = refusal(&socket, address)?;
+        let (endpoint, _) = Udp::endpoint(socket, None)?;
         let connecting =
             endpoint.connect_with(self.config.clone(), address, name).map_err(io::Error::other)?;
-        let connection = connecting.await.map_err(io::Error::from)?;
-        connected.store(true, Release);
+        let connection = tokio::select! {
+            connected = connecting => connected.map_err(io::Error::from)?,
+            error = refused => return Err(error),
+        };
         let control = connection.open_bi().await.map_err(io::Error::from)?;
         Ok(Box::new(Quic::new(Some(endpoint), connection, control, None)))
     }
+}
+
+/// Resolves when the system says that nobody listens at `address`. Only a connected socket is told; elsewhere than on
+/// Linux such a one may not name an address when it sends, and only the time limit tells.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn refusal(
+    socket: &std::net::UdpSocket,
+    address: SocketAddr,
+) -> io::Result<impl Future<Output = io::Error> + Send + use<>> {
+    use tokio::{io::Interest, net::UdpSocket};
+    socket.connect(address)?;
+    socket.set_nonblocking(true)?;
+    let watched = UdpSocket::from_std(socket.try_clone()?)?;
+    Ok(async move {
+        loop {
+            if let Err(error) = watched.ready(Interest::ERROR).await {
+                return error;
+            }
+            if let Ok(Some(error)) = watched.take_error() {
+                return error;
+            }
+            // It was another's: wait for the next.
+            let _ = watched.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+    })
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn refusal(
+    _: &std::net::UdpSocket,
+    _: SocketAddr,
+) -> io::Result<impl Future<Output = io::Error> + Send + use<>> {
+    Ok(std::future::pending())
 }
 
 /// Which streams may go on, told by their wakers to the one driver.

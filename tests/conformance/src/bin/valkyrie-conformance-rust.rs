@@ -23,6 +23,10 @@ async fn cases() -> Result<(), String> {
     };
     let path = setting("CASES")?;
     let cases = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
-    let settings = Settings { endpoint: setting("ENDPOINT")?, absent: setting("ABSENT_ENDPOINT")? };
+    let certificates = setting("CERTIFICATES")?;
+    let certificates =
+        std::fs::read_to_string(&certificates).map_err(|error| format!("{certificates}: {error}"))?;
+    let settings =
+        Settings { endpoint: setting("ENDPOINT")?, absent: setting("ABSENT_ENDPOINT")?, certificates };
     run(&settings, &cases, |outcome| println!("{outcome}")).await
 }

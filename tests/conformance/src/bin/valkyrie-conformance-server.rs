@@ -5,7 +5,7 @@
 use std::{error::Error, io::Write, process::ExitCode};
 
 use tokio::io::AsyncReadExt;
-use valkyrie_conformance::{Absent, Methods};
+use valkyrie_conformance::{Absent, Methods, absent_udp, identity};
 use valkyrie_sdk::ServerBuilder;
 
 #[tokio::main]
@@ -23,14 +23,24 @@ async fn main() -> ExitCode {
 
 async fn serve() -> Result<(), Box<dyn Error>> {
     let path = std::env::temp_dir().join(format!("valkyrie-conformance-{}", std::process::id()));
-    let absent = Absent::new()?;
-    let builder = ServerBuilder::new().bind("127.0.0.1:0").bind(format!("unix://{}", path.display()));
+    let (absent, absent_udp) = (Absent::new()?, absent_udp()?);
+    let (certificates, key) = identity();
+    let trusted = path.with_extension("pem");
+    std::fs::write(&trusted, certificates)?;
+    let builder = ServerBuilder::new()
+        .bind("127.0.0.1:0")
+        .bind(format!("unix://{}", path.display()))
+        .bind("quic://127.0.0.1:0")
+        .identity(certificates.as_str(), key.as_str());
     let server = Methods::new().register(builder).build().await?;
     let address = server.local_addr().ok_or("no tcp address")?;
     let endpoints = serde_json::json!({
         "tcp": format!("tcp://{address}"),
         "ws": format!("ws://{address}"),
         "unix": format!("unix://{}", path.display()),
+        "quic": server.endpoints().into_iter().find(|endpoint| endpoint.starts_with("quic:")),
+        "certificates": trusted,
+        "absent_quic": format!("quic://{}", absent_udp.local_addr()?),
         "absent_tcp": format!("tcp://{}", absent.address()?),
         "absent_ws": format!("ws://{}", absent.address()?),
         "absent_unix": format!("unix://{}.absent", path.display()),
@@ -44,5 +54,6 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     }
     // The unix socket outlives a server that is cut.
     let _ = std::fs::remove_file(path);
+    let _ = std::fs::remove_file(trusted);
     Ok(())
 }
