@@ -484,7 +484,9 @@ impl World {
         self.auditor.linked(hosts.map(|host| self.hosts[host].limits));
         let [client, server] = hosts;
         let whole = self.is_open(client, server) && self.is_open(server, client);
-        if !whole || self.hosts[server].frozen_until.is_some() {
+        let slow =
+            self.hosts[server].frozen_until.is_some() || hosts.iter().any(|host| self.hosts[*host].paused);
+        if !whole || slow {
             self.auditor.touch(link);
         }
         self.report.connections += 1;
