@@ -307,8 +307,10 @@ pub struct Connection {
     /// Answers to the peer's control frames among them.
     control_answers: u32,
     ready: [VecDeque<StreamKey>; 3],
-    /// Streams of ours that wait for the peer's max_concurrent_streams.
+    /// Streams that wait for the connection's credit.
     waiting: VecDeque<StreamKey>,
+    /// Streams of ours that wait for one of the peer's max_concurrent_streams, by class.
+    unopened: [VecDeque<StreamKey>; 3],
     waiting_opens: usize,
     picks: u32,
 
@@ -378,6 +380,7 @@ impl Connection {
             control_answers: 0,
             ready: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             waiting: VecDeque::new(),
+            unopened: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             waiting_opens: 0,
             picks: 0,
             sent: 0,
@@ -1171,6 +1174,12 @@ impl Connection {
             self.make_ready(key);
         }
         self.release_waiting();
+        for key in self.unopened.iter_mut().flat_map(std::mem::take).collect::<Vec<_>>() {
+            if let Some(stream) = self.streams.get(key) {
+                stream.waiting = false;
+            }
+            self.make_ready(key);
+        }
         self.events.push_back(Event::Connected);
         Ok(())
     }
@@ -1730,14 +1739,19 @@ impl Connection {
         let credit = connection_credit.min(stream.send_limit - stream.sent);
         if left > 0 && credit == 0 {
             // The stream's own WINDOW makes it ready again; when the connection is short, the connection's does.
+            let unopened = stream.id == 0;
             if stream.send_limit > stream.sent {
                 self.wait(key);
+            }
+            if unopened {
+                // The place that it was to have is another's, who may need no credit.
+                self.open_next();
             }
             return;
         }
         let opens = matches!(item, Out::Call { .. }) && *offset == 0 && stream.id == 0;
         if opens && (self.open_local >= max_streams || self.next_id > MAX_STREAM_ID) {
-            self.wait(key);
+            self.wait_unopened(key);
             return;
         }
         if opens {
@@ -1859,7 +1873,40 @@ impl Connection {
         }
     }
 
-    /// Streams that waited for a slot or for the connection's credit get another look.
+    /// Puts a stream of ours aside until the peer takes another one.
+    fn wait_unopened(&mut self, key: StreamKey) {
+        let Some(stream) = self.streams.get(key) else { return };
+        let class = stream.priority as usize;
+        if std::mem::replace(&mut stream.waiting, true) {
+            return;
+        }
+        // Calls that were given up while they waited left their keys behind.
+        if self.unopened[class].len() > 2 * self.waiting_opens + 64 {
+            let streams = &mut self.streams;
+            self.unopened[class].retain(|key| streams.get(*key).is_some());
+        }
+        self.unopened[class].push_back(key);
+    }
+
+    /// The peer may take another stream of ours: the first of the most urgent class gets another look, and not all that
+    /// wait, or each end of a call would cost as much as there are calls waiting.
+    fn open_next(&mut self) {
+        if self.open_local >= self.peer.max_concurrent_streams {
+            return;
+        }
+        let bulk = Priority::Bulk as usize;
+        let classes = if self.picks.is_multiple_of(BULK_SHARE) { [bulk, 0, 1] } else { [0, 1, bulk] };
+        for class in classes {
+            while let Some(key) = self.unopened[class].pop_front() {
+                if let Some(stream) = self.streams.get(key) {
+                    stream.waiting = false;
+                    return self.make_ready(key);
+                }
+            }
+        }
+    }
+
+    /// Streams that waited for the connection's credit get another look.
     fn release_waiting(&mut self) {
         while let Some(key) = self.waiting.pop_front() {
             if let Some(stream) = self.streams.get(key) {
@@ -1899,6 +1946,8 @@ impl Connection {
         self.unsent -= stream.send_buffered as u64;
         if stream.id == 0 {
             self.waiting_opens -= 1;
+            // It may have been the one that was to have the free place.
+            self.open_next();
         } else {
             self.ids.remove(&stream.id);
             if self.config.multiplexed {
@@ -1907,9 +1956,7 @@ impl Connection {
             }
             if stream.local {
                 self.open_local -= 1;
-                if !self.waiting.is_empty() {
-                    self.release_waiting();
-                }
+                self.open_next();
             } else {
                 self.open_peer -= 1;
             }

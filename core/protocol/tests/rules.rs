@@ -508,6 +508,56 @@ fn a_stream_too_many_is_refused_unprocessed() {
     }
 }
 
+#[test]
+fn a_free_place_goes_to_the_first_of_the_most_urgent_that_still_wants_it() {
+    // A hundred places, which are taken.
+    let mut side = client();
+    for _ in 0..100 {
+        side.call(true);
+    }
+    let waits = |side: &mut Side, priority| {
+        let call = Opened {
+            method: Bytes::from_static(b"/m"),
+            metadata: Metadata::new(),
+            priority,
+            deadline: None,
+            message: None,
+            end: true,
+        };
+        let key = side.0.open(call).unwrap();
+        assert_eq!(side.said(), vec![]);
+        key
+    };
+    let first = waits(&mut side, Priority::Normal);
+    let given_up = waits(&mut side, Priority::Normal);
+    waits(&mut side, Priority::Bulk);
+    waits(&mut side, Priority::Normal);
+    waits(&mut side, Priority::Critical);
+    side.0.reset(given_up, ErrorCode::CANCEL);
+    let end = |side: &mut Side, stream| {
+        side.read(status(stream, &Status::new(Code::Ok, ""), FLAG_END)).unwrap();
+    };
+    let opened = |side: &mut Side| -> Vec<u8> {
+        let sent = side.sent(Time::default(), usize::MAX);
+        let calls = sent.iter().filter(|sent| sent.header.frame_type == FrameType::CALL);
+        calls.map(|sent| sent.header.priority).collect()
+    };
+    end(&mut side, 1);
+    assert_eq!(opened(&mut side), [Priority::Critical as u8]);
+    end(&mut side, 3);
+    assert_eq!(opened(&mut side), [Priority::Normal as u8]);
+    side.0.reset(first, ErrorCode::CANCEL);
+    assert_eq!(opened(&mut side), [Priority::Normal as u8], "the first was on the wire, the second is gone");
+    end(&mut side, 5);
+    assert_eq!(opened(&mut side), [Priority::Bulk as u8]);
+    // A place that is given back before it was used is the next one's.
+    let (next, _) = (waits(&mut side, Priority::Critical), waits(&mut side, Priority::Normal));
+    end(&mut side, 7);
+    side.0.reset(next, ErrorCode::CANCEL);
+    assert_eq!(opened(&mut side), [Priority::Normal as u8]);
+    assert_eq!(side.0.streams(), 100);
+}
+
 // spec: W7-15
 #[test]
 fn a_message_too_large_ends_its_stream_only() {
