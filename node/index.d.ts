@@ -5,7 +5,8 @@
 /** Version of the package and a hash of the core it is built from: `0.1.0 (core 1a2b3c4d)`. */
 export const version: string;
 
-/** Connects to an endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port` or `quic://host:port` (in a browser `ws://` and `wss://`).
+/** Connects to an endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port` or `quic://host:port` (in a browser
+ * `ws://` and `wss://`).
  *
  * Rejects with {@link StatusError}: `UNAVAILABLE` when nothing answers within `connectTimeoutMs`, `INVALID_ARGUMENT`
  * when the endpoint cannot be parsed or its scheme is not supported. */

@@ -6,7 +6,8 @@
  * loaded, by the first {@link connect} or by {@link load}. */
 export const version: string;
 
-/** Connects to an endpoint: `tcp://host:port`, `unix:///path` or `ws://host:port` (in a browser `ws://` and `wss://`).
+/** Connects to an endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port` or `quic://host:port` (in a browser
+ * `ws://` and `wss://`).
  *
  * Rejects with {@link StatusError}: `UNAVAILABLE` when nothing answers within `connectTimeoutMs`, `INVALID_ARGUMENT`
  * when the endpoint cannot be parsed or its scheme is not supported. */
@@ -17,6 +18,9 @@ export interface ConnectOptions {
   timeoutMs?: number | undefined;
   /** Time limit of making a connection, in milliseconds. Default 5000. */
   connectTimeoutMs?: number | undefined;
+  /** PEM text: the server's certificates must lead to one of these. `quic://` needs it. Not in a browser, which decides
+   * by itself whom it trusts. */
+  trustedCertificates?: string | undefined;
   /** Gives up connecting; the promise rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }

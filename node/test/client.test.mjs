@@ -91,6 +91,7 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     await assert.rejects(client.call('/echo', 'x', options), RangeError);
   }
   await assert.rejects(connect(42), TypeError);
+  await assert.rejects(connect(server.tcp, { trustedCertificates: 42 }), TypeError);
   await assert.rejects(connect(server.tcp, { connectTimeoutMs: 'x' }), TypeError);
   assert.throws(() => client.open(42), TypeError);
   assert.throws(() => client.stream('/echo', 42), TypeError);

@@ -83,6 +83,10 @@ def test_errors_are_the_languages_own() -> None:
             await valkyrie.connect(ABSENT)
         with pytest.raises(valkyrie.InvalidArgument):
             await valkyrie.connect("nonsense")
+        with pytest.raises(TypeError, match="trusted_certificates"):
+            await valkyrie.connect(ENDPOINT, trusted_certificates=b"PEM")  # type: ignore[arg-type]
+        with pytest.raises(valkyrie.InvalidArgument, match="needs the certificate"):
+            await valkyrie.connect("quic://127.0.0.1:1")
 
     asyncio.run(main())
 
