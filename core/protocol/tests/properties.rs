@@ -2,13 +2,15 @@
 //!
 //! `PROPTEST_CASES=n` runs more of them; a failure prints its seed, `PROPTEST_RNG_SEED=n` takes one.
 
+mod side;
+
 use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasher, RandomState};
 use std::io::IoSlice;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use proptest::{prelude::*, test_runner::RngSeed};
+use proptest::prelude::*;
+use side::{call, frame, record, seeded};
 use valkyrie_protocol::{
     Call as CallRecord, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE,
     Finish, FrameHeader, FrameType, HEADER_LEN, Hello, INITIAL, Limits, Metadata, OPTIONAL_TYPE, Opened,
@@ -146,29 +148,11 @@ fn message(call: usize, to: usize, number: u32, len: usize) -> Bytes {
     (0..len).map(|at| mark[at % 3].wrapping_add((at / 3) as u8)).collect()
 }
 
-/// A frame with right checksums, whatever is in it.
-fn frame(frame_type: FrameType, flags: u16, stream: u64, record: &[u8], payload: &[u8]) -> Vec<u8> {
-    let body = [record, payload].concat();
-    let header = FrameHeader {
-        frame_type,
-        flags,
-        stream,
-        payload_len: payload.len() as u32,
-        metadata_len: record.len() as u32,
-        priority: 0,
-        epoch: 0,
-        payload_crc: crc32c::crc32c(&body),
-    };
-    [&header.encode()[..], &body].concat()
-}
-
 /// What a peer says first.
 fn greeting() -> Vec<u8> {
     let hello =
         Hello { min_version: 1, max_version: 1, features: 0, settings: Vec::new(), extensions: Vec::new() };
-    let mut record = BytesMut::new();
-    hello.encode(&mut record);
-    frame(FrameType::HELLO, 0, 0, &record, b"")
+    frame(FrameType::HELLO, 0, 0, &record(|out| hello.encode(out)), b"")
 }
 
 /// Bytes of a peer's, from noise to frames that are almost right.
@@ -182,12 +166,7 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
         6 => (types, 0u16..8, prop_oneof![Just(0), 1u64..6, any::<u64>()], bytes(), bytes()).prop_map(
             |(frame_type, flags, stream, record, payload)| frame(FrameType(frame_type), flags, stream, &record, &payload)
         ),
-        2 => (0u16..8, 1u64..6, bytes()).prop_map(|(flags, stream, payload)| {
-            let call = CallRecord { method: "/a", timeout_us: 0, codec: 0, schema: 0, metadata: Vec::new(), extensions: Vec::new() };
-            let mut record = BytesMut::new();
-            call.encode(&mut record);
-            frame(FrameType::CALL, flags, stream, &record, &payload)
-        }),
+        2 => (0u16..8, 1u64..6, bytes()).prop_map(|(flags, stream, payload)| call(stream, flags, &payload)),
     ]
 }
 
@@ -584,20 +563,8 @@ impl Pair {
     }
 }
 
-/// A failed test shows what was printed: the seed that makes it fail again.
-fn config() -> ProptestConfig {
-    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
-    if config.rng_seed == RngSeed::Random {
-        config.rng_seed = RngSeed::Fixed(RandomState::new().hash_one(0));
-    }
-    if let RngSeed::Fixed(seed) = config.rng_seed {
-        println!("PROPTEST_RNG_SEED={seed}");
-    }
-    config
-}
-
 proptest! {
-    #![proptest_config(config())]
+    #![proptest_config(seeded())]
 
     /// No bytes make a connection panic, hold more than a frame, or answer with more than a GOAWAY.
     #[test]

@@ -6,7 +6,6 @@ use std::{
     net::TcpListener,
     process::{Child, Command, Output, Stdio},
     sync::Arc,
-    time::Duration,
 };
 
 use tokio::sync::Semaphore;
@@ -56,13 +55,6 @@ async fn server() -> Server {
             handler_fn(|_| async { Err(Status::new(Code::NotFound, "no such thing\x1b[2J").with_detail("a.B", "c")) }),
         )
         .handler("/panic", handler_fn(|_| async { panic!("on purpose") }))
-        .handler(
-            "/slow",
-            handler_fn(|_| async {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-                Ok(Reply::message(""))
-            }),
-        )
         .handler(
             "/hang",
             handler_fn(move |_| {
@@ -202,21 +194,21 @@ async fn benchmark_requests_are_per_connection() {
     assert!(json["latency_us"]["p99.9"].as_f64().unwrap() > 0.0, "{json}");
 }
 
-/// A server that answers one call at a time, slowly: with a rate that it cannot keep, calls wait for their turn, and
-/// their latency must show it.
+/// With a rate that the server cannot keep, calls wait for their turn, and their latency must show it. A message of 1 MiB
+/// takes long beside the microsecond between two calls.
 #[tokio::test]
 async fn a_rate_measures_from_when_calls_were_due() {
     let server = server().await;
     let common =
         ["benchmark", "--endpoint", &server.endpoint, "--connections", "1", "--requests", "20", "--json"];
     let measure = async |rate: &[&str]| -> serde_json::Value {
-        let output = run(&[&common[..], &["--method", "/slow"], rate].concat()).await;
+        let output = run(&[&common[..], &["--size", "1048576"], rate].concat()).await;
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let closed = measure(&[]).await;
-    let due = measure(&["--rate", "100000"]).await;
+    let due = measure(&["--rate", "1000000"]).await;
     assert_eq!((&closed["succeeded"], &due["succeeded"]), (&20.into(), &20.into()));
-    assert_eq!((&closed["rate"], &due["rate"]), (&serde_json::Value::Null, &100_000.into()));
+    assert_eq!((&closed["rate"], &due["rate"]), (&serde_json::Value::Null, &1_000_000.into()));
     // The last of 20 calls waits for 19 others, each of which takes at least as long as the fastest.
     let fastest = due["latency_us"]["min"].as_f64().unwrap();
     let last = due["latency_us"]["max"].as_f64().unwrap();

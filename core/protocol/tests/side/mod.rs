@@ -1,9 +1,13 @@
-//! Frames made by hand, and one side of a connection to throw them at.
+//! Frames made by hand, one side of a connection to throw them at, and seeds.
 #![allow(dead_code, reason = "no test file needs all of it")]
 
-use std::io::IoSlice;
+use std::{
+    hash::{BuildHasher, RandomState},
+    io::IoSlice,
+};
 
 use bytes::{Bytes, BytesMut};
+use proptest::test_runner::{Config as ProptestConfig, RngSeed};
 use valkyrie_protocol::{
     Call, Config, Connection, ErrorCode, Event, FrameHeader, FrameType, HEADER_LEN, Hello, Limits, Metadata,
     Opened, Priority, Reset, Role, Status, StatusRecord, StreamKey, Time, TransmitBuffer,
@@ -66,6 +70,18 @@ pub(crate) fn status(stream: u64, status: &Status, flags: u16) -> Vec<u8> {
 pub(crate) fn reset(stream: u64) -> Vec<u8> {
     let reset = Reset { code: ErrorCode::CANCEL.number(), extensions: Vec::new() };
     frame(FrameType::RESET, 0, stream, &record(|out| reset.encode(out)), b"")
+}
+
+/// A failed test shows what was printed: the seed that makes it fail again.
+pub(crate) fn seeded() -> ProptestConfig {
+    let mut config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
+    if config.rng_seed == RngSeed::Random {
+        config.rng_seed = RngSeed::Fixed(RandomState::new().hash_one(0));
+    }
+    if let RngSeed::Fixed(seed) = config.rng_seed {
+        println!("PROPTEST_RNG_SEED={seed}");
+    }
+    config
 }
 
 /// A frame as it stood on the wire.
