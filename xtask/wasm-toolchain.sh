@@ -74,15 +74,15 @@ llvm_version=${llvm#libllvm}
 [ -n "$std" ] && [ -n "$llvm_version" ] || die "rustc-web depends on packages that this script does not know"
 
 rm -rf "$prefix"
-mkdir -p "$prefix/debs" "$prefix/root"
+mkdir -p "$prefix/debs" "$prefix/debian"
 (cd "$prefix/debs" && apt-get download -q rustc-web libstd-rust-web-dev "$std" "$llvm" "lld-$llvm_version" rust-web-src >&2)
 say "downloaded $(du -sm "$prefix/debs" | cut -f1) MB"
 for package in "$prefix"/debs/*.deb; do
-    dpkg -x "$package" "$prefix/root"
+    dpkg -x "$package" "$prefix/debian"
 done
 rm -rf "$prefix/debs"
 
-usr=$prefix/root/usr
+usr=$prefix/debian/usr
 libraries=$usr/lib/x86_64-linux-gnu
 cat >"$debian_rustc" <<SH
 #!/bin/sh

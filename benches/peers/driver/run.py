@@ -137,7 +137,7 @@ def wait_port(p, t=8):
     e = time.time() + t
     while time.time() < e:
         try: socket.create_connection(("127.0.0.1", p), .5).close(); return True
-        except OSError: time.sleep(.01)
+        except OSError: time.sleep(.01)  # a peer's server tells nobody when it listens: its port is asked
     return False
 live = []
 def stop(ps):
@@ -152,7 +152,7 @@ def one(name, server, cmd, sp, log):
                 continue
             p = subprocess.Popen(pin(c, A.server_core), stdout=log, stderr=log); live.append(p); ps.append(p)
         if not wait_port(a): return [dict(label=s["label"], error="server did not start") for s in sp]
-        time.sleep(.15 if server in ("nats", "zenoh") else .03)
+        if server in ("nats", "zenoh"): time.sleep(.15)  # behind a broker: when the responder has subscribed, nobody tells
         full = pin(cmd, A.client_core) + ["--addr", f"127.0.0.1:{a}", "--tls-addr", f"127.0.0.1:{b}", "--ca", CA, "--pid", ",".join(str(p.pid) for p in ps), "--spec", json.dumps(sp)]
         cl = subprocess.Popen(full, stdout=subprocess.PIPE, stderr=log, text=True); live.append(cl)
         try: out, _ = cl.communicate(timeout=100)

@@ -246,6 +246,7 @@ impl Peer {
                             self.flush().await;
                         }
                         if *every_ms > 0 {
+                            // The pace is the attack: nothing is waited for.
                             tokio::time::sleep(Duration::from_millis(*every_ms)).await;
                         }
                         if self.refused {

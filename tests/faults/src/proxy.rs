@@ -332,7 +332,7 @@ where
                 Ok(client) => {
                     connections.spawn(connection(shared.clone(), client, upstream.clone()));
                 }
-                // Out of descriptors: those that stand go on.
+                // Out of descriptors: those that stand go on. When one is free again, the system does not tell.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next() => {}
