@@ -17,10 +17,13 @@
 //! ```
 //! It deliberately knows no socket and no waiters: a driver keeps those beside it, by [`StreamKey`].
 
+mod channels;
+
+pub use channels::StreamAction;
+
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
-    io::IoSlice,
     ops::RangeInclusive,
     time::Duration,
 };
@@ -30,7 +33,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use crate::{
     ConnectionError, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN,
     INITIAL, Limits, Metadata, OPTIONAL_ID, OPTIONAL_TYPE, Priority, Reason, Status, StreamKey, Time,
-    VERSION,
+    TransmitBuffer, VERSION,
     grease::Grease,
     limits::MAX_FRAME_BYTES_CAP,
     record::{
@@ -38,6 +41,7 @@ use crate::{
         check_method, metadata_from,
     },
     stream::{Out, Stream, Streams},
+    transmit::write_record,
 };
 
 /// Which side of a connection this is.
@@ -93,35 +97,6 @@ impl Config {
             multiplexed: false,
         }
     }
-}
-
-/// What a multiplexing carrier is to do with one of its streams, by [`Connection::poll_stream`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StreamAction {
-    /// Frames were appended to the buffer. The next ones come after [`Connection::stream_written`].
-    Write {
-        /// The stream's id on the wire.
-        id: u64,
-        /// Whom to tell when the carrier took them.
-        key: StreamKey,
-        /// Its class.
-        priority: Priority,
-        /// Whether nothing follows: the sending direction ends after them.
-        end: bool,
-    },
-    /// The stream is over. What was handed out before an end is still delivered; a direction that has not ended is
-    /// reset, and nothing more is read.
-    Close {
-        /// The stream's id on the wire.
-        id: u64,
-    },
-    /// Both directions end at once with a code; what was handed out and not delivered is dropped.
-    Reset {
-        /// The stream's id on the wire.
-        id: u64,
-        /// Why.
-        code: ErrorCode,
-    },
 }
 
 /// How a call ends well.
@@ -235,8 +210,6 @@ pub enum SendError {
     Refused(Status),
 }
 
-/// Messages up to this length are copied behind their header; longer ones are written from where they are.
-const COPY_MAX: usize = 16 << 10;
 /// Room that the beginning of a frame may reserve for its rest.
 const READ_AHEAD: usize = 64 << 10;
 /// Of so many frames, one goes to the bulk class whatever else waits.
@@ -701,82 +674,6 @@ impl Connection {
         self.read_frames(now, buffer, channel).map_err(|error| self.fail(error))
     }
 
-    /// As [`Connection::handle_read`] for one stream of a carrier that multiplexes; gives whether it has begun, and takes
-    /// what it gave the last time, at first `false`. Nothing is to be read before [`Connection::may_read`] allows it.
-    ///
-    /// # Errors
-    /// As [`Connection::handle_read`], PROTOCOL for frames of another stream or ahead of the CALL, and STREAM_ID for a
-    /// second CALL.
-    pub fn handle_stream(
-        &mut self,
-        now: Time,
-        id: u64,
-        mut begun: bool,
-        buffer: &mut BytesMut,
-    ) -> Result<bool, ConnectionError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        self.now = now;
-        self.read_frames(now, buffer, Some((id, &mut begun))).map_err(|error| self.fail(error))?;
-        Ok(begun)
-    }
-
-    /// The peer ended its direction of a stream of a carrier that multiplexes; `rest` is what was read and is not a
-    /// whole frame.
-    ///
-    /// # Errors
-    /// PROTOCOL when it ended without END or STATUS: half of a stream must not look like a whole one.
-    pub fn handle_stream_end(&mut self, id: u64, rest: &[u8]) -> Result<(), ConnectionError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        self.unfinished_streams.remove(&id);
-        let key = self.ids.get(&id).copied();
-        let ended = key.and_then(|key| self.streams.get(key)).is_none_or(|stream| stream.half_closed_remote);
-        if ended && rest.is_empty() {
-            return Ok(());
-        }
-        let error =
-            ConnectionError::new(ErrorCode::PROTOCOL, format!("stream {id} ended without its last frame"));
-        Err(self.fail(error))
-    }
-
-    /// The peer reset a stream of a carrier that multiplexes, or stopped reading it.
-    ///
-    /// # Errors
-    /// ENHANCE_CALM when it did so too often.
-    pub fn handle_stream_reset(&mut self, id: u64, code: ErrorCode) -> Result<(), ConnectionError> {
-        if let Some(error) = &self.failed {
-            return Err(error.clone());
-        }
-        self.unfinished_streams.remove(&id);
-        let Some(key) = self.ids.get(&id).copied() else { return Ok(()) };
-        self.reset_by_peer(key, code).map_err(|error| self.fail(error))
-    }
-
-    /// Whether a stream of a carrier that multiplexes may be read: both sides have said hello, and the application has
-    /// less to take than the windows allow.
-    pub fn may_read(&mut self, id: u64) -> bool {
-        let Limits { stream_window_bytes, connection_window_bytes, .. } = self.config.limits;
-        let waiting = self.received - self.consumed - self.partial_bytes;
-        if !self.greeted || self.failed.is_some() || waiting >= connection_window_bytes.into() {
-            return false;
-        }
-        let key = self.ids.get(&id).copied();
-        key.and_then(|key| self.streams.get(key)).is_none_or(|stream| {
-            stream.received - stream.consumed - stream.partial_len() < stream_window_bytes.into()
-        })
-    }
-
-    /// The carrier took what [`Connection::poll_stream`] handed out: the stream may be asked for more.
-    pub fn stream_written(&mut self, key: StreamKey) {
-        if let Some(stream) = self.streams.get(key) {
-            stream.blocked = false;
-            self.make_ready(key);
-        }
-    }
-
     /// Takes a message of a carrier that keeps borders: whole frames only.
     ///
     /// # Errors
@@ -924,34 +821,6 @@ impl Connection {
             self.handle_frame(now, &header, record, payload)?;
         }
         self.note_unfinished(now, channel.unwrap_or(0), buffer.len());
-        Ok(())
-    }
-
-    /// A carrier that multiplexes keeps streams apart, counts credit and resets by itself.
-    fn check_channel(&self, header: &FrameHeader, id: u64, begun: bool) -> Result<(), ConnectionError> {
-        let protocol = |what: String| Err(ConnectionError::new(ErrorCode::PROTOCOL, what));
-        let frame_type = header.frame_type;
-        if frame_type == FrameType::WINDOW || frame_type == FrameType::RESET {
-            return protocol(format!(
-                "frame type {:#04x} on a carrier with streams of its own",
-                frame_type.0
-            ));
-        }
-        if frame_type.0 & OPTIONAL_TYPE != 0 {
-            return Ok(());
-        }
-        if header.stream != id {
-            return protocol(format!("a frame of stream {} on stream {id}", header.stream));
-        }
-        let calls = frame_type == FrameType::CALL;
-        if begun && calls {
-            // When the stream is gone its id tells nothing: only its channel knows that it was.
-            let what = format!("a second call on stream {id}");
-            return Err(ConnectionError::new(ErrorCode::STREAM_ID, what));
-        }
-        if !begun && !calls && !self.is_ours(id) {
-            return protocol(format!("stream {id} begins with frame type {:#04x}", frame_type.0));
-        }
         Ok(())
     }
 
@@ -1669,52 +1538,6 @@ impl Connection {
         }
     }
 
-    /// What a carrier that multiplexes is to do next with one of its streams; frames, about `budget` bytes of them, are
-    /// appended to `out`. Each stream's frames go on a channel of that stream alone.
-    pub fn poll_stream(
-        &mut self,
-        now: Time,
-        out: &mut TransmitBuffer,
-        budget: usize,
-    ) -> Option<StreamAction> {
-        if let Some((id, mut words)) = self.last_words.pop_front() {
-            out.append(&mut words);
-            let key = StreamKey { index: u32::MAX, generation: 0 };
-            return Some(StreamAction::Write { id, key, priority: Priority::Normal, end: true });
-        }
-        if let Some(action) = self.actions.pop_front() {
-            return Some(action);
-        }
-        while self.failed.is_none() {
-            let key = self.pick()?;
-            let Some(stream) = self.streams.get(key) else { continue };
-            let (priority, mut id) = (stream.priority, stream.id);
-            let start = out.len();
-            stream.blocked = true;
-            let end = loop {
-                let before = out.len();
-                self.write_frame(now, key, out);
-                // A status was written, and the stream is gone.
-                let Some(stream) = self.streams.get(key) else { break true };
-                id = stream.id;
-                if stream.current.is_none() {
-                    break stream.half_closed_local;
-                }
-                if out.len() == before || out.len() - start >= budget {
-                    break false;
-                }
-            };
-            if out.len() > start {
-                return Some(StreamAction::Write { id, key, priority, end });
-            }
-            // It waits for the peer's max_concurrent_streams.
-            if let Some(stream) = self.streams.get(key) {
-                stream.blocked = false;
-            }
-        }
-        None
-    }
-
     /// The next stream to write a frame of: the most urgent class first, one frame of sixteen to bulk in any case.
     fn pick(&mut self) -> Option<StreamKey> {
         self.picks = self.picks.wrapping_add(1);
@@ -2088,127 +1911,4 @@ fn check_window(offset: u64, sent: u64) -> Result<(), ConnectionError> {
 
 fn metadata_size(metadata: &Metadata) -> usize {
     metadata.iter().map(|(key, value)| key.len() + value.len() + 8).sum()
-}
-
-/// Appends a frame without payload: header, then the record, then the header again with what is now known.
-fn write_record(
-    out: &mut BytesMut,
-    version: u8,
-    mut header: FrameHeader,
-    record: impl FnOnce(&mut BytesMut),
-) {
-    let start = out.len();
-    out.resize(start + HEADER_LEN, 0);
-    record(out);
-    let body = &out[start + HEADER_LEN..];
-    header.metadata_len = body.len() as u32;
-    header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
-    out[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
-}
-
-/// Frames on their way to the transport: small ones together in one block, large messages from where they are.
-#[derive(Debug, Default)]
-pub struct TransmitBuffer {
-    /// Blocks ahead of `tail`, in order.
-    blocks: VecDeque<Bytes>,
-    tail: BytesMut,
-    len: usize,
-}
-
-impl TransmitBuffer {
-    /// Bytes that wait.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The waiting bytes as up to `slices.len()` parts; gives how many parts are filled.
-    pub fn parts<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
-        let mut count = 0;
-        let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
-        for (slot, part) in slices.iter_mut().zip(self.blocks.iter().map(|block| &block[..]).chain(tail)) {
-            *slot = IoSlice::new(part);
-            count += 1;
-        }
-        count
-    }
-
-    /// How many parts [`TransmitBuffer::parts`] would fill with room enough.
-    pub fn part_count(&self) -> usize {
-        self.blocks.len() + usize::from(!self.tail.is_empty())
-    }
-
-    /// Drops `len` bytes from the front: the transport took them.
-    pub fn consume(&mut self, mut len: usize) {
-        debug_assert!(len <= self.len);
-        self.len -= len;
-        while len > 0 {
-            match self.blocks.front_mut() {
-                Some(block) if block.len() > len => {
-                    block.advance(len);
-                    return;
-                }
-                Some(block) => {
-                    len -= block.len();
-                    self.blocks.pop_front();
-                }
-                None => {
-                    self.tail.advance(len);
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Moves everything that waits in `other` behind what waits here.
-    pub fn append_all(&mut self, other: &mut TransmitBuffer) {
-        if self.is_empty() {
-            std::mem::swap(self, other);
-            return;
-        }
-        if !self.tail.is_empty() {
-            self.blocks.push_back(self.tail.split().freeze());
-        }
-        self.blocks.append(&mut other.blocks);
-        self.tail = std::mem::take(&mut other.tail);
-        self.len += std::mem::take(&mut other.len);
-    }
-
-    fn append(&mut self, control: &mut BytesMut) {
-        self.len += control.len();
-        self.tail.extend_from_slice(control);
-        control.clear();
-    }
-
-    fn frame(
-        &mut self,
-        version: u8,
-        mut header: FrameHeader,
-        record: impl FnOnce(&mut BytesMut),
-        payload: Option<Bytes>,
-    ) {
-        let payload = payload.unwrap_or_default();
-        let start = self.tail.len();
-        self.tail.resize(start + HEADER_LEN, 0);
-        record(&mut self.tail);
-        let body = &self.tail[start + HEADER_LEN..];
-        header.metadata_len = body.len() as u32;
-        header.payload_len = payload.len() as u32;
-        if !(body.is_empty() && payload.is_empty()) {
-            header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), &payload);
-        }
-        self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
-        if payload.len() <= COPY_MAX {
-            self.tail.extend_from_slice(&payload);
-            self.len += self.tail.len() - start;
-        } else {
-            self.len += self.tail.len() - start + payload.len();
-            self.blocks.push_back(self.tail.split().freeze());
-            self.blocks.push_back(payload);
-        }
-    }
 }

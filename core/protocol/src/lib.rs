@@ -15,10 +15,11 @@ mod record;
 mod status;
 mod stream;
 mod time;
+mod transmit;
 
 // The public interface is:
 pub use connection::{
-    Config, Connection, ConnectionState, Event, Finish, Opened, Role, SendError, StreamAction, TransmitBuffer,
+    Config, Connection, ConnectionState, Event, Finish, Opened, Role, SendError, StreamAction,
 };
 pub use error::{ConnectionError, ErrorCode};
 pub use header::{
@@ -32,3 +33,4 @@ pub use record::{
 pub use status::{Class, Code, Detail, Reason, Status};
 pub use stream::{Priority, StreamKey};
 pub use time::Time;
+pub use transmit::TransmitBuffer;

@@ -1,0 +1,133 @@
+//! Frames on their way out: how one is written, and what waits for the transport.
+
+use std::{collections::VecDeque, io::IoSlice};
+
+use bytes::{Buf, Bytes, BytesMut};
+
+use crate::{FrameHeader, HEADER_LEN};
+
+/// Messages up to this length are copied behind their header; longer ones are written from where they are.
+const COPY_MAX: usize = 16 << 10;
+
+/// Appends a frame without payload: header, then the record, then the header again with what is now known.
+pub(crate) fn write_record(
+    out: &mut BytesMut,
+    version: u8,
+    mut header: FrameHeader,
+    record: impl FnOnce(&mut BytesMut),
+) {
+    let start = out.len();
+    out.resize(start + HEADER_LEN, 0);
+    record(out);
+    let body = &out[start + HEADER_LEN..];
+    header.metadata_len = body.len() as u32;
+    header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
+    out[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
+}
+
+/// Frames on their way to the transport: small ones together in one block, large messages from where they are.
+#[derive(Debug, Default)]
+pub struct TransmitBuffer {
+    /// Blocks ahead of `tail`, in order.
+    blocks: VecDeque<Bytes>,
+    tail: BytesMut,
+    len: usize,
+}
+
+impl TransmitBuffer {
+    /// Bytes that wait.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The waiting bytes as up to `slices.len()` parts; gives how many parts are filled.
+    pub fn parts<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut count = 0;
+        let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
+        for (slot, part) in slices.iter_mut().zip(self.blocks.iter().map(|block| &block[..]).chain(tail)) {
+            *slot = IoSlice::new(part);
+            count += 1;
+        }
+        count
+    }
+
+    /// How many parts [`TransmitBuffer::parts`] would fill with room enough.
+    pub fn part_count(&self) -> usize {
+        self.blocks.len() + usize::from(!self.tail.is_empty())
+    }
+
+    /// Drops `len` bytes from the front: the transport took them.
+    pub fn consume(&mut self, mut len: usize) {
+        debug_assert!(len <= self.len);
+        self.len -= len;
+        while len > 0 {
+            match self.blocks.front_mut() {
+                Some(block) if block.len() > len => {
+                    block.advance(len);
+                    return;
+                }
+                Some(block) => {
+                    len -= block.len();
+                    self.blocks.pop_front();
+                }
+                None => {
+                    self.tail.advance(len);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Moves everything that waits in `other` behind what waits here.
+    pub fn append_all(&mut self, other: &mut TransmitBuffer) {
+        if self.is_empty() {
+            std::mem::swap(self, other);
+            return;
+        }
+        if !self.tail.is_empty() {
+            self.blocks.push_back(self.tail.split().freeze());
+        }
+        self.blocks.append(&mut other.blocks);
+        self.tail = std::mem::take(&mut other.tail);
+        self.len += std::mem::take(&mut other.len);
+    }
+
+    pub(crate) fn append(&mut self, control: &mut BytesMut) {
+        self.len += control.len();
+        self.tail.extend_from_slice(control);
+        control.clear();
+    }
+
+    pub(crate) fn frame(
+        &mut self,
+        version: u8,
+        mut header: FrameHeader,
+        record: impl FnOnce(&mut BytesMut),
+        payload: Option<Bytes>,
+    ) {
+        let payload = payload.unwrap_or_default();
+        let start = self.tail.len();
+        self.tail.resize(start + HEADER_LEN, 0);
+        record(&mut self.tail);
+        let body = &self.tail[start + HEADER_LEN..];
+        header.metadata_len = body.len() as u32;
+        header.payload_len = payload.len() as u32;
+        if !(body.is_empty() && payload.is_empty()) {
+            header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), &payload);
+        }
+        self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
+        if payload.len() <= COPY_MAX {
+            self.tail.extend_from_slice(&payload);
+            self.len += self.tail.len() - start;
+        } else {
+            self.len += self.tail.len() - start + payload.len();
+            self.blocks.push_back(self.tail.split().freeze());
+            self.blocks.push_back(payload);
+        }
+    }
+}
