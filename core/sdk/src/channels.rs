@@ -122,6 +122,7 @@ impl Channels {
             loop {
                 if channel.over {
                     self.readable.remove(&id);
+                    self.writable.push(id);
                     break;
                 }
                 if !protocol.may_read(id) {
@@ -150,10 +151,14 @@ impl Channels {
                         // Read on: what comes yet is that the peer stops listening.
                         channel.read_ended = true;
                         protocol.handle_stream_end(id, &channel.unread.bytes)?;
+                        channel.over |= !channel.begun;
                     }
                     StreamIo::Reset(code) => {
                         self.readable.remove(&id);
                         protocol.handle_stream_reset(id, ErrorCode::from_number(code))?;
+                        // The protocol says what becomes of a stream that it knows; of another nobody speaks again.
+                        channel.over |= !channel.begun;
+                        self.writable.push(id);
                         break;
                     }
                     StreamIo::Lost => return Ok(()),

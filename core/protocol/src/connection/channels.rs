@@ -71,7 +71,10 @@ impl Connection {
         }
         self.unfinished_streams.remove(&id);
         let key = self.ids.get(&id).copied();
-        let ended = key.and_then(|key| self.streams.get(key)).is_none_or(|stream| stream.half_closed_remote);
+        let ended = match key.and_then(|key| self.streams.get(key)) {
+            Some(stream) => stream.half_closed_remote,
+            None => !self.is_unheard_of(id),
+        };
         if ended && rest.is_empty() {
             return Ok(());
         }
@@ -89,8 +92,18 @@ impl Connection {
             return Err(error.clone());
         }
         self.unfinished_streams.remove(&id);
-        let Some(key) = self.ids.get(&id).copied() else { return Ok(()) };
-        self.reset_by_peer(key, code).map_err(|error| self.fail(error))
+        let result = match self.ids.get(&id).copied() {
+            Some(key) => self.reset_by_peer(key, code),
+            // Opened for nothing: its call never came.
+            None if self.is_unheard_of(id) => self.count_reset(),
+            None => Ok(()),
+        };
+        result.map_err(|error| self.fail(error))
+    }
+
+    /// Whether a stream is the peer's and certainly never brought its call.
+    fn is_unheard_of(&self, id: u64) -> bool {
+        !self.is_ours(id) && id > self.last_peer_id
     }
 
     /// Whether a stream of a carrier that multiplexes may be read: both sides have said hello, and the application has

@@ -1,0 +1,98 @@
+//! A QUIC peer that is not ours, against a real server.
+#![cfg(feature = "quic")]
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use quinn::{VarInt, crypto::rustls::QuicClientConfig};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use valkyrie_sdk::{EchoHandler, ServerBuilder, ServerControl};
+
+/// A hang is bounded far above anything that should take that long.
+async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+/// A server with /echo, and a connection to it on which HELLO has been said.
+async fn greeted() -> (ServerControl, quinn::Endpoint, quinn::Connection, quinn::SendStream, quinn::RecvStream)
+{
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = made.cert.pem();
+    let server = ServerBuilder::new()
+        .bind("quic://127.0.0.1:0")
+        .identity(certificate.clone(), made.signing_key.serialize_pem())
+        .handler("/echo", EchoHandler)
+        .build()
+        .await
+        .unwrap();
+    let (address, control) = (server.local_addr().unwrap(), server.control());
+    tokio::spawn(async move { server.start().await });
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![b"valkyrie/1".to_vec()];
+    let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
+    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    let connection = endpoint.connect_with(config, address, "127.0.0.1").unwrap().await.unwrap();
+    let (mut send, receive) = connection.open_bi().await.unwrap();
+    send.write_all(&vector("hello")).await.unwrap();
+    (control, endpoint, connection, send, receive)
+}
+
+fn vector(name: &str) -> Vec<u8> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/vectors/v1.json");
+    let vectors: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let hex = match vectors[name].as_str() {
+        Some(hex) => hex,
+        None => {
+            let mut frames = vectors["frames"].as_array().unwrap().iter();
+            frames.find(|frame| frame["name"] == name).unwrap()["hex"].as_str().unwrap()
+        }
+    };
+    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
+}
+
+/// Says one call on the next stream, and reads the answer: one STATUS.
+async fn call(connection: &quinn::Connection) {
+    let (mut send, mut receive) = bounded("a stream", connection.open_bi()).await.unwrap();
+    let mut frame = vector("unary call in one frame");
+    frame[8..16].copy_from_slice(&(2 * send.id().index() - 1).to_le_bytes());
+    let crc = crc32c::crc32c(&frame[..36]);
+    frame[36..40].copy_from_slice(&crc.to_le_bytes());
+    send.write_all(&frame).await.unwrap();
+    send.finish().unwrap();
+    let answer = bounded("an answer", receive.read_to_end(1 << 20)).await.unwrap();
+    assert_eq!(answer[5], 0x13);
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_before_its_call_leaves_nothing_behind() {
+    let (control, _endpoint, connection, _send, _receive) = greeted().await;
+    // More of them than may be open at once, with a call beside each, so that nobody is told to calm down.
+    for _ in 0..1_300 {
+        let (mut send, mut receive) = bounded("a stream", connection.open_bi()).await.unwrap();
+        send.reset(VarInt::from_u32(11)).unwrap();
+        receive.stop(VarInt::from_u32(11)).unwrap();
+        call(&connection).await;
+    }
+    assert_eq!(control.connections()[0].streams, 0);
+    bounded("a shutdown", control.shutdown()).await;
+}
+
+// spec: W11-09
+#[tokio::test]
+async fn a_stream_without_a_call_ends_the_connection() {
+    let (_control, _endpoint, connection, _send, mut receive) = greeted().await;
+    call(&connection).await;
+    let (mut send, _unread) = connection.open_bi().await.unwrap();
+    send.finish().unwrap();
+    let said = bounded("a go-away", receive.read_to_end(1 << 20)).await.unwrap();
+    // GOAWAY, whose record begins with the last stream and the code: PROTOCOL.
+    let last = said.windows(4).rposition(|start| start == [0xf6, b'V', b'L', b'K']).unwrap();
+    assert_eq!((said[last + 5], &said[last + 40..last + 42]), (0x05, &[1, 1][..]));
+}
