@@ -17,6 +17,7 @@
 //! ```
 //! It deliberately knows no socket and no waiters: a driver keeps those beside it, by [`StreamKey`].
 
+mod abuse;
 mod channels;
 
 pub use channels::StreamAction;
@@ -28,6 +29,7 @@ use std::{
     time::Duration,
 };
 
+use abuse::Bucket;
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::{
@@ -292,14 +294,15 @@ pub struct Connection {
     received: u64,
     receive_limit: u64,
     consumed: u64,
-    partial_bytes: u64,
+    /// Message bytes that nobody can take yet and whose credit is back: fragments of unfinished messages, and what the
+    /// driver set aside.
+    buffered: u64,
     /// Message bytes that streams have queued.
     unsent: u64,
 
     /// Resets that the peer is to blame for, less the calls that completed.
-    resets: u32,
-    /// When the last glitch will be forgiven: a leaky bucket as one instant.
-    glitches_until: Time,
+    resets: Bucket,
+    glitches: Bucket,
     /// How far fragments fell short, less what longer ones paid back.
     fragment_overhead: u32,
     /// PINGs of ours that are not answered.
@@ -361,10 +364,10 @@ impl Connection {
             received: 0,
             receive_limit: initial(limits.connection_window_bytes),
             consumed: 0,
-            partial_bytes: 0,
+            buffered: 0,
             unsent: 0,
-            resets: 0,
-            glitches_until: Time::default(),
+            resets: Bucket::new(limits.max_resets, limits.resets_per_second),
+            glitches: Bucket::new(limits.max_glitches, limits.glitches_per_second),
             fragment_overhead: 0,
             pings: 0,
             actions: VecDeque::new(),
@@ -637,6 +640,31 @@ impl Connection {
                 self.push_window(id, limit);
             }
         }
+    }
+
+    /// The driver holds `len` message bytes of a call that it has not begun, for want of a permit: the connection's credit
+    /// for them comes back at once, so that calls that wait never take the room of those that run; the stream's does not.
+    /// False when more than `max_buffered_bytes` would be held: the stream was reset with REFUSED. What was set aside is
+    /// taken up again before it is consumed.
+    pub fn set_aside(&mut self, key: StreamKey, len: usize) -> bool {
+        let held = self.buffered + len as u64;
+        if held > u64::from(self.config.limits.max_buffered_bytes) {
+            self.reset(key, ErrorCode::REFUSED);
+            if let Err(error) = self.count_answer()
+                && self.failed.is_none()
+            {
+                self.fail(error);
+            }
+            return false;
+        }
+        self.buffered = held;
+        self.grant_connection();
+        true
+    }
+
+    /// The call begins, or was given up: `len` bytes that were set aside are the application's to take.
+    pub fn take_up(&mut self, len: usize) {
+        self.buffered -= len as u64;
     }
 
     /// Asks the peer to answer with the same data.
@@ -1304,7 +1332,7 @@ impl Connection {
             Err(fields.to_status(record).map_err(malformed)?)
         };
         self.forget(key);
-        self.resets = self.resets.saturating_sub(1);
+        self.resets.pay_back();
         self.events.push_back(Event::Ended { key, outcome });
         Ok(())
     }
@@ -1367,7 +1395,7 @@ impl Connection {
     fn add_fragment(&mut self, key: StreamKey, id: u64, payload: Bytes) -> Result<(), ConnectionError> {
         self.count_fragment(payload.len())?;
         let limits = &self.config.limits;
-        let buffered = self.partial_bytes + payload.len() as u64;
+        let buffered = self.buffered + payload.len() as u64;
         let Some(stream) = self.streams.get(key) else { return Ok(()) };
         let partial = stream.partial.get_or_insert_default();
         let too_large = partial.len() + payload.len() > limits.max_message_bytes as usize;
@@ -1378,7 +1406,7 @@ impl Connection {
         }
         partial.extend_from_slice(&payload);
         stream.grew = self.now;
-        self.partial_bytes = buffered;
+        self.buffered = buffered;
         // Credit for what is unfinished comes back at once, or a message larger than the window could never end.
         let window = u64::from(limits.stream_window_bytes);
         let limit = stream.consumed + window + stream.partial_len();
@@ -1402,7 +1430,7 @@ impl Connection {
             return Ok(None);
         }
         let Some(mut partial) = stream.partial.take() else { return Ok(Some(payload)) };
-        self.partial_bytes -= partial.len() as u64;
+        self.buffered -= partial.len() as u64;
         partial.extend_from_slice(&payload);
         Ok(Some(partial.freeze()))
     }
@@ -1467,57 +1495,11 @@ impl Connection {
 
     fn grant_connection(&mut self) {
         let window = u64::from(self.config.limits.connection_window_bytes);
-        let limit = self.consumed + window + self.partial_bytes;
+        let limit = self.consumed + window + self.buffered;
         if limit >= self.receive_limit + window / 2 {
             self.receive_limit = limit;
             self.push_window(0, limit);
         }
-    }
-
-    // ---- abuse (PROTOCOL.md, "Abuse") ----
-
-    /// A stream ended badly, and the peer is to blame.
-    fn count_reset(&mut self) -> Result<(), ConnectionError> {
-        let most = self.config.limits.max_resets;
-        self.resets += 1;
-        if self.resets > most {
-            return Err(calm(format!("{most} more resets than completed calls")));
-        }
-        Ok(())
-    }
-
-    /// A frame that is legal, and that nobody needs many of.
-    fn count_glitch(&mut self) -> Result<(), ConnectionError> {
-        let Limits { max_glitches, glitches_per_second, .. } = self.config.limits;
-        let each = Duration::from_secs(1) / glitches_per_second.max(1);
-        self.glitches_until = self.glitches_until.max(self.now).after(each);
-        if self.glitches_until.since(self.now) > each * max_glitches {
-            return Err(calm(format!("{max_glitches} frames that nobody needs")));
-        }
-        Ok(())
-    }
-
-    /// A fragment of a message that goes on: short ones cost, longer ones pay back.
-    fn count_fragment(&mut self, len: usize) -> Result<(), ConnectionError> {
-        let least = Limits::SMALL_FRAGMENT;
-        // A frame is at most 1 MiB.
-        let len = len as u32;
-        self.fragment_overhead =
-            (self.fragment_overhead + least.saturating_sub(len)).saturating_sub(len.saturating_sub(least));
-        if self.fragment_overhead > self.config.limits.fragment_overhead_bytes {
-            return Err(calm(format!("too many fragments of less than {least} bytes")));
-        }
-        Ok(())
-    }
-
-    /// An answer to a control frame of the peer's was queued.
-    fn count_answer(&mut self) -> Result<(), ConnectionError> {
-        let most = self.config.limits.max_control_frames;
-        self.control_answers += 1;
-        if self.control_answers > most {
-            return Err(calm(format!("{most} control frames wait for a peer that does not read")));
-        }
-        Ok(())
     }
 
     // ---- bytes out ----
@@ -1681,7 +1663,7 @@ impl Connection {
         }
         if ended {
             self.forget(key);
-            self.resets = self.resets.saturating_sub(1);
+            self.resets.pay_back();
         } else {
             self.make_ready(key);
         }
@@ -1786,7 +1768,7 @@ impl Connection {
         }
         let partial = stream.partial_len();
         if partial > 0 {
-            self.partial_bytes -= partial;
+            self.buffered -= partial;
             self.drop_bytes(partial as usize);
         }
         Some(stream)
@@ -1888,10 +1870,6 @@ impl Connection {
         self.failed = Some(error.clone());
         error
     }
-}
-
-fn calm(message: String) -> ConnectionError {
-    ConnectionError::new(ErrorCode::ENHANCE_CALM, message)
 }
 
 fn malformed(error: RecordError) -> ConnectionError {

@@ -30,8 +30,9 @@ pub struct Limits {
     /// messages of all streams stay within it.
     pub connection_window_bytes: u32,
 
-    /// Bytes of unfinished messages that may be held for one connection: 64 MiB by default; a stream that would pass
-    /// it is reset with ENHANCE_CALM. Source: 16 of the largest messages at once. Memory: this much per connection.
+    /// Bytes of unfinished messages, and of calls that wait for a permit, that may be held for one connection: 64 MiB by
+    /// default; a stream that would pass it is reset with ENHANCE_CALM, a call that waits is refused. Source: 16 of the
+    /// largest messages at once. Memory: this much per connection.
     pub max_buffered_bytes: u32,
     /// Messages below [`Limits::SMALL_MESSAGE`] bytes that may lie unread on one connection: 65,536 by default; a stream
     /// that would pass it is reset with ENHANCE_CALM. Source: the connection's window holds as many of that size, so
@@ -49,10 +50,12 @@ pub struct Limits {
     /// Answers to the peer's control frames that may wait for the wire: 1,000 by default, then ENHANCE_CALM. Source:
     /// nghttp2's bound. Memory: about 50 bytes each.
     pub max_control_frames: u32,
-    /// Streams that the peer may reset, or make this side reset, ahead of calls that completed: 1,000 by default, then
-    /// ENHANCE_CALM. Source: nghttp2's burst, after the Rapid Reset and MadeYouReset attacks on HTTP/2. Memory: none;
-    /// it bounds work.
+    /// Streams that the peer may reset, or make this side reset, at once and ahead of calls that completed: 1,000 by
+    /// default, then ENHANCE_CALM. Source: nghttp2's burst, after the Rapid Reset and MadeYouReset attacks on HTTP/2.
+    /// Memory: none; it bounds work.
     pub max_resets: u32,
+    /// Resets forgiven each second: 33 by default, at least 1. Source: nghttp2's rate. Memory: none.
+    pub resets_per_second: u32,
     /// Glitches at once: frames that are legal and that no peer needs many of (PROTOCOL.md, "Abuse"). 1,000 by default,
     /// then ENHANCE_CALM. Source: a tenth of nghttp2's burst, as our frames are fewer. Memory: none; it bounds work.
     pub max_glitches: u32,
@@ -109,6 +112,7 @@ const DEFAULT: Limits = Limits {
     max_waiting_calls: 65_536,
     max_control_frames: 1_000,
     max_resets: 1_000,
+    resets_per_second: 33,
     max_glitches: 1_000,
     glitches_per_second: 100,
     fragment_overhead_bytes: 25_600,

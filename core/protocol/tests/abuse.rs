@@ -14,6 +14,7 @@ use valkyrie_protocol::{
 
 const LIMITS: Limits = Limits {
     max_resets: 10,
+    resets_per_second: 2,
     max_glitches: 10,
     glitches_per_second: 1,
     max_control_frames: 1_000,
@@ -91,6 +92,22 @@ fn f17_resets_ahead_of_completed_calls_are_counted() {
         side.0.respond(key, Ok(Finish::default()));
         side.said();
     }
+
+    // So does time: two of them each second.
+    let mut side = server();
+    for count in 0..LIMITS.max_resets.into() {
+        side.read(open_and_reset(count)).unwrap();
+    }
+    let mut read_at = |half_seconds: u64, count: u64| {
+        side.0.handle_read(
+            Time::from_micros(500_000 * half_seconds),
+            &mut BytesMut::from(&open_and_reset(count)[..]),
+        )
+    };
+    for count in 1..100 {
+        read_at(count, LIMITS.max_resets as u64 + count).unwrap();
+    }
+    assert_eq!(read_at(99, 200).unwrap_err().code, ErrorCode::ENHANCE_CALM);
 }
 
 // spec: W9-07

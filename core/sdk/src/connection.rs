@@ -113,6 +113,8 @@ pub(crate) struct StreamCell {
 struct StreamInner {
     /// Messages, and what each gives back when taken.
     incoming: VecDeque<(Bytes, Credit)>,
+    /// While the call waits for a permit: bytes of it that the protocol has set aside.
+    aside: Option<usize>,
     head: Option<Metadata>,
     trailers: Metadata,
     /// The end of the receiving direction.
@@ -322,22 +324,13 @@ impl Link {
         Self::wake_driver(state);
     }
 
-    /// Gives a permit back; the call that now has it, if one waited and nobody gave it up.
+    /// Gives a permit back; the call that now has it, if one waited.
     pub(crate) fn release_permit(&self) -> Option<Arrived> {
         let mut state = lock(&self.state);
-        let next = loop {
-            match state.queued.pop_front() {
-                Some(gone) if gone.is_gone() => {
-                    // Nobody will read what came with it and after it.
-                    state.give_up(&gone);
-                }
-                Some(next) => break Some(next),
-                None => {
-                    state.running -= 1;
-                    break None;
-                }
-            }
-        };
+        let next = state.next_queued();
+        if next.is_none() {
+            state.running -= 1;
+        }
         if state.protocol.wants_transmit() {
             Self::wake_driver(state);
         }
@@ -417,6 +410,59 @@ impl State {
         self.protocol.consumed(key, credit.bytes);
     }
 
+    /// A call waits for a permit, with what came of it.
+    fn wait(&mut self, call: Arrived) {
+        let StreamHandle { key, cell, .. } = call.stream.clone();
+        let mut inner = lock(&cell.inner);
+        inner.aside = Some(0);
+        let first = call.message.as_ref().map_or(0, Bytes::len);
+        let len = first + inner.incoming.iter().map(|(_, credit)| credit.bytes).sum::<usize>();
+        drop(inner);
+        self.queued.push_back(call);
+        self.set_aside(key, &cell, len);
+    }
+
+    /// What came of a call that waits for a permit; a call that is too much is given up.
+    fn set_aside(&mut self, key: StreamKey, cell: &StreamCell, len: usize) {
+        if !self.protocol.set_aside(key, len) {
+            self.take(key);
+            self.give_up_queued(key);
+        } else if let Some(aside) = &mut lock(&cell.inner).aside {
+            *aside += len;
+        }
+    }
+
+    /// The first call that waits, for the permit that its caller has.
+    fn next_queued(&mut self) -> Option<Arrived> {
+        let call = self.queued.pop_front()?;
+        self.take_up(&call);
+        Some(call)
+    }
+
+    fn take_up(&mut self, call: &Arrived) {
+        if let Some(aside) = lock(&call.stream.cell.inner).aside.take() {
+            self.protocol.take_up(aside);
+        }
+    }
+
+    /// A call that ends in the read that opened it, or while it waits for a permit: its handler never starts (F17).
+    fn give_up_unstarted(&mut self, key: StreamKey, actions: &mut Actions) {
+        if let Some(at) = actions.calls.iter().rposition(|call| call.stream.key == key) {
+            self.give_up(&actions.calls.remove(at));
+        } else {
+            self.give_up_queued(key);
+        }
+    }
+
+    fn give_up_queued(&mut self, key: StreamKey) {
+        if let Some(at) = self.queued.iter().position(|call| call.stream.key == key)
+            && let Some(call) = self.queued.remove(at)
+        {
+            self.take_up(&call);
+            self.give_up(&call);
+        }
+    }
+
     /// A call that nobody will handle gives back what came with it and after it.
     fn give_up(&mut self, call: &Arrived) {
         let mut credit = call.stream.cell.take_credit();
@@ -481,13 +527,19 @@ impl State {
                             self.protocol.reset_abused(key);
                             let message = format!("{} small messages lie unread", self.unread);
                             cell.end(Err(Status::from_reason(Reason::ENHANCE_CALM, message)), actions);
+                            self.give_up_unstarted(key, actions);
                         }
                         Some(Slot::Stream(cell)) => {
                             let mut inner = lock(&cell.inner);
                             inner.incoming.push_back((message, credit));
                             actions.wake(&mut inner.receiver);
+                            let waits = inner.aside.is_some();
                             drop(inner);
+                            let cell = waits.then(|| cell.clone());
                             self.unread += credit.small;
+                            if let Some(cell) = cell {
+                                self.set_aside(key, &cell, len);
+                            }
                         }
                         None => self.protocol.consumed(key, len),
                     }
@@ -502,10 +554,7 @@ impl State {
                 Event::Ended { key, outcome } => self.end(key, outcome, actions),
                 Event::Reset { key, status, .. } => {
                     self.end(key, Err(status), actions);
-                    // Opened and reset in one read: its handler never starts (F17).
-                    if let Some(at) = actions.calls.iter().rposition(|call| call.stream.key == key) {
-                        self.give_up(&actions.calls.remove(at));
-                    }
+                    self.give_up_unstarted(key, actions);
                 }
                 Event::Writable { key } => {
                     if let Some(Slot::Stream(cell)) = self.slot(key) {
@@ -608,12 +657,7 @@ impl StreamHandle {
         }
     }
 
-    /// The status that ended the stream, if it is over.
-    pub(crate) fn gone(&self) -> Option<Status> {
-        lock(&self.cell.inner).gone.clone()
-    }
-
-    /// As [`StreamHandle::gone`], and wakes the task when that changes.
+    /// The status that ended the stream, if it is over; wakes the task when that changes.
     pub(crate) fn poll_gone(&self, cx: &Context<'_>) -> Option<Status> {
         let mut inner = lock(&self.cell.inner);
         if inner.gone.is_none() {
@@ -798,11 +842,11 @@ impl Driver {
             // All free permits are taken in one go and what is left of them is given back: a handler that answers at
             // once costs no lock of its own.
             let mut replies = Vec::with_capacity(calls.len());
-            let mut waiting = VecDeque::new();
+            let mut waiting = Vec::new();
             let mut free = lock(&self.link.state).reserve(router.max_running());
             for call in calls.drain(..) {
                 if free == 0 {
-                    waiting.push_back(call);
+                    waiting.push(call);
                     continue;
                 }
                 let key = call.stream.key;
@@ -816,10 +860,10 @@ impl Driver {
                 state.respond(key, outcome);
             }
             state.running -= free;
-            state.queued.append(&mut waiting);
+            waiting.into_iter().for_each(|call| state.wait(call));
             // A permit that came back meanwhile found the queue empty: hand it on.
             while state.running < router.max_running()
-                && let Some(next) = state.queued.pop_front()
+                && let Some(next) = state.next_queued()
             {
                 state.running += 1;
                 drop(state);

@@ -28,13 +28,6 @@ pub(crate) struct Arrived {
     pub(crate) end: bool,
 }
 
-impl Arrived {
-    /// Whether its caller gave it up while it waited for a permit.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.stream.gone().is_some()
-    }
-}
-
 type Outcome = Result<Finish, Status>;
 
 /// Handlers by path. `/a/b` is exact; `/a/*` takes every path below `/a/` that no exact or longer one takes.

@@ -162,6 +162,7 @@ over_every_transport! {
     a_lost_server_ends_streams_and_the_next_call_dials_again
     closing_the_client_at_once_cancels_what_runs
     an_answer_before_the_end_of_the_upload_arrives
+    calls_that_wait_leave_room_for_those_that_run
 }
 
 // spec: W11-06
@@ -509,6 +510,92 @@ async fn credit_comes_back_of_calls_that_nobody_reads() {
         after.await.unwrap().unwrap();
     }
     assert!(client.request(vec![7; 1 << 20]).await.is_ok(), "sent to a handler that reads nothing");
+}
+
+/// A server with one permit, and a client of it.
+async fn one_permit(bind: &str) -> (ServerControl, Client) {
+    let (certificates, key) = identity();
+    let server = ServerBuilder::new()
+        .bind(bind)
+        .identity(certificates.as_str(), key.as_str())
+        .max_running_handlers(1)
+        .handler("/echo", EchoHandler)
+        .build()
+        .await
+        .unwrap();
+    let (endpoint, control) = (server.endpoints().remove(0), server.control());
+    tokio::spawn(async move { server.start().await });
+    let client = connect(&endpoint).await.unwrap();
+    (control, client)
+}
+
+// spec: W8-08
+async fn calls_that_wait_leave_room_for_those_that_run(bind: String) {
+    let (control, client) = one_permit(&bind).await;
+    let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    send.send("first").await.unwrap();
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "first");
+    // More than twice the connection's window, all of it at the server and none of it begun.
+    let message = Bytes::from(vec![7; 60 << 10]);
+    let waiting: Vec<_> = (0..40)
+        .map(|_| {
+            let (client, message) = (client.clone(), message.clone());
+            tokio::spawn(async move { client.request(message).await })
+        })
+        .collect();
+    let all_run = async {
+        while control.connections()[0].calls < 41 {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..20 {
+            send.send(message.clone()).await.unwrap();
+            assert_eq!(recv.recv().await.unwrap().unwrap(), message);
+        }
+        send.finish().await.unwrap();
+        assert_eq!(recv.recv().await.unwrap(), None);
+        for call in waiting {
+            assert_eq!(call.await.unwrap().unwrap(), message);
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all_run).await.expect("the calls hang");
+    assert!(client.request(vec![7; 2 << 20]).await.is_ok(), "the credit came back");
+}
+
+// spec: W8-08
+#[tokio::test]
+async fn calls_that_wait_are_refused_beyond_their_bound() {
+    let (control, client) = one_permit(&format!("memory:{}", unique("bound"))).await;
+    let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    send.send("first").await.unwrap();
+    assert_eq!(recv.recv().await.unwrap().unwrap(), "first");
+    // 64 MiB hold 273 of them.
+    let message = Bytes::from(vec![7; 240 << 10]);
+    let waiting: Vec<_> = (0..300)
+        .map(|_| {
+            let (client, message) = (client.clone(), message.clone());
+            let options = CallOptions::new().with_timeout(Duration::from_secs(60));
+            tokio::spawn(async move { client.call_with("/echo", message, options).await })
+        })
+        .collect();
+    let all_seen = async {
+        while control.connections()[0].calls < 301 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all_seen).await.expect("the calls hang");
+    send.finish().await.unwrap();
+    assert_eq!(recv.recv().await.unwrap(), None);
+    let mut refused = 0;
+    for call in waiting {
+        match call.await.unwrap() {
+            Ok(_) => {}
+            Err(status) => {
+                assert_eq!(status.reason(), Reason::STREAM_REFUSED, "{status}");
+                refused += 1;
+            }
+        }
+    }
+    assert!((1..=27).contains(&refused), "{refused}");
 }
 
 async fn more_calls_than_streams_wait_their_turn(bind: String) {

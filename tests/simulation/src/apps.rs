@@ -62,6 +62,8 @@ pub(crate) struct Handler {
     sent: u32,
     taken: u32,
     unread: VecDeque<usize>,
+    /// Bytes of them that the protocol has set aside.
+    aside: usize,
     half_closed: bool,
     /// A move of its own is on its way: `Work`, `Receive`.
     working: bool,
@@ -527,6 +529,7 @@ impl World {
                     sent: 0,
                     taken: 0,
                     unread: VecDeque::new(),
+                    aside: 0,
                     half_closed: false,
                     working: false,
                     taking: false,
@@ -583,27 +586,30 @@ impl World {
         self.auditor.holds(link, SERVER, nonce, message.len());
         self.handlers[index].unread.push_back(message.len());
         if self.handlers[index].state == State::Queued {
-            self.refuse_queued(link);
+            self.set_aside(index, message.len());
         }
     }
 
-    /// Calls that wait for a permit may hold half of a connection's window, or the handlers that have the permits could
-    /// wait for ever for messages that have no room. The last to come are refused: nobody has seen them.
-    fn refuse_queued(&mut self, link: usize) {
-        let host = self.links[link].hosts[SERVER];
-        let most = self.hosts[host].limits.connection_window_bytes as usize / 2;
-        let waits = |handler: &Handler| handler.link == link && handler.state == State::Queued;
-        loop {
-            let mut waiting = self.hosts[host].queued.iter().filter(|index| waits(&self.handlers[**index]));
-            let held: usize = waiting.clone().flat_map(|index| &self.handlers[*index].unread).sum();
-            let Some(last) = waiting.next_back().copied().filter(|_| held > most) else { return };
-            let key = self.handlers[last].key;
-            if let Some(protocol) = &mut self.links[link].sides[SERVER].protocol {
-                protocol.reset(key, ErrorCode::REFUSED);
-            }
+    /// What came of a call that waits for a permit is set aside, so that those that run have room.
+    fn set_aside(&mut self, index: usize, len: usize) {
+        let Handler { host, nonce, link, key, .. } = self.handlers[index];
+        let Some(protocol) = &mut self.links[link].sides[SERVER].protocol else { return };
+        if protocol.set_aside(key, len) {
+            self.handlers[index].aside += len;
+        } else {
             self.links[link].sides[SERVER].disown(key);
-            self.note("refuses", host, link, self.handlers[last].nonce, held as u64);
-            self.leave(last);
+            self.note("refuses", host, link, nonce, len as u64);
+            self.leave(index);
+        }
+    }
+
+    /// What was set aside of a call is its handler's to take, or nobody's.
+    fn take_up(&mut self, index: usize) {
+        let Handler { link, .. } = self.handlers[index];
+        let aside = std::mem::take(&mut self.handlers[index].aside);
+        if let Some(protocol) = &mut self.links[link].sides[SERVER].protocol {
+            protocol.take_up(aside);
+            self.wake(link, SERVER);
         }
     }
 
@@ -616,6 +622,7 @@ impl World {
             }
             self.hosts[host].running += 1;
             self.handlers[index].state = State::Running;
+            self.take_up(index);
             let Handler { nonce, link, .. } = self.handlers[index];
             self.note("runs", host, link, nonce, 0);
             self.auditor.executed(nonce);
@@ -796,6 +803,7 @@ impl World {
 
     /// The handler ends, and its permit goes to the next.
     fn leave(&mut self, index: usize) {
+        self.take_up(index);
         self.untake(index);
         let handler = &mut self.handlers[index];
         let before = std::mem::replace(&mut handler.state, State::Done);

@@ -110,7 +110,7 @@ impl Connection {
     /// less to take than the windows allow.
     pub fn may_read(&mut self, id: u64) -> bool {
         let Limits { stream_window_bytes, connection_window_bytes, .. } = self.config.limits;
-        let waiting = self.received - self.consumed - self.partial_bytes;
+        let waiting = self.received - self.consumed - self.buffered;
         if !self.greeted || self.failed.is_some() || waiting >= connection_window_bytes.into() {
             return false;
         }
