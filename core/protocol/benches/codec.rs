@@ -1,11 +1,12 @@
-//! What the protocol costs without a socket: one CALL encoded, one decoded, and a whole echo between two connections.
-//! `cargo bench -p valkyrie-protocol` prints ns per frame and GB/s, medians of five runs.
+//! What the protocol costs without a socket: a header, a message of a stream, and a whole echo between two connections.
+//! `cargo bench -p valkyrie-protocol` prints ns and GB/s, medians of five runs.
 
 use std::{hint::black_box, io::IoSlice, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use valkyrie_protocol::{
-    Config, Connection, Event, Finish, Metadata, Opened, Priority, Role, Time, TransmitBuffer,
+    Config, Connection, Event, FLAG_MESSAGE, Finish, FrameHeader, FrameType, Metadata, Opened, Priority,
+    Role, Time, TransmitBuffer,
 };
 
 const RUNS: usize = 5;
@@ -85,7 +86,64 @@ fn echo(len: usize, batch: usize, count: usize) -> (f64, usize) {
     (began.elapsed().as_nanos() as f64 / calls as f64, bytes / calls)
 }
 
+/// Nanoseconds per message of a stream, made, written, read and taken, with `batch` in each flight.
+fn stream(len: usize, batch: usize, count: usize) -> f64 {
+    let side = |role| Connection::new(Config { grease: Some(7), ..Config::new(role) }, Time::default());
+    let (mut client, mut server) = (side(Role::Client), side(Role::Server));
+    let (mut out, mut inbox, mut back) = (TransmitBuffer::default(), BytesMut::new(), BytesMut::new());
+    let payload = Bytes::from(vec![7; len]);
+    let key = client.open(Opened { message: None, end: false, ..opened(payload.clone()) }).expect("room");
+    let mut run = |rounds: usize| {
+        for _ in 0..rounds {
+            for _ in 0..batch {
+                client.send(key, payload.clone()).expect("room");
+            }
+            while client.wants_transmit() {
+                carry(&mut client, &mut out, &mut server, &mut inbox, |server, event| {
+                    if let Event::Message { key, message } = event {
+                        server.consumed(key, black_box(message).len());
+                    }
+                });
+            }
+            carry(&mut server, &mut out, &mut client, &mut back, |_, _| {});
+        }
+    };
+    let rounds = count / batch;
+    run(rounds / 10 + 1);
+    let began = Instant::now();
+    run(rounds);
+    began.elapsed().as_nanos() as f64 / (rounds * batch) as f64
+}
+
+/// Nanoseconds to encode a header and to decode it.
+fn header(count: u64) -> f64 {
+    let mut header = FrameHeader {
+        frame_type: FrameType::MESSAGE,
+        flags: FLAG_MESSAGE,
+        stream: 1,
+        payload_len: 32,
+        metadata_len: 0,
+        priority: 1,
+        epoch: 0,
+        payload_crc: 7,
+    };
+    let began = Instant::now();
+    for stream in 0..count {
+        header.stream = black_box(stream);
+        header = FrameHeader::decode(black_box(&header.encode())).expect("a header");
+    }
+    began.elapsed().as_nanos() as f64 / count as f64
+}
+
+fn median(run: impl FnMut(usize) -> f64) -> f64 {
+    let mut runs: Vec<f64> = (0..RUNS).map(run).collect();
+    runs.sort_by(f64::total_cmp);
+    runs[RUNS / 2]
+}
+
 fn main() {
+    println!("header, encoded and decoded: {:.1} ns", median(|_| header(1_000_000)));
+    println!("message of 32 bytes on a stream: {:.1} ns", median(|_| stream(32, 256, 200_000)));
     println!("{:>10} {:>6} {:>12} {:>12} {:>10}", "message", "batch", "ns/echo", "ns/frame", "GB/s");
     for (len, batch, count) in [
         (0, 64, 200_000),

@@ -43,7 +43,7 @@ use crate::{
         check_method, metadata_from,
     },
     stream::{Out, Stream, Streams},
-    transmit::write_record,
+    transmit::{Fragment, write_record},
 };
 
 /// Which side of a connection this is.
@@ -409,6 +409,18 @@ impl Connection {
         self.events.pop_front()
     }
 
+    /// The next thing that happened, when it is another message of the same stream.
+    pub fn poll_message(&mut self, of: StreamKey) -> Option<Bytes> {
+        match self.events.front() {
+            Some(Event::Message { key, .. }) if *key == of => {}
+            _ => return None,
+        }
+        match self.events.pop_front() {
+            Some(Event::Message { message, .. }) => Some(message),
+            _ => None,
+        }
+    }
+
     /// When [`Connection::handle_timeout`] wants to be called; `None` for never.
     pub fn poll_timeout(&self) -> Option<Time> {
         let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), self.next_overdue);
@@ -527,7 +539,7 @@ impl Connection {
             )));
         }
         let most = self.config.limits.stream_send_buffer_bytes as usize;
-        if stream.current.is_some() && stream.send_buffered + message.len() > most {
+        if stream.current.is_some() && stream.queued_cost() + message.len() > most {
             stream.wants_writable = true;
             return Err(SendError::Full(message));
         }
@@ -1538,6 +1550,7 @@ impl Connection {
         let Some(stream) = self.streams.get(key) else { return };
         stream.ready = false;
         let Some((item, offset)) = &mut stream.current else { return };
+        let item = &*item;
 
         let message = item.message();
         let left = message.map_or(0, |message| message.len() - *offset);
@@ -1569,7 +1582,7 @@ impl Connection {
         let size =
             left.min(self.peer.max_frame_bytes as usize).min(usize::try_from(credit).unwrap_or(usize::MAX));
         let last = size == left;
-        let fragment = message.map(|message| message.slice(*offset..*offset + size));
+        let fragment = Fragment::new(message, *offset..*offset + size);
         let mut flags = 0;
         if message.is_some() {
             flags |= FLAG_MESSAGE;
@@ -1607,25 +1620,25 @@ impl Connection {
                     };
                     out.frame(version, header, |out| record.encode(out), fragment);
                 } else {
-                    out.frame(version, header, |_| {}, fragment);
+                    out.bare(version, header, fragment);
                 }
             }
             Out::Head(metadata) => {
                 header.frame_type = FrameType::HEAD;
                 let record = Head { metadata: record::entries(metadata), extensions: Vec::new() };
-                out.frame(version, header, |out| record.encode(out), None);
+                out.frame(version, header, |out| record.encode(out), Fragment::NONE);
             }
             Out::Message { end, .. } => {
                 if last && *end {
                     header.flags |= FLAG_END;
                 }
-                out.frame(version, header, |_| {}, fragment);
+                out.bare(version, header, fragment);
             }
             Out::End => {
                 header.flags = FLAG_END;
-                out.frame(version, header, |_| {}, None);
+                out.bare(version, header, Fragment::NONE);
             }
-            Out::Status(_) if !last => out.frame(version, header, |_| {}, fragment),
+            Out::Status(_) if !last => out.bare(version, header, fragment),
             Out::Status(outcome) => {
                 header.frame_type = FrameType::STATUS;
                 header.flags |= FLAG_END;
@@ -1656,7 +1669,7 @@ impl Connection {
             stream.current = stream.queue.pop_front().map(|item| (item, 0));
         }
         let half = self.config.limits.stream_send_buffer_bytes as usize / 2;
-        let writable = stream.wants_writable && stream.send_buffered <= half;
+        let writable = stream.wants_writable && stream.queued_cost() <= half;
         if writable {
             stream.wants_writable = false;
             self.events.push_back(Event::Writable { key });

@@ -115,17 +115,21 @@ impl FrameHeader {
 
     /// The 40 bytes on the wire, of the version that the connection has. HELLO and GOAWAY say 1 in every version.
     pub(crate) fn encode_as(&self, version: u8) -> [u8; HEADER_LEN] {
+        let version = if self.frame_type.is_of_every_version() { 1 } else { version };
+        let [a, b, c, d] = MAGIC;
+        let [e, f] = self.flags.to_le_bytes();
+        // Whole words: the checksum reads at once what was written at once.
+        let words = [
+            u64::from_le_bytes([a, b, c, d, version, self.frame_type.0, e, f]),
+            self.stream,
+            u64::from(self.payload_len) | u64::from(self.metadata_len) << 32,
+            u64::from_le_bytes([self.priority, self.epoch, 0, 0, 0, 0, 0, 0]),
+            u64::from(self.payload_crc),
+        ];
         let mut out = [0; HEADER_LEN];
-        out[0..4].copy_from_slice(&MAGIC);
-        out[4] = if self.frame_type.is_of_every_version() { 1 } else { version };
-        out[5] = self.frame_type.0;
-        out[6..8].copy_from_slice(&self.flags.to_le_bytes());
-        out[8..16].copy_from_slice(&self.stream.to_le_bytes());
-        out[16..20].copy_from_slice(&self.payload_len.to_le_bytes());
-        out[20..24].copy_from_slice(&self.metadata_len.to_le_bytes());
-        out[24] = self.priority;
-        out[25] = self.epoch;
-        out[32..36].copy_from_slice(&self.payload_crc.to_le_bytes());
+        for (to, word) in out.as_chunks_mut().0.iter_mut().zip(words) {
+            *to = word.to_le_bytes();
+        }
         let crc = crc32c::crc32c(&out[..36]);
         out[36..40].copy_from_slice(&crc.to_le_bytes());
         out

@@ -38,8 +38,9 @@ pub struct Limits {
     /// that would pass it is reset with ENHANCE_CALM. Source: the connection's window holds as many of that size, so
     /// that credit bounds the longer ones. Memory: about 100 bytes each. The driver keeps count, as it keeps them.
     pub max_unread_messages: u32,
-    /// Bytes of unsent messages that one stream may queue before [`SendError::Full`](crate::SendError::Full): 262,144
-    /// by default. Source: a stream's window. Memory: this much per stream, one message always allowed.
+    /// Bytes of unsent messages that one stream may queue before [`SendError::Full`](crate::SendError::Full), each
+    /// [`Limits::MESSAGE_COST`] more than its length: 262,144 by default. Source: a stream's window. Memory: this much
+    /// per stream, one message always allowed.
     pub stream_send_buffer_bytes: u32,
     /// Unsent bytes of one connection beyond which streams that stand still for `stall_timeout_pressed` are reset:
     /// 64 MiB by default. Source: as `max_buffered_bytes`. Memory: this much per connection for longer than that.
@@ -88,6 +89,8 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// What a queued message costs in bytes beside its length, at most.
+    pub const MESSAGE_COST: usize = 256;
     /// Shorter messages cost more in bookkeeping than in bytes: see `max_unread_messages`.
     pub const SMALL_MESSAGE: usize = 16;
     /// Shorter fragments of unfinished messages count as overhead: see `fragment_overhead_bytes`. A WINDOW that raises

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{Metadata, Status, Time, connection::Finish};
+use crate::{Limits, Metadata, Status, Time, connection::Finish};
 
 /// Priority class of a call. Critical frames do not wait behind bulk ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -163,6 +163,11 @@ impl Stream {
             grew: Time::default(),
             pending_call: None,
         }
+    }
+
+    /// What waits to be sent, in bytes, and what it takes to keep it.
+    pub(crate) fn queued_cost(&self) -> usize {
+        self.send_buffered + self.queue.len() * Limits::MESSAGE_COST
     }
 
     pub(crate) fn push(&mut self, out: Out) {

@@ -1,6 +1,6 @@
 //! Frames on their way out: how one is written, and what waits for the transport.
 
-use std::{collections::VecDeque, io::IoSlice};
+use std::{collections::VecDeque, io::IoSlice, ops::Range};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -23,6 +23,24 @@ pub(crate) fn write_record(
     header.metadata_len = body.len() as u32;
     header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
     out[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
+}
+
+/// The part of a message that goes into one frame, if any.
+pub(crate) struct Fragment<'a> {
+    message: Option<&'a Bytes>,
+    range: Range<usize>,
+}
+
+impl<'a> Fragment<'a> {
+    pub(crate) const NONE: Fragment<'static> = Fragment { message: None, range: 0..0 };
+
+    pub(crate) fn new(message: Option<&'a Bytes>, range: Range<usize>) -> Self {
+        Self { message, range }
+    }
+
+    fn bytes(&self) -> &'a [u8] {
+        self.message.map_or(&[], |message| &message[self.range.clone()])
+    }
 }
 
 /// Frames on their way to the transport: small ones together in one block, large messages from where they are.
@@ -103,31 +121,48 @@ impl TransmitBuffer {
         control.clear();
     }
 
+    /// Appends a frame with a record, and a part of a message.
     pub(crate) fn frame(
         &mut self,
         version: u8,
         mut header: FrameHeader,
         record: impl FnOnce(&mut BytesMut),
-        payload: Option<Bytes>,
+        payload: Fragment<'_>,
     ) {
-        let payload = payload.unwrap_or_default();
         let start = self.tail.len();
         self.tail.resize(start + HEADER_LEN, 0);
         record(&mut self.tail);
         let body = &self.tail[start + HEADER_LEN..];
         header.metadata_len = body.len() as u32;
-        header.payload_len = payload.len() as u32;
-        if !(body.is_empty() && payload.is_empty()) {
-            header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), &payload);
+        header.payload_len = payload.bytes().len() as u32;
+        if !(body.is_empty() && payload.bytes().is_empty()) {
+            header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), payload.bytes());
         }
         self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
-        if payload.len() <= COPY_MAX {
-            self.tail.extend_from_slice(&payload);
-            self.len += self.tail.len() - start;
-        } else {
-            self.len += self.tail.len() - start + payload.len();
-            self.blocks.push_back(self.tail.split().freeze());
-            self.blocks.push_back(payload);
+        self.len += self.tail.len() - start;
+        self.payload(payload);
+    }
+
+    /// Appends a frame without a record.
+    pub(crate) fn bare(&mut self, version: u8, mut header: FrameHeader, payload: Fragment<'_>) {
+        header.payload_len = payload.bytes().len() as u32;
+        if header.payload_len > 0 {
+            header.payload_crc = crc32c::crc32c(payload.bytes());
+        }
+        self.tail.extend_from_slice(&header.encode_as(version));
+        self.len += HEADER_LEN;
+        self.payload(payload);
+    }
+
+    fn payload(&mut self, payload: Fragment<'_>) {
+        let bytes = payload.bytes();
+        self.len += bytes.len();
+        match payload.message {
+            Some(message) if bytes.len() > COPY_MAX => {
+                self.blocks.push_back(self.tail.split().freeze());
+                self.blocks.push_back(message.slice(payload.range));
+            }
+            _ => self.tail.extend_from_slice(bytes),
         }
     }
 }

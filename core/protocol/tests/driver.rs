@@ -8,7 +8,7 @@ use bytes::Bytes;
 use side::{Side, call, frame, record};
 use valkyrie_protocol::{
     Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, Finish, FrameType, Hello, Limits,
-    Metadata, Opened, Priority, Reason, Role, Status, StatusRecord, Time, TransmitBuffer,
+    Metadata, Opened, Priority, Reason, Role, SendError, Status, StatusRecord, Time, TransmitBuffer,
 };
 
 fn opened(method: &'static [u8], message: Option<Bytes>) -> Opened {
@@ -63,6 +63,21 @@ fn an_answer_that_is_too_large_becomes_a_status_that_fits() {
         let status = StatusRecord::decode(bytes).unwrap().to_status(&Bytes::copy_from_slice(bytes)).unwrap();
         assert_eq!((status.code(), status.reason(), status.details()), (code, reason, &[][..]));
     }
+}
+
+#[test]
+fn messages_without_a_byte_fill_the_send_buffer_too() {
+    let limits = Limits { stream_send_buffer_bytes: 4 << 10, ..Limits::default() };
+    let mut side = Side::new(Role::Client, limits);
+    let key = side.call(false);
+    let fill = |side: &mut Side| (0..).take_while(|_| side.0.send(key, Bytes::new()).is_ok()).count();
+    // One that is on its way, and as many as the buffer holds at what each costs.
+    let most = 1 + (4 << 10) / Limits::MESSAGE_COST + 1;
+    assert_eq!(fill(&mut side), most);
+    assert_eq!(side.0.send(key, Bytes::new()), Err(SendError::Full(Bytes::new())));
+    assert_eq!(side.said().len(), most);
+    assert_eq!(side.events(), [Event::Writable { key }]);
+    assert_eq!(fill(&mut side), most);
 }
 
 #[test]

@@ -29,8 +29,9 @@ use crate::{
     router::{Arrived, Router},
 };
 
-/// Bytes that one turn of the driver hands to the transport at most, give or take a frame.
-const TRANSMIT_BUDGET: usize = 256 << 10;
+/// Bytes that one turn of the driver hands to the transport at most, give or take a frame: the peer reads them while the
+/// next ones are made, and little stands ahead of a more urgent frame.
+const TRANSMIT_BUDGET: usize = 64 << 10;
 /// A read buffer begins with this and grows while reads fill it.
 const READ_MIN: usize = 4 << 10;
 const READ_MAX: usize = 64 << 10;
@@ -38,6 +39,8 @@ const READ_MAX: usize = 64 << 10;
 const MAX_PARTS: usize = 16;
 /// Turns of the driver before it lets other tasks run.
 const MAX_TURNS: usize = 32;
+/// Messages that may be sent before the driver has a turn: what is on the way overlaps with what is being made.
+const MAX_SENDS: u32 = 1_024;
 
 /// A connection as an observer sees it.
 #[derive(Clone, Debug)]
@@ -93,6 +96,8 @@ struct State {
     /// Small messages that lie unread, and how many may (F20).
     unread: u32,
     max_unread: u32,
+    /// Messages that were sent since the driver had its turn.
+    sends: u32,
     /// Handlers that run, and calls that wait for a permit.
     running: usize,
     queued: VecDeque<Arrived>,
@@ -219,6 +224,7 @@ impl Link {
                 on_close: Vec::new(),
                 unread: 0,
                 max_unread: limits.max_unread_messages,
+                sends: 0,
                 running: 0,
                 queued: VecDeque::new(),
             }),
@@ -237,6 +243,7 @@ impl Link {
             timer_at: None,
             actions: Actions::default(),
             read_size: READ_MIN,
+            woke: false,
             flushed: true,
             ended: None,
         };
@@ -415,8 +422,7 @@ impl State {
         let StreamHandle { key, cell, .. } = call.stream.clone();
         let mut inner = lock(&cell.inner);
         inner.aside = Some(0);
-        let first = call.message.as_ref().map_or(0, Bytes::len);
-        let len = first + inner.incoming.iter().map(|(_, credit)| credit.bytes).sum::<usize>();
+        let len = call.first_len() + inner.incoming.iter().map(|(_, credit)| credit.bytes).sum::<usize>();
         drop(inner);
         self.queued.push_back(call);
         self.set_aside(key, &cell, len);
@@ -436,6 +442,7 @@ impl State {
     fn next_queued(&mut self) -> Option<Arrived> {
         let call = self.queued.pop_front()?;
         self.take_up(&call);
+        self.consumed(call.stream.key, Credit::bytes(call.first_len()));
         Some(call)
     }
 
@@ -466,7 +473,7 @@ impl State {
     /// A call that nobody will handle gives back what came with it and after it.
     fn give_up(&mut self, call: &Arrived) {
         let mut credit = call.stream.cell.take_credit();
-        credit += Credit::bytes(call.message.as_ref().map_or(0, Bytes::len));
+        credit += Credit::bytes(call.first_len());
         self.consumed(call.stream.key, credit);
     }
 
@@ -530,15 +537,25 @@ impl State {
                             self.give_up_unstarted(key, actions);
                         }
                         Some(Slot::Stream(cell)) => {
+                            let cell = cell.clone();
                             let mut inner = lock(&cell.inner);
                             inner.incoming.push_back((message, credit));
+                            self.unread += credit.small;
+                            let mut sum = len;
+                            // More of the same stream at one go, while they are nothing out of the ordinary.
+                            while self.unread < self.max_unread
+                                && let Some(message) = self.protocol.poll_message(key)
+                            {
+                                let credit = Credit::kept(&message);
+                                self.unread += credit.small;
+                                sum += message.len();
+                                inner.incoming.push_back((message, credit));
+                            }
                             actions.wake(&mut inner.receiver);
                             let waits = inner.aside.is_some();
                             drop(inner);
-                            let cell = waits.then(|| cell.clone());
-                            self.unread += credit.small;
-                            if let Some(cell) = cell {
-                                self.set_aside(key, &cell, len);
+                            if waits {
+                                self.set_aside(key, &cell, sum);
                             }
                         }
                         None => self.protocol.consumed(key, len),
@@ -694,14 +711,17 @@ impl StreamHandle {
         let mut message = Some(message);
         std::future::poll_fn(move |cx| {
             let mut state = lock(&self.link.state);
-            {
-                let mut inner = lock(&self.cell.inner);
-                if let Some(status) = &inner.gone {
-                    return Poll::Ready(Err(status.clone()));
-                }
-                inner.sender = Some(cx.waker().clone());
+            if let Some(status) = &state.closed {
+                return Poll::Ready(Err(status.clone()));
             }
-            let Some(whole) = message.take() else { return Poll::Pending };
+            if state.sends >= MAX_SENDS {
+                state.sends = 0;
+                drop(state);
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let Some(whole) = message.take() else { return Poll::Ready(Err(cancelled())) };
+            state.sends += 1;
             match state.protocol.send(self.key, whole) {
                 Ok(()) => {
                     Link::wake_driver(state);
@@ -709,10 +729,14 @@ impl StreamHandle {
                 }
                 Err(SendError::Full(back)) => {
                     message = Some(back);
+                    // The connection is locked: the room cannot come before the waker stands here.
+                    lock(&self.cell.inner).sender = Some(cx.waker().clone());
                     Poll::Pending
                 }
                 Err(SendError::Refused(status)) => Poll::Ready(Err(status)),
-                Err(SendError::Gone) => Poll::Ready(Err(cancelled())),
+                Err(SendError::Gone) => {
+                    Poll::Ready(Err(lock(&self.cell.inner).gone.clone().unwrap_or_else(cancelled)))
+                }
             }
         })
     }
@@ -823,6 +847,8 @@ pub(crate) struct Driver {
     timer_at: Option<Time>,
     actions: Actions,
     read_size: usize,
+    /// Tasks were woken since the driver last let others run.
+    woke: bool,
     flushed: bool,
     /// Over, as soon as what is queued is written.
     ended: Option<Status>,
@@ -832,6 +858,7 @@ impl Driver {
     fn run_actions(&mut self) -> bool {
         let Actions { wakers, completed, calls } = &mut self.actions;
         let any = !calls.is_empty();
+        self.woke |= !wakers.is_empty();
         for (sink, token, result) in completed.drain(..) {
             sink.complete(token, result);
         }
@@ -842,6 +869,7 @@ impl Driver {
             // All free permits are taken in one go and what is left of them is given back: a handler that answers at
             // once costs no lock of its own.
             let mut replies = Vec::with_capacity(calls.len());
+            let mut taken = Vec::with_capacity(calls.len());
             let mut waiting = Vec::new();
             let mut free = lock(&self.link.state).reserve(router.max_running());
             for call in calls.drain(..) {
@@ -850,12 +878,16 @@ impl Driver {
                     continue;
                 }
                 let key = call.stream.key;
+                taken.push((key, call.first_len()));
                 match router.start(call) {
                     Some(outcome) => replies.push((key, outcome)),
                     None => free -= 1,
                 }
             }
             let mut state = lock(&self.link.state);
+            for (key, len) in taken {
+                state.consumed(key, Credit::bytes(len));
+            }
             for (key, outcome) in replies {
                 state.respond(key, outcome);
             }
@@ -957,6 +989,7 @@ impl Driver {
             none => *none = Some(cx.waker().clone()),
         }
         state.dirty = false;
+        state.sends = 0;
         let mut result = match self.transport.carrier() {
             Carrier::Bytes | Carrier::Streams => state.protocol.handle_read(now, &mut self.buffer.bytes),
             Carrier::Messages if self.buffer.bytes.is_empty() => {
@@ -1067,7 +1100,11 @@ impl Future for Driver {
                 this.timer.reset(None);
             }
             if !read && !more && !due && !changed {
+                this.woke = false;
                 return Poll::Pending;
+            }
+            if std::mem::take(&mut this.woke) {
+                break;
             }
         }
         cx.waker().wake_by_ref();

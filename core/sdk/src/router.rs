@@ -1,7 +1,7 @@
 //! From a method's path to its handler, and the handler's run: inline first, as a task when it has to wait.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -14,7 +14,7 @@ use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
 
 use crate::{
     HandlerFuture, MessageHandler, Reply, ServerCall,
-    connection::{Credit, Inbox, Link, StreamHandle},
+    connection::{Inbox, Link, StreamHandle},
     handler::First,
 };
 
@@ -28,11 +28,18 @@ pub(crate) struct Arrived {
     pub(crate) end: bool,
 }
 
+impl Arrived {
+    /// Bytes of the message that came with it.
+    pub(crate) fn first_len(&self) -> usize {
+        self.message.as_ref().map_or(0, Bytes::len)
+    }
+}
+
 type Outcome = Result<Finish, Status>;
 
 /// Handlers by path. `/a/b` is exact; `/a/*` takes every path below `/a/` that no exact or longer one takes.
 pub(crate) struct Router {
-    exact: HashMap<String, Arc<dyn MessageHandler>>,
+    exact: BTreeMap<String, Arc<dyn MessageHandler>>,
     /// Longest first.
     prefixes: Vec<(String, Arc<dyn MessageHandler>)>,
     max_running: usize,
@@ -41,7 +48,7 @@ pub(crate) struct Router {
 impl Router {
     #[cfg(feature = "native")]
     pub(crate) fn new(max_running: usize) -> Self {
-        Self { exact: HashMap::new(), prefixes: Vec::new(), max_running }
+        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running }
     }
 
     /// Adds a handler.
@@ -90,13 +97,10 @@ impl Router {
         })
     }
 
-    /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one.
+    /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one. The credit of
+    /// its first message is the caller's to return.
     pub(crate) fn start(self: &Arc<Self>, arrived: Arrived) -> Option<Outcome> {
         let Arrived { stream, method, metadata, priority, message, end } = arrived;
-        // Before anything can end the call: a message that nobody reads returns its credit too.
-        if let Some(message) = &message {
-            stream.consumed(Credit::bytes(message.len()));
-        }
         let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
             stream.release();
             let method = String::from_utf8_lossy(&method).into_owned();

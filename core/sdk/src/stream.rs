@@ -30,7 +30,8 @@ pub(crate) fn halves(stream: StreamHandle, finished: bool) -> (SendStream, RecvS
 }
 
 impl SendStream {
-    /// Sends a message, waiting while 256 KiB of earlier ones wait for the peer's credit.
+    /// Sends a message, waiting while 256 KiB of earlier ones wait for the peer's credit, each counted as 256 bytes more
+    /// than its length.
     ///
     /// # Errors
     /// The status that ended the call; STREAM_MISUSE after the half-close; MESSAGE_TOO_LARGE over the peer's maximum.
