@@ -1,7 +1,8 @@
 #!/bin/sh
-# Prints what the protocol costs by itself, and us beside a raw echo, from one run. Machines are shared and noisy: read
-# the ratios. `cargo xtask bench --peers` has what users would pick instead.
+# Prints what the protocol costs by itself, us beside a raw echo, and critical calls beside bulk, from one run. Machines are
+# shared and noisy: read the ratios. `cargo xtask bench --peers` has what users would pick instead.
 set -eu
 cd "$(dirname "$0")/.."
 cargo bench --quiet -p valkyrie-protocol --bench codec
-exec cargo bench --quiet -p valkyrie-sdk --bench unary
+cargo bench --quiet -p valkyrie-sdk --bench unary
+exec cargo bench --quiet -p valkyrie-sdk --bench priority
