@@ -30,6 +30,7 @@ def nats(a, b):
     return [[shutil.which("nats-server") or "/usr/sbin/nats-server", "-c", f], ["@wait"], [R + "nats", "serve", "--port", str(a)]]
 SERVERS = {
     "valkyrie": lambda a, b: [[R + "valkyrie", "serve", "--port", str(a)]],
+    "valkyriespin": lambda a, b: [[R + "valkyrie", "serve", "--port", str(a), "--spin", "50"]],
     "raw": std("raw"), "tonic": std("tonic"),
     "rustblock": lambda a, b: [[R + "raw", "serve", "--port", str(a), "--mode", "blocking"]],
     "tarpc": lambda a, b: [[R + "tarpc", "serve", "--port", str(a)]], "connect": lambda a, b: [[R + "connect", "serve", "--port", str(a)]],
@@ -46,6 +47,7 @@ PEERS = [
     ("c-blocking (floor)", "cblock", [C + "raw", "bench"], "umpskb", "c"),
     ("rust-blocking (floor)", "rustblock", rs("raw", "--mode", "blocking"), "uk", "rust"),
     ("rust-valkyrie", "valkyrie", rs("valkyrie"), "umspcikb", "rust"),
+    ("rust-valkyrie-spin", "valkyriespin", rs("valkyrie", "--spin", "50"), "um", "rust"),
     ("rust-tokio-raw", "raw", rs("raw"), "umspciktb", "rust"),
     ("rust-tonic", "tonic", rs("tonic"), "umspciktb", "rust"),
     ("rust-connectrpc", "connect", rs("connect"), "umspcikb", "rust"),
@@ -204,7 +206,7 @@ def table(rows):
     def m(p, l, k): return statistics.median(agg[(p, l, k)]) if (p, l, k) in agg else None
     everyone = peers; langs = {p[0]: p[4] for p in PEERS}
     for ours in [p for p in everyone if "valkyrie" in p]:
-        peers = [p for p in everyone if p != ours and (langs.get(p) == langs[ours] or p in ("rust-valkyrie", "rust-tonic"))]
+        peers = [p for p in everyone if p != ours and (langs.get(p) == langs[ours] or p in ("rust-valkyrie", "rust-tonic") or "spin" in ours and "spin" in p)]
         def over(p, l, k):
             a, b = m(ours, l, k), m(p, l, k)
             return f"{a / b:.2f}" if a and b else "-"

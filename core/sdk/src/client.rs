@@ -32,6 +32,7 @@ pub struct ClientBuilder {
     timeout_ms: Option<u64>,
     connect_timeout_ms: Option<u64>,
     limits: Limits,
+    spin: Duration,
     lazy: bool,
     trusted: Option<Bytes>,
     runtime: Option<Arc<dyn Runtime>>,
@@ -73,6 +74,14 @@ impl ClientBuilder {
     /// always encrypted; others do not use it yet. Default: none.
     pub fn trusted_certificates(mut self, pem: impl Into<Bytes>) -> Self {
         self.trusted = Some(pem.into());
+        self
+    }
+
+    /// How long the task of a connection looks for an answer before it sleeps, in microseconds: 0, never, by default. 10 to
+    /// 50 save the time of falling asleep and waking up where a call takes less than that. The thread does nothing else
+    /// meanwhile; spins in vain make spins rare. Over tcp and unix.
+    pub fn spin_us(mut self, spin_us: u64) -> Self {
+        self.spin = Duration::from_micros(spin_us);
         self
     }
 
@@ -135,6 +144,7 @@ impl ClientBuilder {
                 self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS),
             ),
             limits: self.limits,
+            spin: self.spin,
             connector,
             runtime,
             state: Mutex::new(State::Idle),
@@ -168,6 +178,7 @@ struct Inner {
     timeout: Duration,
     connect_timeout: Duration,
     limits: Limits,
+    spin: Duration,
     connector: Arc<dyn Connector>,
     runtime: Arc<dyn Runtime>,
     state: Mutex<State>,
@@ -489,7 +500,7 @@ impl Attempt {
             Some(Ok(transport)) => {
                 let peer = Peer { endpoint: inner.endpoint.to_string(), uid: None };
                 let (link, driver) = Link::new(transport, peer, inner.limits, inner.runtime.clone(), None);
-                inner.runtime.spawn(Box::pin(driver));
+                inner.runtime.spawn(Box::pin(driver.spinning(inner.spin)));
                 Ok(link)
             }
             Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),

@@ -244,6 +244,7 @@ impl Link {
             actions: Actions::default(),
             read_size: READ_MIN,
             woke: false,
+            spin: Spin::default(),
             flushed: true,
             ended: None,
         };
@@ -849,6 +850,7 @@ pub(crate) struct Driver {
     read_size: usize,
     /// Tasks were woken since the driver last let others run.
     woke: bool,
+    spin: Spin,
     flushed: bool,
     /// Over, as soon as what is queued is written.
     ended: Option<Status>,
@@ -858,7 +860,7 @@ impl Driver {
     fn run_actions(&mut self) -> bool {
         let Actions { wakers, completed, calls } = &mut self.actions;
         let any = !calls.is_empty();
-        self.woke |= !wakers.is_empty();
+        self.woke |= !wakers.is_empty() || !completed.is_empty();
         for (sink, token, result) in completed.drain(..) {
             sink.complete(token, result);
         }
@@ -961,21 +963,57 @@ impl Driver {
         }
         match self.transport.poll_read(cx, &mut self.buffer) {
             Poll::Pending => false,
-            Poll::Ready(Ok(0)) => {
+            Poll::Ready(result) => self.has_read(result),
+        }
+    }
+
+    /// What came of a read; whether anything did.
+    fn has_read(&mut self, result: io::Result<usize>) -> bool {
+        match result {
+            Ok(0) => {
                 self.ended = Some(lock(&self.link.state).protocol.handle_end(&self.buffer.bytes));
                 false
             }
-            Poll::Ready(Ok(count)) => {
+            Ok(count) => {
                 self.link.bytes_in.fetch_add(count as u64, Relaxed);
                 if count >= self.read_size / 2 {
                     self.read_size = (self.read_size * 2).min(READ_MAX);
                 }
                 true
             }
-            Poll::Ready(Err(error)) => {
+            Err(error) => {
                 self.ended = Some(lost(&error));
                 false
             }
+        }
+    }
+
+    /// Looks for an answer, or for the next call, instead of sleeping at once; whether there is something to do. `read`
+    /// tells that something came in this poll.
+    fn spin(&mut self, read: bool) -> bool {
+        // A client waits for answers; a server for whoever has just called.
+        let awaited = match self.router {
+            Some(_) => read,
+            None => lock(&self.link.state).protocol.streams() > 0,
+        };
+        if !awaited || !self.spin.is_worth_it() {
+            return false;
+        }
+        let until = self.link.runtime.now().after(self.spin.most);
+        loop {
+            if let Some(result) = self.transport.read_now(&mut self.buffer) {
+                self.spin.note(true);
+                self.has_read(result);
+                return true;
+            }
+            if lock(&self.link.state).dirty {
+                return true;
+            }
+            if self.link.runtime.now() >= until {
+                self.spin.note(false);
+                return false;
+            }
+            std::hint::spin_loop();
         }
     }
 
@@ -1049,6 +1087,34 @@ impl Driver {
     }
 }
 
+/// How long a driver looks for bytes before it sleeps, and whether that has been worth it.
+#[derive(Debug, Default)]
+struct Spin {
+    most: Duration,
+    /// Spins in a row that found nothing, and how many more are left out for it.
+    vain: u32,
+    skip: u32,
+}
+
+impl Spin {
+    /// Those that are left out after spins in vain double up to this many.
+    const MOST_SKIPPED: u32 = 64;
+
+    fn is_worth_it(&mut self) -> bool {
+        if self.most.is_zero() {
+            return false;
+        }
+        let due = self.skip == 0;
+        self.skip = self.skip.saturating_sub(1);
+        due
+    }
+
+    fn note(&mut self, found: bool) {
+        self.vain = if found { 0 } else { self.vain + 1 };
+        self.skip = (1 << self.vain.min(7) >> 1).min(Self::MOST_SKIPPED);
+    }
+}
+
 fn lost(error: &io::Error) -> Status {
     Status::from_reason(Reason::CONNECTION_LOST, format!("the connection was lost: {error}"))
 }
@@ -1058,8 +1124,10 @@ impl Future for Driver {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
+        let mut any = false;
         for _ in 0..MAX_TURNS {
             let read = this.ended.is_none() && this.poll_read(cx);
+            any |= read;
             this.turn(cx);
             if this.ended.is_some() {
                 // Nobody would hear their answers.
@@ -1099,7 +1167,12 @@ impl Future for Driver {
                 this.timer_at = None;
                 this.timer.reset(None);
             }
-            if !read && !more && !due && !changed {
+            let idle = !read && !more && !due && !changed;
+            if idle && !this.woke && this.spin(any) {
+                any = true;
+                continue;
+            }
+            if idle {
                 this.woke = false;
                 return Poll::Pending;
             }
@@ -1113,6 +1186,12 @@ impl Future for Driver {
 }
 
 impl Driver {
+    /// Spins for up to so long before it sleeps while something is awaited.
+    pub(crate) fn spinning(mut self, most: Duration) -> Self {
+        self.spin.most = most;
+        self
+    }
+
     fn finish(&mut self) -> Poll<()> {
         let status = self
             .ended

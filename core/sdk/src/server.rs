@@ -43,6 +43,7 @@ pub struct ServerBuilder {
     binds: Vec<String>,
     handlers: Vec<(String, Arc<dyn MessageHandler>)>,
     limits: Limits,
+    spin: Duration,
     max_running_handlers: usize,
     max_connections: usize,
     drain_timeout_ms: u64,
@@ -58,6 +59,7 @@ impl Default for ServerBuilder {
             binds: Vec::new(),
             handlers: Vec::new(),
             limits: Limits::default(),
+            spin: Duration::ZERO,
             max_running_handlers: 256,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
@@ -99,6 +101,14 @@ impl ServerBuilder {
     /// What each connection is ready to receive. Default [`Limits::default`].
     pub fn limits(mut self, limits: Limits) -> Self {
         self.limits = limits;
+        self
+    }
+
+    /// How long the task of a connection looks for the next call before it sleeps, in microseconds: 0, never, by default. 10 to
+    /// 50 save the time of falling asleep and waking up where a call takes less than that. The thread does nothing else
+    /// meanwhile; spins in vain make spins rare. Over tcp and unix.
+    pub fn spin_us(mut self, spin_us: u64) -> Self {
+        self.spin = Duration::from_micros(spin_us);
         self
     }
 
@@ -173,6 +183,7 @@ impl ServerBuilder {
                 router: Arc::new(router),
                 runtime: Arc::new(runtime),
                 limits: self.limits,
+                spin: self.spin,
                 #[cfg(feature = "websocket")]
                 origins: self.origins,
                 max_connections: self.max_connections.min(most_connections()),
@@ -356,6 +367,7 @@ struct Shared {
     router: Arc<Router>,
     runtime: Arc<dyn Runtime>,
     limits: Limits,
+    spin: Duration,
     #[cfg(feature = "websocket")]
     origins: Vec<String>,
     max_connections: usize,
@@ -650,7 +662,7 @@ impl Opening {
             }
             Phase::Stopping => link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped")),
         }
-        driver.await;
+        driver.spinning(shared.spin).await;
         let info = link.info();
         shared.calls_before.fetch_add(info.calls, Relaxed);
         if *shared.phase.borrow() != Phase::Serving {

@@ -163,6 +163,7 @@ over_every_transport! {
     closing_the_client_at_once_cancels_what_runs
     an_answer_before_the_end_of_the_upload_arrives
     calls_that_wait_leave_room_for_those_that_run
+    spinning_changes_nothing
 }
 
 // spec: W11-06
@@ -510,6 +511,36 @@ async fn credit_comes_back_of_calls_that_nobody_reads() {
         after.await.unwrap().unwrap();
     }
     assert!(client.request(vec![7; 1 << 20]).await.is_ok(), "sent to a handler that reads nothing");
+}
+
+/// Both sides look for bytes before they sleep: one call after the other, many at once, and the end of the server.
+async fn spinning_changes_nothing(bind: String) {
+    let (certificates, key) = identity();
+    let builder = ServerBuilder::new().bind(&bind).identity(certificates.as_str(), key.as_str());
+    let server =
+        builder.spin_us(20).drain_timeout_ms(2_000).handler("/echo", EchoHandler).build().await.unwrap();
+    let (endpoint, control) = (server.endpoints().remove(0), server.control());
+    let served = tokio::spawn(async move { server.start().await });
+    let client = Client::builder().endpoint(endpoint).trusted_certificates(certificates.as_str()).spin_us(20);
+    let client = client.build().await.unwrap();
+    for number in 0..200 {
+        let message = number.to_string();
+        assert_eq!(client.request(message.clone()).await.unwrap(), message);
+    }
+    let large = Bytes::from(vec![7; 300 << 10]);
+    let many: Vec<_> = (0..64)
+        .map(|_| {
+            let (client, large) = (client.clone(), large.clone());
+            tokio::spawn(async move { client.request(large).await })
+        })
+        .collect();
+    for call in many {
+        assert_eq!(call.await.unwrap().unwrap(), large);
+    }
+    let (_send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    control.shutdown_now();
+    assert!(recv.recv().await.is_err());
+    served.await.unwrap().unwrap();
 }
 
 /// A server with one permit, and a client of it.

@@ -44,6 +44,12 @@ pub trait Transport: Send + 'static {
     /// Whatever ends the link; the driver closes the connection.
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>>;
 
+    /// Reads what is there without waiting for it, for a driver that spins: `None` for nothing. Default: nothing, ever.
+    fn read_now(&mut self, into: &mut ReadBuffer) -> Option<io::Result<usize>> {
+        let _ = into;
+        None
+    }
+
     /// Writes from `parts`, in order: how many bytes were taken. A message carrier takes all of them as one message
     /// or is pending.
     ///

@@ -1,7 +1,7 @@
 //! tcp:// and unix://, and anything else that tokio reads and writes as bytes.
 
 use std::{
-    io::{self, IoSlice},
+    io::{self, IoSlice, Read},
     pin::{Pin, pin},
     task::{Context, Poll},
 };
@@ -13,7 +13,45 @@ use crate::{BoxFuture, Connector, Endpoint, ReadBuffer, Transport};
 
 pub(crate) struct Socket<S>(pub(crate) S);
 
-impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for Socket<S> {
+/// What a read past the runtime takes at most; whoever spins waits for little.
+const READ_NOW: usize = 4 << 10;
+
+/// Reading past the runtime, which would have to be asked first whether there is anything.
+pub(crate) trait ReadNow {
+    /// As `read(2)` on a socket that does not block.
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize>;
+}
+
+impl ReadNow for tokio::net::TcpStream {
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        (&*socket2::SockRef::from(self)).read(into)
+    }
+}
+
+#[cfg(unix)]
+impl ReadNow for tokio::net::UnixStream {
+    fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
+        (&*socket2::SockRef::from(self)).read(into)
+    }
+}
+
+impl ReadNow for tokio::io::DuplexStream {
+    fn read_now(&self, _into: &mut [u8]) -> io::Result<usize> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + ReadNow + Unpin + Send + 'static> Transport for Socket<S> {
+    fn read_now(&mut self, into: &mut ReadBuffer) -> Option<io::Result<usize>> {
+        let mut room = [0; READ_NOW];
+        match self.0.read_now(&mut room) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                None
+            }
+            result => Some(result.inspect(|len| into.put(&room[..*len]))),
+        }
+    }
+
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
         // Reading holds no state between polls, so a fresh future for each is the same read.
         pin!(self.0.read_buf(&mut into.bytes)).poll(cx)

@@ -1,4 +1,4 @@
-//! Valkyrie, with its own server and every default.
+//! Valkyrie, with its own server and every default. `--spin US` lets either side spin before it sleeps.
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use harness::{arg, Client, Opts, Res};
 use std::time::Instant;
@@ -15,9 +15,13 @@ async fn stream(mut call: ServerCall) -> Result<Reply, Status> {
     Ok(Reply::end())
 }
 
+fn spin() -> u64 {
+    arg("--spin").and_then(|us| us.parse().ok()).unwrap_or(0)
+}
+
 async fn server() -> Res<()> {
     let port = arg("--port").ok_or("--port is missing")?;
-    let builder = ServerBuilder::new().bind(format!("127.0.0.1:{port}")).max_connections(20_000);
+    let builder = ServerBuilder::new().bind(format!("127.0.0.1:{port}")).max_connections(20_000).spin_us(spin());
     let server = builder.handler("/echo", EchoHandler).handler("/stream", handler_fn(stream)).build().await?;
     Ok(server.start().await?)
 }
@@ -26,7 +30,8 @@ struct Valkyrie(valkyrie_sdk::Client);
 
 impl Client for Valkyrie {
     async fn connect(options: &Opts) -> Res<Self> {
-        Ok(Self(valkyrie_sdk::Client::connect(&format!("tcp://{}", options.addr)).await?))
+        let client = valkyrie_sdk::Client::builder().endpoint(format!("tcp://{}", options.addr)).spin_us(spin());
+        Ok(Self(client.build().await?))
     }
 
     async fn echo(&self, payload: &Bytes) -> Res<usize> {
