@@ -617,10 +617,10 @@ impl Connection {
 
     /// Ends a stream badly in both directions. Does nothing when it is gone.
     pub fn reset(&mut self, key: StreamKey, code: ErrorCode) {
-        if let Some(stream) = self.forget(key)
-            && stream.id != 0
+        if let Some((id, _)) = self.forget(key)
+            && id != 0
         {
-            self.push_reset(stream.id, code);
+            self.push_reset(id, code);
         }
     }
 
@@ -1357,7 +1357,7 @@ impl Connection {
 
     fn reset_by_peer(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
         let seen = self.is_seen(key);
-        let local = self.forget(key).is_some_and(|stream| stream.local);
+        let local = self.forget(key).is_some_and(|(_, local)| local);
         let refused = code == ErrorCode::REFUSED;
         let message = match (code, local) {
             (ErrorCode::CANCEL, false) => "the caller cancelled the call".to_owned(),
@@ -1759,32 +1759,34 @@ impl Connection {
     }
 
     /// Forgets a stream and everything it holds.
-    fn forget(&mut self, key: StreamKey) -> Option<Stream> {
-        let stream = self.streams.remove(key)?;
+    /// Its id, and whether it is of this side.
+    fn forget(&mut self, key: StreamKey) -> Option<(u64, bool)> {
+        let stream = self.streams.get(key)?;
+        let (id, local, partial) = (stream.id, stream.local, stream.partial_len());
         self.unsent -= stream.send_buffered as u64;
-        if stream.id == 0 {
+        self.streams.remove(key);
+        if id == 0 {
             self.waiting_opens -= 1;
             // It may have been the one that was to have the free place.
             self.open_next();
         } else {
-            self.ids.remove(&stream.id);
+            self.ids.remove(&id);
             if self.config.multiplexed {
-                self.unfinished_streams.remove(&stream.id);
-                self.actions.push_back(StreamAction::Close { id: stream.id });
+                self.unfinished_streams.remove(&id);
+                self.actions.push_back(StreamAction::Close { id });
             }
-            if stream.local {
+            if local {
                 self.open_local -= 1;
                 self.open_next();
             } else {
                 self.open_peer -= 1;
             }
         }
-        let partial = stream.partial_len();
         if partial > 0 {
             self.buffered -= partial;
             self.drop_bytes(partial as usize);
         }
-        Some(stream)
+        Some((id, local))
     }
 
     fn note_deadline(&mut self, deadline: Option<Time>) {

@@ -223,15 +223,16 @@ impl Streams {
         }
     }
 
-    pub(crate) fn remove(&mut self, key: StreamKey) -> Option<Stream> {
-        let (generation, slot) = self.slots.get_mut(key.index())?;
-        if *generation != key.generation {
-            return None;
+    /// Drops a stream where it lies: it is large to move.
+    pub(crate) fn remove(&mut self, key: StreamKey) {
+        if let Some((generation, slot)) = self.slots.get_mut(key.index())
+            && *generation == key.generation
+            && slot.is_some()
+        {
+            *slot = None;
+            *generation = generation.wrapping_add(1);
+            self.free.push(key.index);
         }
-        let stream = slot.take()?;
-        *generation = generation.wrapping_add(1);
-        self.free.push(key.index);
-        Some(stream)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -132,15 +132,22 @@ impl TransmitBuffer {
         let start = self.tail.len();
         self.tail.resize(start + HEADER_LEN, 0);
         record(&mut self.tail);
-        let body = &self.tail[start + HEADER_LEN..];
-        header.metadata_len = body.len() as u32;
+        header.metadata_len = (self.tail.len() - start - HEADER_LEN) as u32;
         header.payload_len = payload.bytes().len() as u32;
-        if !(body.is_empty() && payload.bytes().is_empty()) {
-            header.payload_crc = crc32c::crc32c_append(crc32c::crc32c(body), payload.bytes());
+        let large = payload.bytes().len() > COPY_MAX;
+        if !large {
+            self.tail.extend_from_slice(payload.bytes());
+        }
+        let body = &self.tail[start + HEADER_LEN..];
+        header.payload_crc = if body.is_empty() { 0 } else { crc32c::crc32c(body) };
+        if large {
+            header.payload_crc = crc32c::crc32c_append(header.payload_crc, payload.bytes());
         }
         self.tail[start..start + HEADER_LEN].copy_from_slice(&header.encode_as(version));
         self.len += self.tail.len() - start;
-        self.payload(payload);
+        if large {
+            self.large(payload);
+        }
     }
 
     /// Appends a frame without a record.
@@ -151,18 +158,18 @@ impl TransmitBuffer {
         }
         self.tail.extend_from_slice(&header.encode_as(version));
         self.len += HEADER_LEN;
-        self.payload(payload);
+        if payload.bytes().len() > COPY_MAX {
+            return self.large(payload);
+        }
+        self.tail.extend_from_slice(payload.bytes());
+        self.len += payload.bytes().len();
     }
 
-    fn payload(&mut self, payload: Fragment<'_>) {
-        let bytes = payload.bytes();
-        self.len += bytes.len();
-        match payload.message {
-            Some(message) if bytes.len() > COPY_MAX => {
-                self.blocks.push_back(self.tail.split().freeze());
-                self.blocks.push_back(message.slice(payload.range));
-            }
-            _ => self.tail.extend_from_slice(bytes),
+    fn large(&mut self, payload: Fragment<'_>) {
+        if let Some(message) = payload.message {
+            self.blocks.push_back(self.tail.split().freeze());
+            self.len += payload.range.len();
+            self.blocks.push_back(message.slice(payload.range));
         }
     }
 }
