@@ -313,9 +313,11 @@ pub struct Connection {
     last_words: VecDeque<(u64, BytesMut)>,
     /// Messages were taken: streams that were held back may be read.
     resumed: bool,
-    unfinished_streams: HashMap<u64, Unfinished, BuildHasherDefault<IdHasher>>,
+    unfinished_streams: HashMap<u64, channels::Unfinished, BuildHasherDefault<IdHasher>>,
     /// No frame of those is overdue earlier.
     next_overdue: Option<Time>,
+    /// Bytes that were read of all streams.
+    streams_read: u64,
 }
 
 /// A frame that has begun to arrive.
@@ -375,6 +377,7 @@ impl Connection {
             resumed: false,
             unfinished_streams: HashMap::default(),
             next_overdue: None,
+            streams_read: 0,
             config,
         };
         let mut settings = vec![
@@ -732,7 +735,7 @@ impl Connection {
     pub fn handle_unfinished_message(&mut self, now: Time, len: usize) {
         if self.failed.is_none() {
             self.now = now;
-            self.note_unfinished(now, 0, len);
+            self.note_unfinished(now, len);
         }
     }
 
@@ -761,7 +764,7 @@ impl Connection {
             return Err(self.fail(error));
         }
         if due(self.next_overdue) {
-            self.next_overdue = self.unfinished_streams.values().map(|frame| frame.deadline).min();
+            self.next_overdue = self.next_overdue_stream(now);
         }
         if due(self.unfinished.map(|frame| frame.deadline)) || due(self.next_overdue) {
             let error = ConnectionError::new(ErrorCode::TIMEOUT, "a frame stood unfinished for too long")
@@ -846,7 +849,10 @@ impl Connection {
                 ));
             }
             buffer.advance(HEADER_LEN);
-            self.forget_unfinished(channel.unwrap_or(0));
+            match channel {
+                None => self.unfinished = None,
+                Some(id) => _ = self.unfinished_streams.remove(&id),
+            }
             if let Some(begun) = begun.as_deref_mut() {
                 *begun |= header.frame_type.0 & OPTIONAL_TYPE == 0;
             }
@@ -860,43 +866,28 @@ impl Connection {
             };
             self.handle_frame(now, &header, record, payload)?;
         }
-        self.note_unfinished(now, channel.unwrap_or(0), buffer.len());
+        match (channel, begun) {
+            (Some(id), Some(begun)) => self.note_unfinished_stream(now, id, *begun, buffer.len()),
+            _ => self.note_unfinished(now, buffer.len()),
+        }
         Ok(())
     }
 
     /// The clock of an unfinished frame restarts with every byte, and a frame that takes long must come at a pace.
-    fn note_unfinished(&mut self, now: Time, stream: u64, len: usize) {
+    fn note_unfinished(&mut self, now: Time, len: usize) {
         if len == 0 {
-            return self.forget_unfinished(stream);
+            self.unfinished = None;
+            return;
         }
-        let before = match stream {
-            0 => self.unfinished,
-            id => self.unfinished_streams.get(&id).copied(),
-        };
-        let since = match before {
+        let since = match self.unfinished {
             Some(frame) if frame.len == len => return,
             Some(frame) => frame.since,
             None => now,
         };
         let limits = &self.config.limits;
-        let pace = u64::from(limits.frame_bytes_per_second.max(1));
-        let slowest = Duration::from_micros(len as u64 * 1_000_000 / pace).max(limits.frame_grace);
+        let slowest = limits.slowest_frame(len as u64);
         let deadline = now.after(limits.frame_timeout).min(since.after(slowest));
-        let frame = Unfinished { since, len, deadline };
-        if stream == 0 {
-            self.unfinished = Some(frame);
-        } else {
-            self.unfinished_streams.insert(stream, frame);
-            self.next_overdue = Time::sooner(self.next_overdue, Some(deadline));
-        }
-    }
-
-    fn forget_unfinished(&mut self, stream: u64) {
-        if stream == 0 {
-            self.unfinished = None;
-        } else {
-            self.unfinished_streams.remove(&stream);
-        }
+        self.unfinished = Some(Unfinished { since, len, deadline });
     }
 
     fn check_header(&self, header: &FrameHeader) -> Result<(), ConnectionError> {

@@ -70,8 +70,8 @@ pub struct Limits {
     /// How long the peer's HELLO may take: 5 s by default. Source: NATS takes 2 s, s2n-quic 10 s. Memory: a connection
     /// that says nothing holds about 8 KiB for so long.
     pub handshake_timeout: Duration,
-    /// How long a frame may stand unfinished without another byte: 10 s by default. Source: NATS' write deadline.
-    /// Memory: the bytes that came of one frame, for so long.
+    /// How long a frame may stand unfinished without another byte: 10 s by default; on a carrier with streams of its own
+    /// only `frame_grace` counts. Source: NATS' write deadline. Memory: the bytes that came of one frame, for so long.
     pub frame_timeout: Duration,
     /// How long a frame may take at any pace: 30 s by default. From then on it must have come at
     /// `frame_bytes_per_second` on average. Source: web servers' rule against slow bodies. Memory: as `frame_timeout`.
@@ -96,6 +96,12 @@ impl Limits {
     /// Shorter fragments of unfinished messages count as overhead: see `fragment_overhead_bytes`. A WINDOW that raises
     /// credit by less is a glitch.
     pub const SMALL_FRAGMENT: u32 = 256;
+
+    /// How long a frame may take when so many bytes have come since it began.
+    pub(crate) fn slowest_frame(&self, len: u64) -> Duration {
+        let pace = u64::from(self.frame_bytes_per_second.max(1));
+        Duration::from_micros(len.saturating_mul(1_000_000) / pace).max(self.frame_grace)
+    }
 }
 
 /// The hard cap of `max_frame_bytes`, whatever a peer announces.

@@ -284,6 +284,7 @@ fn no_call_is_read_before_the_hello() {
     assert!(pair.sides[CLIENT].connection.may_read(1));
 }
 
+// spec: W9-06
 #[test]
 fn a_frame_that_stands_on_any_stream_is_overdue() {
     let mut pair = Pair::new(Limits::default());
@@ -293,13 +294,57 @@ fn a_frame_that_stands_on_any_stream_is_overdue() {
     server.handle_stream(pair.now, 1, false, &mut first).unwrap();
     let later = pair.now.after(Duration::from_secs(4));
     server.handle_stream(later, 3, false, &mut second).unwrap();
-    assert_eq!(server.poll_timeout(), Some(pair.now.after(Duration::from_secs(10))));
+    assert_eq!(server.poll_timeout(), Some(pair.now.after(Duration::from_secs(30))));
     // The first goes on in time, the second does not.
     first.extend_from_slice(&call(1)[45..]);
     server.handle_stream(later, 1, false, &mut first).unwrap();
-    server.handle_timeout(pair.now.after(Duration::from_secs(10))).unwrap();
-    let error = server.handle_timeout(later.after(Duration::from_secs(10))).unwrap_err();
+    server.handle_timeout(pair.now.after(Duration::from_secs(30))).unwrap();
+    assert_eq!(server.poll_timeout(), Some(later.after(Duration::from_secs(30))));
+    let error = server.handle_timeout(later.after(Duration::from_secs(30))).unwrap_err();
     assert_eq!((error.code, error.status().reason()), (ErrorCode::TIMEOUT, Reason::FRAME_TIMEOUT));
+}
+
+/// A frame may wait while other streams have the link, and while this side does not read.
+// spec: W9-06
+#[test]
+fn a_frame_that_waits_for_its_turn_is_not_overdue() {
+    let seconds = |count| Time::default().after(Duration::from_secs(count));
+    let mut pair = Pair::new(Limits::default());
+    pair.settle();
+    let server = &mut pair.sides[SERVER].connection;
+    server.handle_stream(seconds(0), 1, false, &mut BytesMut::from(&call(1)[..45])).unwrap();
+    assert!(server.handle_stream(seconds(1), 3, false, &mut BytesMut::from(&call(3)[..])).unwrap());
+    let more = message(3, FLAG_MESSAGE, &[7; 51_200 - HEADER_LEN]);
+    assert!(server.handle_stream(seconds(2), 3, true, &mut BytesMut::from(&more[..])).unwrap());
+    // 50 KiB came beside it: 50 seconds.
+    server.handle_timeout(seconds(50)).unwrap();
+    let error = server.handle_timeout(seconds(51)).unwrap_err();
+    assert_eq!(error.status().reason(), Reason::FRAME_TIMEOUT);
+
+    // As much as the window allows, and half a frame.
+    let mut pair = Pair::new(Limits::default());
+    pair.settle();
+    let server = &mut pair.sides[SERVER].connection;
+    let mut held = BytesMut::from(&call(1)[..]);
+    let more = message(1, FLAG_MESSAGE, &[7; 60_000]);
+    (0..5).for_each(|_| held.extend_from_slice(&more));
+    held.extend_from_slice(&more[..100]);
+    assert!(server.handle_stream(seconds(0), 1, false, &mut held).unwrap());
+    server.handle_timeout(seconds(100)).unwrap();
+    let key = std::iter::from_fn(|| server.poll_event())
+        .find_map(|event| match event {
+            Event::Call { key, .. } => Some(key),
+            _ => None,
+        })
+        .unwrap();
+    assert!(!server.may_read(1));
+    server.consumed(key, 60_000);
+    assert!(server.may_read(1));
+    // Now it is the peer's turn again.
+    server.handle_stream(seconds(100), 1, true, &mut held).unwrap();
+    server.handle_timeout(seconds(129)).unwrap();
+    let error = server.handle_timeout(seconds(130)).unwrap_err();
+    assert_eq!(error.status().reason(), Reason::FRAME_TIMEOUT);
 }
 
 #[test]

@@ -45,6 +45,8 @@ struct Channel {
     /// The beginning of a frame.
     unread: ReadBuffer,
     begun: bool,
+    /// The protocol did not want more of it.
+    held: bool,
     read_ended: bool,
     write: TransmitBuffer,
     /// Nothing follows what is to be written.
@@ -63,6 +65,7 @@ impl Channel {
             key: None,
             unread: ReadBuffer::default(),
             begun: false,
+            held: false,
             read_ended: false,
             write: TransmitBuffer::default(),
             end: false,
@@ -126,7 +129,12 @@ impl Channels {
                     break;
                 }
                 if !protocol.may_read(id) {
+                    channel.held = true;
                     break;
+                }
+                if std::mem::take(&mut channel.held) {
+                    channel.begun |=
+                        protocol.handle_stream(now, id, channel.begun, &mut channel.unread.bytes)?;
                 }
                 if budget == 0 {
                     self.more = true;

@@ -38,6 +38,15 @@ pub enum StreamAction {
     },
 }
 
+/// A frame that has begun to arrive on a stream.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unfinished {
+    since: Time,
+    len: usize,
+    /// Bytes that had been read of all streams when it began.
+    at: u64,
+}
+
 impl Connection {
     /// As [`Connection::handle_read`] for one stream of a carrier that multiplexes; gives whether it has begun, and takes
     /// what it gave the last time, at first `false`. Nothing is to be read before [`Connection::may_read`] allows it.
@@ -56,8 +65,46 @@ impl Connection {
             return Err(error.clone());
         }
         self.now = now;
+        let before = self.unfinished_streams.get(&id).map_or(0, |frame| frame.len);
+        self.streams_read += buffer.len().saturating_sub(before) as u64;
         self.read_frames(now, buffer, Some((id, &mut begun))).map_err(|error| self.fail(error))?;
         Ok(begun)
+    }
+
+    /// The streams share one link, which tells late what it lost: a frame may stand while others move, and longer than
+    /// on a carrier of bytes. Frames of a stream that is gone are not read on.
+    pub(super) fn note_unfinished_stream(&mut self, now: Time, id: u64, begun: bool, len: usize) {
+        let gone = !self.ids.contains_key(&id) && (begun || self.is_ours(id));
+        if len == 0 || gone {
+            self.unfinished_streams.remove(&id);
+            return;
+        }
+        let at = self.streams_read.saturating_sub(len as u64);
+        let frame = self.unfinished_streams.entry(id).or_insert(Unfinished { since: now, len, at });
+        frame.len = len;
+        let slow = frame.since.after(self.config.limits.frame_grace);
+        self.next_overdue = Time::sooner(self.next_overdue, Some(slow));
+    }
+
+    /// When the first unfinished frame of a stream is overdue. What this side holds back itself never is.
+    pub(super) fn next_overdue_stream(&mut self, now: Time) -> Option<Time> {
+        let limits = self.config.limits;
+        let mut next = None;
+        let mut overdue = Vec::new();
+        for (id, frame) in &self.unfinished_streams {
+            let deadline = frame.since.after(limits.slowest_frame(self.streams_read - frame.at));
+            if deadline <= now {
+                overdue.push((*id, deadline));
+            } else {
+                next = Time::sooner(next, Some(deadline));
+            }
+        }
+        for (id, deadline) in overdue {
+            if self.may_read(id) {
+                return Some(deadline);
+            }
+        }
+        next
     }
 
     /// The peer ended its direction of a stream of a carrier that multiplexes; `rest` is what was read and is not a
@@ -107,8 +154,18 @@ impl Connection {
     }
 
     /// Whether a stream of a carrier that multiplexes may be read: both sides have said hello, and the application has
-    /// less to take than the windows allow.
+    /// less to take than the windows allow. What was held back and may be read again is handed to
+    /// [`Connection::handle_stream`] once more, with or without more bytes.
     pub fn may_read(&mut self, id: u64) -> bool {
+        let may = self.has_room(id);
+        if !may {
+            // The peer is not to blame for what it could not send.
+            self.unfinished_streams.remove(&id);
+        }
+        may
+    }
+
+    fn has_room(&mut self, id: u64) -> bool {
         let Limits { stream_window_bytes, connection_window_bytes, .. } = self.config.limits;
         let waiting = self.received - self.consumed - self.buffered;
         if !self.greeted || self.failed.is_some() || waiting >= connection_window_bytes.into() {
