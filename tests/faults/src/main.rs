@@ -48,10 +48,10 @@ struct Arguments {
     /// Datagrams: the chance of each to be lost, 0 to 1
     #[arg(long, value_name = "CHANCE", default_value_t = 0.0)]
     loss: f64,
-    /// Datagrams: the chance of each to arrive twice, 0 to 1
-    #[arg(long, value_name = "CHANCE", default_value_t = 0.0)]
+    /// Datagrams: how often each arrives beyond the first time; 0.5 doubles every second one
+    #[arg(long, value_name = "TIMES", default_value_t = 0.0)]
     duplicate: f64,
-    /// Datagrams: the chance of each to be overtaken, 0 to 1
+    /// Datagrams: the chance of each to be overtaken by those of the next 20 ms, 0 to 1
     #[arg(long, value_name = "CHANCE", default_value_t = 0.0)]
     reorder: f64,
     /// Datagrams: longer ones are lost

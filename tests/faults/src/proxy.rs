@@ -71,9 +71,9 @@ pub struct Faults {
     pub half_close_after: Option<u64>,
     /// Datagrams: the chance of each to be lost, 0 to 1.
     pub loss: f64,
-    /// Datagrams: the chance of each to arrive twice, 0 to 1.
+    /// Datagrams: how often each arrives beyond the first time: 0.5 doubles every second one, 2 trebles all.
     pub duplicate: f64,
-    /// Datagrams: the chance of each to be overtaken by those behind it, 0 to 1.
+    /// Datagrams: the chance of each to be overtaken by those of the next 20 ms, 0 to 1.
     pub reorder: f64,
     /// Datagrams: longer ones are lost, as behind a link with a small MTU.
     pub mtu: Option<usize>,
@@ -90,6 +90,8 @@ pub struct Passed {
     pub lost: u64,
     /// Bits that were flipped.
     pub flipped: u64,
+    /// Bytes of the longest write, or datagram, that was handed on.
+    pub longest: u64,
 }
 
 #[derive(Default)]
@@ -98,6 +100,7 @@ struct Counts {
     pieces: AtomicU64,
     lost: AtomicU64,
     flipped: AtomicU64,
+    longest: AtomicU64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -148,6 +151,7 @@ impl Shared {
         let counts = &self.counts[direction as usize];
         counts.bytes.fetch_add(bytes as u64, Relaxed);
         counts.pieces.fetch_add(1, Relaxed);
+        counts.longest.fetch_max(bytes as u64, Relaxed);
     }
 }
 
@@ -254,12 +258,13 @@ impl Proxy {
 
     /// What passed in a direction.
     pub fn passed(&self, direction: Direction) -> Passed {
-        let Counts { bytes, pieces, lost, flipped } = &self.shared.counts[direction as usize];
+        let Counts { bytes, pieces, lost, flipped, longest } = &self.shared.counts[direction as usize];
         Passed {
             bytes: bytes.load(Relaxed),
             pieces: pieces.load(Relaxed),
             lost: lost.load(Relaxed),
             flipped: flipped.load(Relaxed),
+            longest: longest.load(Relaxed),
         }
     }
 
@@ -511,8 +516,9 @@ impl Lane {
             || shared.random(|random| random.chance(faults.loss))
         {
             copies = 0;
-        } else if shared.random(|random| random.chance(faults.duplicate)) {
-            copies = 2;
+        } else {
+            let more = faults.duplicate.max(0.0);
+            copies += more as usize + usize::from(shared.random(|random| random.chance(more.fract())));
         }
         if copies == 0 {
             shared.counts[self.direction as usize].lost.fetch_add(1, Relaxed);

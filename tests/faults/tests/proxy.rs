@@ -240,6 +240,13 @@ async fn datagrams_are_lost_doubled_and_held_to_an_mtu() {
     set(Faults { duplicate: 1.0, ..Faults::default() });
     udp.client.send(b"twice").await.unwrap();
     assert_eq!((udp.next().await.0, udp.next().await.0), (b"twice".to_vec(), b"twice".to_vec()));
+    set(Faults { duplicate: 2.0, ..Faults::default() });
+    udp.client.send(b"thrice").await.unwrap();
+    let before = udp.proxy.passed(Direction::Up).pieces;
+    for _ in 0..3 {
+        assert_eq!(udp.next().await.0, b"thrice");
+    }
+    assert_eq!(udp.proxy.passed(Direction::Up).pieces, before + 3);
     set(Faults { corrupt: 1.0, ..Faults::default() });
     udp.client.send(&[0; 4]).await.unwrap();
     assert!(udp.next().await.0.iter().all(|byte| byte.count_ones() == 1));
