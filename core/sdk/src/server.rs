@@ -219,7 +219,7 @@ enum Bound {
     #[cfg(unix)]
     Unix(tokio::net::UnixListener, PathBuf),
     #[cfg(feature = "quic")]
-    Quic(quinn::Endpoint, SocketAddr, watch::Receiver<()>),
+    Quic(quic::Listening, SocketAddr),
     Other(Box<dyn Listener>),
 }
 
@@ -241,9 +241,9 @@ impl Bound {
         };
         let mut addresses = tokio::net::lookup_host(endpoint.authority()).await.map_err(failed)?;
         let address = addresses.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let (quic, closed) = quic::bind(address, identity, limits)?;
-        let address = quic.local_addr().map_err(failed)?;
-        Ok(Self::Quic(quic, address, closed))
+        let quic = quic::bind(address, identity, limits)?;
+        let address = quic.endpoint.local_addr().map_err(failed)?;
+        Ok(Self::Quic(quic, address))
     }
 
     async fn bind(endpoint: &Endpoint) -> Result<Self, Status> {
@@ -276,7 +276,7 @@ impl Bound {
             #[cfg(unix)]
             Self::Unix(..) => None,
             #[cfg(feature = "quic")]
-            Self::Quic(_, address, _) => Some(*address),
+            Self::Quic(_, address) => Some(*address),
             Self::Other(listener) => listener.local_addr(),
         }
     }
@@ -290,7 +290,7 @@ impl Bound {
             #[cfg(unix)]
             Self::Unix(_, path) => vec![format!("unix://{}", path.display())],
             #[cfg(feature = "quic")]
-            Self::Quic(_, address, _) => vec![format!("quic://{address}")],
+            Self::Quic(_, address) => vec![format!("quic://{address}")],
             Self::Other(listener) => vec![listener.endpoint()],
         }
     }
@@ -308,11 +308,7 @@ impl Bound {
                 Ok(Accepted::Ready(Box::new(Socket(stream)), peer))
             }
             #[cfg(feature = "quic")]
-            Self::Quic(quic, ..) => {
-                let incoming =
-                    quic.accept().await.ok_or_else(|| io::Error::other("the endpoint is closed"))?;
-                Ok(Accepted::Quic(Box::new(incoming)))
-            }
+            Self::Quic(quic, _) => Ok(Accepted::Quic(Box::new(quic.accept().await?))),
             Self::Other(listener) => {
                 let (transport, peer) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await?;
                 Ok(Accepted::Ready(transport, peer))
@@ -352,7 +348,7 @@ fn bind_unix(path: &std::path::Path) -> io::Result<tokio::net::UnixListener> {
 enum Accepted {
     Tcp(TcpStream, SocketAddr),
     #[cfg(feature = "quic")]
-    Quic(Box<quinn::Incoming>),
+    Quic(Box<quic::Handshake>),
     Ready(Box<dyn Transport>, Peer),
 }
 
@@ -538,9 +534,9 @@ impl Shared {
             }
         }
         #[cfg(feature = "quic")]
-        if let Bound::Quic(quic, _, closed) = &listener {
-            let mut closed = closed.clone();
-            self.refuse_until_idle(quic).await;
+        if let Bound::Quic(quic, _) = &listener {
+            let mut closed = quic.closed.clone();
+            self.refuse_until_idle(&quic.endpoint).await;
             drop(listener);
             let _ = tokio::time::timeout(PORT_TIMEOUT, closed.changed()).await;
         }
@@ -678,7 +674,7 @@ impl Shared {
         match accepted {
             Accepted::Ready(transport, peer) => Ok((transport, peer)),
             #[cfg(feature = "quic")]
-            Accepted::Quic(incoming) => quic::accept(*incoming).await,
+            Accepted::Quic(handshake) => handshake.finish().await,
             Accepted::Tcp(stream, from) => {
                 stream.set_nodelay(true)?;
                 let mut first = [0];

@@ -36,8 +36,12 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long the end of a connection waits for its last bytes to be acknowledged.
 const LINGER: Duration = Duration::from_secs(1);
-/// Handshakes in flight, and what is buffered for one and for all of them.
+/// Handshakes in flight, each of which costs about 125 KiB for up to 8 s: beyond so many a client must show that its
+/// address is its own (Retry), which costs one round trip and no memory.
+const RETRY_ABOVE: usize = 32;
+/// Beyond so many handshakes nobody new is heard.
 const MAX_INCOMING: usize = 1_024;
+/// What is buffered for one that was not looked at yet, and for all of them.
 const INCOMING_BUFFER: u64 = 1 << 20;
 const INCOMING_BUFFER_TOTAL: u64 = 32 << 20;
 /// Bytes written and not acknowledged, of all streams.
@@ -154,12 +158,36 @@ impl UdpPoller for Poller {
     }
 }
 
-/// Listens on a UDP port. The receiver fails once the port is free again.
-pub(crate) fn bind(
-    address: SocketAddr,
-    identity: &Identity,
-    limits: &Limits,
-) -> Result<(quinn::Endpoint, watch::Receiver<()>), Status> {
+/// A UDP port that listens.
+pub(crate) struct Listening {
+    pub(crate) endpoint: quinn::Endpoint,
+    /// Fails once the port is free again.
+    pub(crate) closed: watch::Receiver<()>,
+    /// One more than there are handshakes.
+    handshakes: Arc<()>,
+}
+
+impl Listening {
+    /// The next client that may begin a handshake.
+    pub(crate) async fn accept(&self) -> io::Result<Handshake> {
+        loop {
+            let incoming =
+                self.endpoint.accept().await.ok_or_else(|| io::Error::other("the endpoint is closed"))?;
+            let running = Arc::strong_count(&self.handshakes) - 1;
+            if running >= MAX_INCOMING {
+                incoming.ignore();
+            } else if running >= RETRY_ABOVE && incoming.may_retry() && !incoming.remote_address_validated() {
+                // Its client's next packet comes here again, with the token.
+                let _ = incoming.retry();
+            } else {
+                return Ok(Handshake { incoming, running: self.handshakes.clone() });
+            }
+        }
+    }
+}
+
+/// Listens on a UDP port.
+pub(crate) fn bind(address: SocketAddr, identity: &Identity, limits: &Limits) -> Result<Listening, Status> {
     let chain = certificates(&identity.certificates)
         .map_err(|why| invalid(format!("the server's certificate {why}")))?;
     let key = PrivateKeyDer::from_pem_slice(&identity.key)
@@ -179,19 +207,32 @@ pub(crate) fn bind(
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     let bound = std::net::UdpSocket::bind(address);
-    bound.and_then(|socket| Udp::endpoint(socket, Some(config))).map_err(|error| {
-        Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on quic://{address}: {error}"))
-    })
+    match bound.and_then(|socket| Udp::endpoint(socket, Some(config))) {
+        Ok((endpoint, closed)) => Ok(Listening { endpoint, closed, handshakes: Arc::default() }),
+        Err(error) => Err(Status::from_reason(
+            Reason::BIND_FAILED,
+            format!("cannot listen on quic://{address}: {error}"),
+        )),
+    }
 }
 
-/// Finishes the handshake of a connection that came in.
-pub(crate) async fn accept(incoming: quinn::Incoming) -> io::Result<(Box<dyn Transport>, Peer)> {
-    let peer = Peer { endpoint: format!("quic://{}", incoming.remote_address()), uid: None };
-    let connection = incoming.accept().map_err(io::Error::from)?.await.map_err(io::Error::from)?;
-    let control = connection.accept_bi().await.map_err(io::Error::from)?;
-    let accepting = connection.clone();
-    let accept = Some(accepting_next(accepting));
-    Ok((Box::new(Quic::new(None, connection, control, accept)), peer))
+/// A connection that came in and has not proven who it is.
+pub(crate) struct Handshake {
+    incoming: quinn::Incoming,
+    running: Arc<()>,
+}
+
+impl Handshake {
+    /// Finishes it.
+    pub(crate) async fn finish(self) -> io::Result<(Box<dyn Transport>, Peer)> {
+        let Self { incoming, running } = self;
+        let peer = Peer { endpoint: format!("quic://{}", incoming.remote_address()), uid: None };
+        let connection = incoming.accept().map_err(io::Error::from)?.await.map_err(io::Error::from)?;
+        drop(running);
+        let control = connection.accept_bi().await.map_err(io::Error::from)?;
+        let accept = Some(accepting_next(connection.clone()));
+        Ok((Box::new(Quic::new(None, connection, control, accept)), peer))
+    }
 }
 
 type Opening = BoxFuture<'static, Result<(SendStream, RecvStream), quinn::ConnectionError>>;
@@ -479,7 +520,7 @@ impl Streams for Quic {
         let cx = &mut Context::from_waker(&waker);
         if !ends.read_ended {
             match pin!(ends.recv.read_chunk(READ_SIZE, true)).poll(cx) {
-                Poll::Pending => return StreamIo::Blocked,
+                Poll::Pending => {}
                 Poll::Ready(Ok(Some(chunk))) => {
                     let len = chunk.bytes.len();
                     into.push(chunk.bytes);
@@ -496,12 +537,17 @@ impl Streams for Quic {
                 Poll::Ready(Err(_)) => return StreamIo::Lost,
             }
         }
-        // Nothing more comes, but the peer may still stop listening.
+        // Nothing comes, but the peer may stop listening. A writer learns by itself what is no error.
+        let nothing = if ends.read_ended { StreamIo::End } else { StreamIo::Blocked };
+        if ends.finished {
+            return nothing;
+        }
         let stopped = ends.stopped.get_or_insert_with(|| Box::pin(ends.send.stopped()));
-        match stopped.as_mut().poll(cx) {
-            Poll::Ready(Ok(Some(stopped))) => StreamIo::Reset(code(stopped)),
-            Poll::Ready(_) => StreamIo::End,
-            Poll::Pending => StreamIo::Blocked,
+        let Poll::Ready(told) = stopped.as_mut().poll(cx) else { return StreamIo::Blocked };
+        ends.stopped = Some(Box::pin(std::future::pending()));
+        match told {
+            Ok(Some(stopped)) if code(stopped) != 0 => StreamIo::Reset(code(stopped)),
+            _ => nothing,
         }
     }
 
