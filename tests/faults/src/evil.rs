@@ -71,9 +71,10 @@ async fn attack_server(name: &str, script: &Script) {
         Target::Program => Server::Program(Program::start(&[])),
         Target::Sdk => Server::sdk(script.limits.limits()).await,
     };
-    let alone = Honest::alone(server.endpoint("tcp")).await;
+    let client = async || Client::connect(server.endpoint("tcp")).await.expect("an honest client connects");
+    let alone = Honest::alone(client().await).await;
     let before = server.rest();
-    let honest = Honest::start(server.endpoint("tcp")).await;
+    let honest = Honest::start(client().await);
     let mut result = String::new();
     for carrier in &script.carriers {
         let endpoint = server.endpoint(if *carrier == Carrier::Unix { "unix" } else { "tcp" });

@@ -5,5 +5,6 @@
 pub mod evil;
 pub mod frame;
 pub mod proxy;
+pub mod quic;
 pub mod script;
 pub mod target;
