@@ -476,7 +476,10 @@ fn opened(
     end: bool,
 ) -> Opened {
     Opened {
-        method: Bytes::copy_from_slice(method.as_bytes()),
+        method: match method {
+            DEFAULT_METHOD => Bytes::from_static(DEFAULT_METHOD.as_bytes()),
+            method => Bytes::copy_from_slice(method.as_bytes()),
+        },
         metadata: options.metadata,
         priority: options.priority,
         deadline,
