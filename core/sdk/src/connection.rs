@@ -1157,10 +1157,11 @@ impl Future for Driver {
                 let _ = this.transport.poll_close(cx);
                 return this.finish();
             }
-            let more = {
+            let (more, at_rest) = {
                 let state = lock(&this.link.state);
-                let over = state.closing.is_some() && state.protocol.streams() == 0;
-                (written && (state.protocol.wants_transmit() || over)) || state.dirty
+                let at_rest = state.protocol.streams() == 0;
+                let over = state.closing.is_some() && at_rest;
+                ((written && (state.protocol.wants_transmit() || over)) || state.dirty, at_rest)
             };
             let due = this.timer.poll(cx).is_ready();
             if due {
@@ -1174,6 +1175,10 @@ impl Future for Driver {
             }
             if idle {
                 this.woke = false;
+                if at_rest && this.buffer.bytes.is_empty() {
+                    // Most of what a connection holds: a server may have many that are only open.
+                    this.buffer = ReadBuffer::default();
+                }
                 return Poll::Pending;
             }
             if std::mem::take(&mut this.woke) {

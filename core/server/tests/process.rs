@@ -126,6 +126,33 @@ async fn echoes_on_every_transport() {
     }
 }
 
+/// FEATURES' N8 with 400 connections, so that no machine runs out of descriptors: `benches/idle.rs` has 19,000. A debug
+/// build takes about as much as a release build; a read buffer that stayed would be 4 KiB more.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn n8_a_connection_at_rest_costs_less_than_10_kib() {
+    let server = Server::start(&["--bind", "127.0.0.1:0"]);
+    let resident = || -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", server.process.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    };
+    let mut clients = Vec::new();
+    let mut before = 0;
+    for at in 0..500 {
+        // The first hundred pay for what the process needs in any case.
+        if at == 100 {
+            before = resident();
+        }
+        let client = server.client().await;
+        client.request("hello").await.unwrap();
+        clients.push(client);
+    }
+    let grown = resident() - before;
+    println!("{grown} KiB for 400 connections");
+    assert!(grown < 400 * 10, "{grown} KiB for 400 connections");
+}
+
 #[tokio::test]
 async fn health_is_told_per_service() {
     let server = Server::start(&["--bind", "127.0.0.1:0", "--metrics", "false"]);
