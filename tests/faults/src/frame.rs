@@ -74,8 +74,9 @@ pub struct Record {
     pub hex: Option<String>,
     /// So many zero bytes instead of a record.
     pub zeros: Option<usize>,
-    /// HELLO: the versions.
+    /// HELLO: the versions, and the feature bits.
     pub versions: (u8, u8),
+    pub features: u64,
     /// HELLO: settings by number.
     pub settings: Vec<(u32, u64)>,
     /// CALL: the method.
@@ -104,6 +105,7 @@ impl Default for Record {
             hex: None,
             zeros: None,
             versions: (1, 1),
+            features: 0,
             settings: Vec::new(),
             method: "/echo".into(),
             timeout_us: 0,
@@ -281,7 +283,7 @@ impl Frame {
             FrameType::HELLO => Hello {
                 min_version: fields.versions.0,
                 max_version: fields.versions.1,
-                features: 0,
+                features: fields.features,
                 settings: fields.settings.clone(),
                 extensions: none(),
             }

@@ -36,6 +36,7 @@ scripts! {
     f08_unknown_frame
     f09_reserved_byte
     f09_reserved_flag
+    f12_compression_that_nobody_offered
     f10_metadata_bomb
     f11_metadata_with_a_nul
     f11_method_that_is_not_utf8
