@@ -1,11 +1,14 @@
-//! A QUIC peer that is not ours, against a real server.
+//! A QUIC peer that is not ours, against a real server and a real client.
 #![cfg(feature = "quic")]
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use quinn::{VarInt, crypto::rustls::QuicClientConfig};
-use rustls::pki_types::{CertificateDer, pem::PemObject};
-use valkyrie_sdk::{EchoHandler, ServerBuilder, ServerControl};
+use quinn::{
+    VarInt,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
+};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use valkyrie_sdk::{CallOptions, Client, EchoHandler, ServerBuilder, ServerControl};
 
 /// A hang is bounded far above anything that should take that long.
 async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
@@ -95,4 +98,53 @@ async fn a_stream_without_a_call_ends_the_connection() {
     // GOAWAY, whose record begins with the last stream and the code: PROTOCOL.
     let last = said.windows(4).rposition(|start| start == [0xf6, b'V', b'L', b'K']).unwrap();
     assert_eq!((said[last + 5], &said[last + 40..last + 42]), (0x05, &[1, 1][..]));
+}
+
+/// However a client ends, its server hears of it and does not wait for its idle limit: closed, dropped, or dropped with
+/// the runtime that it ran on, with and without a call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_ends_says_so() {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let certificate = made.cert.pem();
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(made.signing_key.serialize_pem().as_bytes()).unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap();
+    tls.alpn_protocols = vec![b"valkyrie/1".to_vec()];
+    let config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+    let server = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+    let endpoint = format!("quic://{}", server.local_addr().unwrap());
+    for closes in [true, false] {
+        for calls in [true, false] {
+            for runtime in
+                [tokio::runtime::Builder::new_multi_thread(), tokio::runtime::Builder::new_current_thread()]
+            {
+                let what = format!("a client that ends: closes {closes}, calls {calls}");
+                let (mut runtime, certificate, endpoint) = (runtime, certificate.clone(), endpoint.clone());
+                let ended = std::thread::spawn(move || {
+                    let runtime = runtime.enable_all().build().unwrap();
+                    runtime.block_on(async {
+                        let client = Client::builder().endpoint(endpoint).trusted_certificates(certificate);
+                        let client = client.build().await.unwrap();
+                        let _call = match calls {
+                            true => Some(client.open("/echo", CallOptions::new()).await.unwrap()),
+                            false => None,
+                        };
+                        if closes {
+                            client.close_now();
+                        }
+                    });
+                });
+                let connection = bounded(&what, server.accept()).await.unwrap().await.unwrap();
+                let reason = bounded(&what, connection.closed()).await;
+                assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{what}: {reason}");
+                ended.join().unwrap();
+            }
+        }
+    }
 }

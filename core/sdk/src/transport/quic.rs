@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use quinn::{
-    AsyncUdpSocket, RecvStream, Runtime as _, SendStream, UdpPoller, VarInt,
+    AsyncUdpSocket, RecvStream, SendStream, UdpPoller, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -79,6 +79,76 @@ fn transport_config(limits: &Limits, streams: u32) -> quinn::TransportConfig {
     config
 }
 
+/// quinn's tasks of one client connection, which may be polled once more when nobody runs them any longer: the end of a
+/// process is no reason to let a server wait for its idle limit.
+#[derive(Debug, Default)]
+struct Tasks(Mutex<Vec<Arc<Task>>>);
+
+/// A task, and who waits for it.
+struct Task(Mutex<Option<(TaskFuture, Waker)>>);
+
+type TaskFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl std::fmt::Debug for Task {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Task")
+    }
+}
+
+impl Task {
+    fn poll(&self, cx: Option<&Context<'_>>) -> Poll<()> {
+        let mut running = lock(&self.0);
+        let Some((future, waker)) = &mut *running else { return Poll::Ready(()) };
+        if let Some(cx) = cx {
+            waker.clone_from(cx.waker());
+        }
+        let polled = future.as_mut().poll(&mut Context::from_waker(waker));
+        if polled.is_ready() {
+            *running = None;
+        }
+        polled
+    }
+}
+
+impl Tasks {
+    /// Hands what is to be sent to the system now.
+    fn run_now(&self) {
+        let tasks = lock(&self.0).clone();
+        for task in tasks {
+            let _ = task.poll(None);
+        }
+    }
+}
+
+/// What a client's connection lives on. The tasks know the endpoint and it knows them, until this is dropped.
+struct Own {
+    _endpoint: quinn::Endpoint,
+    tasks: Arc<Tasks>,
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let tasks = std::mem::take(&mut *lock(&self.tasks.0));
+        drop(tasks);
+    }
+}
+
+impl quinn::Runtime for Tasks {
+    fn new_timer(&self, at: std::time::Instant) -> Pin<Box<dyn quinn::AsyncTimer>> {
+        quinn::TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, future: TaskFuture) {
+        let task = Arc::new(Task(Mutex::new(Some((future, Waker::noop().clone())))));
+        lock(&self.0).push(task.clone());
+        quinn::TokioRuntime.spawn(Box::pin(std::future::poll_fn(move |cx| task.poll(Some(cx)))));
+    }
+
+    fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        quinn::TokioRuntime.wrap_udp_socket(socket)
+    }
+}
+
 /// The certificates that a server shows, and their key.
 pub(crate) struct Identity {
     pub(crate) certificates: Bytes,
@@ -97,8 +167,8 @@ impl Udp {
     fn endpoint(
         socket: std::net::UdpSocket,
         server: Option<quinn::ServerConfig>,
+        runtime: Arc<dyn quinn::Runtime>,
     ) -> io::Result<(quinn::Endpoint, watch::Receiver<()>)> {
-        let runtime = Arc::new(quinn::TokioRuntime);
         let (open, closed) = watch::channel(());
         let socket = Arc::new(Udp { socket: runtime.wrap_udp_socket(socket)?, _open: open });
         let config = quinn::EndpointConfig::default();
@@ -207,7 +277,7 @@ pub(crate) fn bind(address: SocketAddr, identity: &Identity, limits: &Limits) ->
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     let bound = std::net::UdpSocket::bind(address);
-    match bound.and_then(|socket| Udp::endpoint(socket, Some(config))) {
+    match bound.and_then(|socket| Udp::endpoint(socket, Some(config), Arc::new(quinn::TokioRuntime))) {
         Ok((endpoint, closed)) => Ok(Listening { endpoint, closed, handshakes: Arc::default() }),
         Err(error) => Err(Status::from_reason(
             Reason::BIND_FAILED,
@@ -300,7 +370,9 @@ impl QuicConnector {
         };
         let socket = std::net::UdpSocket::bind(local)?;
         let refused = refusal(&socket, address)?;
-        let (endpoint, _) = Udp::endpoint(socket, None)?;
+        let tasks = Arc::new(Tasks::default());
+        let (endpoint, _) = Udp::endpoint(socket, None, tasks.clone())?;
+        let own = Own { _endpoint: endpoint.clone(), tasks };
         let connecting =
             endpoint.connect_with(self.config.clone(), address, name).map_err(io::Error::other)?;
         let connection = tokio::select! {
@@ -308,7 +380,7 @@ impl QuicConnector {
             error = refused => return Err(error),
         };
         let control = connection.open_bi().await.map_err(io::Error::from)?;
-        Ok(Box::new(Quic::new(Some(endpoint), connection, control, None)))
+        Ok(Box::new(Quic::new(Some(own), connection, control, None)))
     }
 }
 
@@ -385,7 +457,7 @@ struct Ends {
 
 struct Quic {
     /// A client's own, which its connection needs.
-    endpoint: Option<quinn::Endpoint>,
+    own: Option<Own>,
     connection: quinn::Connection,
     /// The connection's own stream; there until the end.
     control: Option<(SendStream, RecvStream)>,
@@ -398,7 +470,7 @@ struct Quic {
 
 impl Quic {
     fn new(
-        endpoint: Option<quinn::Endpoint>,
+        own: Option<Own>,
         connection: quinn::Connection,
         control: (SendStream, RecvStream),
         accept: Option<Opening>,
@@ -406,7 +478,7 @@ impl Quic {
         // What ends a connection goes first.
         let _ = control.0.set_priority(i32::MAX);
         Self {
-            endpoint,
+            own,
             connection,
             control: Some(control),
             accept,
@@ -471,8 +543,33 @@ impl Transport for Quic {
     }
 
     fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Dropping does it: what was written is still delivered.
+        if self.own.is_some() && self.streams.is_empty() {
+            // Every call has its answer.
+            drop(self.end());
+        }
+        // Otherwise dropping does it: what was written is still delivered.
         Poll::Ready(Ok(()))
+    }
+}
+
+/// Closes the connection, and says so, when it is dropped.
+struct End {
+    connection: quinn::Connection,
+    own: Option<Own>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.connection.close(VarInt::from_u32(0), b"");
+        if let Some(own) = &self.own {
+            own.tasks.run_now();
+        }
+    }
+}
+
+impl Quic {
+    fn end(&mut self) -> End {
+        End { connection: self.connection.clone(), own: self.own.take() }
     }
 }
 
@@ -597,14 +694,13 @@ impl Streams for Quic {
 impl Drop for Quic {
     /// QUIC forgets what was not acknowledged when a connection is closed, so the end waits for it a little.
     fn drop(&mut self) {
-        let connection = self.connection.clone();
         let client = self.accept.is_none();
+        let end = self.end();
         if client && self.streams.is_empty() {
-            // Every call has its answer.
-            return connection.close(VarInt::from_u32(0), b"");
+            return;
         }
         // A stream that is dropped looks finished: none may be before the connection is closed.
-        let (streams, endpoint) = (std::mem::take(&mut self.streams), self.endpoint.take());
+        let streams = std::mem::take(&mut self.streams);
         let Some((mut control, receive)) = self.control.take() else { return };
         self.runtime.spawn(async move {
             let answered = streams.is_empty();
@@ -612,15 +708,15 @@ impl Drop for Quic {
             let over = async {
                 if answered {
                     // The client has its last answer when it closes.
-                    connection.closed().await;
+                    end.connection.closed().await;
                 } else {
                     let _ = control.finish();
                     let _ = acknowledged.await;
                 }
             };
             let _ = tokio::time::timeout(LINGER, over).await;
-            connection.close(VarInt::from_u32(0), b"");
-            drop((streams, control, receive, endpoint));
+            drop(end);
+            drop((streams, control, receive));
         });
     }
 }
