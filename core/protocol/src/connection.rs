@@ -1741,12 +1741,14 @@ impl Connection {
     fn push(&mut self, key: StreamKey, out: Out) {
         let Some(stream) = self.streams.get(key) else { return };
         self.unsent += out.message().map_or(0, Bytes::len) as u64;
-        if stream.current.is_none() {
-            stream.moved = None;
-        }
+        let first = stream.current.is_none();
         stream.push(out);
-        self.note_deadline(Some(self.now.after(self.config.limits.stall_timeout_pressed)));
-        self.make_ready(key);
+        // Behind another, it waits for whatever that one waits for.
+        if first {
+            stream.moved = None;
+            self.note_deadline(Some(self.now.after(self.config.limits.stall_timeout_pressed)));
+            self.make_ready(key);
+        }
     }
 
     /// Forgets a stream and everything it holds.
