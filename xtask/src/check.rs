@@ -30,13 +30,18 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
     steps.add(
         "clippy",
-        "every crate and target without a warning, and the sdk without its features",
+        "every crate and target without a warning, the sdk without its features, the fuzz targets",
         &[],
         || {
             clippy(project, &["--workspace", "--all-targets"])?;
             let sdk = ["-p", "valkyrie-sdk", "--no-default-features"];
             clippy(project, &sdk)?;
-            clippy(project, &[&sdk[..], &["--features", "native"]].concat())
+            clippy(project, &[&sdk[..], &["--features", "native"]].concat())?;
+            // On their own, as they are built; without a sanitizer, which the stable compiler has not.
+            clippy(
+                project,
+                &["--manifest-path", "tests/fuzz/Cargo.toml", "--target-dir", "target/fuzz/clippy"],
+            )
         },
     );
     steps.add("docs", "the core's documentation builds without a warning", &[], || {
