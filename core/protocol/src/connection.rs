@@ -37,7 +37,7 @@ use crate::{
     INITIAL, Limits, Metadata, OPTIONAL_ID, OPTIONAL_TYPE, Priority, Reason, Status, StreamKey, Time,
     TransmitBuffer, VERSION,
     grease::Grease,
-    limits::MAX_FRAME_BYTES_CAP,
+    limits::{MAX_FRAME_BYTES_CAP, MAX_STREAM_ID},
     record::{
         self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window,
         check_method, metadata_from,
@@ -218,8 +218,6 @@ const READ_AHEAD: usize = 64 << 10;
 const BULK_SHARE: u32 = 16;
 /// Credit where the carrier does the counting: out of reach, and far from overflow.
 const UNLIMITED: u64 = u64::MAX / 2;
-/// The last stream id that may be used.
-const MAX_STREAM_ID: u64 = (1 << 62) - 1;
 
 const SETTING_MAX_FRAME: u32 = 1;
 const SETTING_MAX_MESSAGE: u32 = 2;
@@ -270,6 +268,8 @@ pub struct Connection {
     streams: Streams,
     ids: HashMap<u64, StreamKey, BuildHasherDefault<IdHasher>>,
     next_id: u64,
+    /// Streams that this side may still open.
+    ids_left: u64,
     last_peer_id: u64,
     /// Streams of ours on the wire, and of the peer's.
     open_local: u32,
@@ -333,6 +333,7 @@ impl Connection {
     pub fn new(config: Config, now: Time) -> Self {
         let limits = config.limits;
         // A carrier that multiplexes counts for itself: its credit is no business of ours.
+        let first_id = if config.role == Role::Client { 1 } else { 2 };
         let initial = |window: u32| if config.multiplexed { UNLIMITED } else { u64::from(window) };
         let mut connection = Self {
             peer: INITIAL,
@@ -347,7 +348,8 @@ impl Connection {
             next_deadline: None,
             streams: Streams::default(),
             ids: HashMap::default(),
-            next_id: if config.role == Role::Client { 1 } else { 2 },
+            next_id: first_id,
+            ids_left: (limits.last_stream.clamp(first_id, MAX_STREAM_ID) - first_id) / 2 + 1,
             last_peer_id: 0,
             open_local: 0,
             open_peer: 0,
@@ -439,7 +441,7 @@ impl Connection {
     pub fn state(&self) -> ConnectionState {
         if self.failed.is_some() {
             ConnectionState::Closed
-        } else if self.going_away || self.peer_going_away {
+        } else if self.is_draining() {
             ConnectionState::Draining
         } else if self.greeted {
             ConnectionState::Open
@@ -448,9 +450,14 @@ impl Connection {
         }
     }
 
-    /// Whether either side takes no new streams.
+    /// Whether either side takes no new streams, or this one has none left.
     pub fn is_draining(&self) -> bool {
-        self.going_away || self.peer_going_away || self.failed.is_some()
+        self.going_away || self.peer_going_away || self.is_used_up() || self.failed.is_some()
+    }
+
+    /// Whether this side has opened every stream that it may ([`Limits::last_stream`]): those that are open go on.
+    pub fn is_used_up(&self) -> bool {
+        self.ids_left == 0
     }
 
     /// The version of the connection: the lowest that this side offers until the peer's HELLO is read.
@@ -511,6 +518,8 @@ impl Connection {
         stream.half_closed_local = call.end;
         let key = self.streams.insert(stream);
         self.waiting_opens += 1;
+        // Given up while it waits, it takes its number along: what was full stays full.
+        self.ids_left -= 1;
         self.note_deadline(call.deadline);
         self.push(
             key,
@@ -1559,7 +1568,7 @@ impl Connection {
             return;
         }
         let opens = matches!(item, Out::Call { .. }) && *offset == 0 && stream.id == 0;
-        if opens && (self.open_local >= max_streams || self.next_id > MAX_STREAM_ID) {
+        if opens && self.open_local >= max_streams {
             self.wait_unopened(key);
             return;
         }

@@ -67,6 +67,10 @@ pub struct Limits {
     /// Memory: none; it bounds work.
     pub fragment_overhead_bytes: u32,
 
+    /// The last stream that this side opens: 2^62 − 1 by default and at most, which no connection lives to see, and one stream at least. A client
+    /// whose streams are used up makes a new connection. Source: PROTOCOL.md, W7-01. Memory: none.
+    pub last_stream: u64,
+
     /// How long the peer's HELLO may take: 5 s by default. Source: NATS takes 2 s, s2n-quic 10 s. Memory: a connection
     /// that says nothing holds about 8 KiB for so long.
     pub handshake_timeout: Duration,
@@ -107,6 +111,9 @@ impl Limits {
 /// The hard cap of `max_frame_bytes`, whatever a peer announces.
 pub(crate) const MAX_FRAME_BYTES_CAP: u32 = 1 << 20;
 
+/// The last stream id that may be used.
+pub(crate) const MAX_STREAM_ID: u64 = (1 << 62) - 1;
+
 const DEFAULT: Limits = Limits {
     max_frame_bytes: 64 << 10,
     max_message_bytes: 4 << 20,
@@ -125,6 +132,7 @@ const DEFAULT: Limits = Limits {
     max_glitches: 1_000,
     glitches_per_second: 100,
     fragment_overhead_bytes: 25_600,
+    last_stream: MAX_STREAM_ID,
     handshake_timeout: Duration::from_secs(5),
     frame_timeout: Duration::from_secs(10),
     frame_grace: Duration::from_secs(30),

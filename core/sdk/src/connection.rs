@@ -1059,6 +1059,10 @@ impl Driver {
                 // The server waits for it: only here is it known that the last answer has arrived.
                 self.ended =
                     Some(Status::from_reason(Reason::CONNECTION_LOST, "the server closed the connection"));
+            } else if state.protocol.is_used_up() && state.protocol.streams() == 0 && state.closing.is_none()
+            {
+                let message = "every stream of the connection was used";
+                self.ended = Some(Status::from_reason(Reason::CONNECTION_LOST, message));
             } else if let Some(at) = state.closing {
                 let idle = state.protocol.streams() == 0
                     && !state.protocol.wants_transmit()

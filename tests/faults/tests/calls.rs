@@ -201,6 +201,36 @@ async fn f24_a_call_may_be_given_up_at_every_step() {
     assert_eq!(client.connections()[0].streams, 0);
 }
 
+/// A client at the end of its stream ids goes on with a new connection; what runs on the old one goes on, and then it is
+/// closed. With four streams for each connection, since nobody lives to see 2^61 calls.
+// spec: W7-01
+#[tokio::test]
+async fn f16_a_client_whose_streams_are_used_up_makes_a_new_connection() {
+    let server =
+        ServerBuilder::new().bind("127.0.0.1:0").handler("/echo", EchoHandler).build().await.unwrap();
+    let (endpoint, control) = (server.endpoints()[0].clone(), server.control());
+    tokio::spawn(async move { server.start().await });
+    let limits = Limits { last_stream: 7, ..Limits::default() };
+    let client = Client::builder().endpoint(endpoint).limits(limits).build().await.unwrap();
+    let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
+    for at in 0..9 {
+        assert_eq!(client.request(at.to_string()).await.unwrap(), at.to_string());
+    }
+    assert_eq!(control.stats().connections_total, 3, "4, 4 and 2 streams");
+    send.send("still here").await.unwrap();
+    assert_eq!(bounded("the old connection", recv.recv()).await.unwrap().unwrap(), "still here");
+    send.finish().await.unwrap();
+    assert_eq!(bounded("the end", recv.recv()).await.unwrap(), None);
+    // The first and the second one: the third has streams left.
+    bounded("the end of what is used up", async {
+        while control.stats().connections > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(control.stats().connections_total, 3);
+}
+
 /// A call whose deadline passes while it waits for a permit is never handled.
 // spec: W7-17, W7-19
 #[tokio::test]
