@@ -66,11 +66,35 @@ pub async fn attack(name: &str, endpoint: &str) {
     attacks(name, &Script::read(name), endpoint, Carrier::Tcp).await;
 }
 
-async fn attack_server(name: &str, script: &Script) {
-    let server = match script.target {
+/// Runs a script of an evil client again and again until an honest client beside it has called often enough: how often,
+/// and the honest client's 99th percentiles alone and beside.
+///
+/// # Panics
+/// When something else is seen than must be.
+pub async fn flood(name: &str) -> (usize, Duration, Duration) {
+    let script = Script::read(name);
+    let server = target(&script).await;
+    let endpoint = server.endpoint("tcp");
+    let client = async || Client::connect(endpoint).await.expect("an honest client connects");
+    let alone = Honest::alone(client().await).await;
+    let honest = Honest::start(client().await);
+    let mut floods = 0;
+    while !honest.has_enough() {
+        attacks(name, &script, endpoint, Carrier::Tcp).await;
+        floods += 1;
+    }
+    (floods, alone, honest.stop().await)
+}
+
+async fn target(script: &Script) -> Server {
+    match script.target {
         Target::Program => Server::Program(Program::start(&[])),
         Target::Sdk => Server::sdk(script.limits.limits()).await,
-    };
+    }
+}
+
+async fn attack_server(name: &str, script: &Script) {
+    let server = target(script).await;
     let client = async || Client::connect(server.endpoint("tcp")).await.expect("an honest client connects");
     let alone = Honest::alone(client().await).await;
     let before = server.rest();

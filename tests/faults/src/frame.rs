@@ -74,8 +74,9 @@ pub struct Record {
     pub hex: Option<String>,
     /// So many zero bytes instead of a record.
     pub zeros: Option<usize>,
-    /// HELLO: the versions, and the feature bits.
+    /// HELLO: the versions.
     pub versions: (u8, u8),
+    /// HELLO: the feature bits.
     pub features: u64,
     /// HELLO: settings by number.
     pub settings: Vec<(u32, u64)>,

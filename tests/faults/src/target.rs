@@ -85,7 +85,12 @@ fn place(ending: &str) -> PathBuf {
 fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
-        let built = Command::new(env!("CARGO")).args(["build", "--quiet", "-p", "valkyrie-server"]).status();
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "-p", "valkyrie-server"]);
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        let built = build.status();
         assert!(built.is_ok_and(|status| status.success()), "valkyrie-server cannot be built");
         let mut path = std::env::current_exe().expect("a program knows where it is");
         // target/debug/deps/this-test
@@ -215,11 +220,12 @@ impl Server {
 /// An honest client that calls without a pause, and how long its calls take.
 pub struct Honest {
     over: Arc<AtomicBool>,
+    enough: Arc<AtomicBool>,
     task: JoinHandle<Vec<Duration>>,
 }
 
-/// Calls whose times are taken before and at least beside an attack.
-const CALLS: usize = 300;
+/// Calls whose times are taken before and at least beside an attack; more where figures are asked for.
+const CALLS: usize = if cfg!(debug_assertions) { 300 } else { 3_000 };
 
 impl Honest {
     /// The 99th percentile of calls with nobody beside.
@@ -235,14 +241,22 @@ impl Honest {
     pub fn start(client: Client) -> Honest {
         let over = Arc::new(AtomicBool::new(false));
         let stop = over.clone();
+        let enough = Arc::new(AtomicBool::new(false));
+        let reached = enough.clone();
         let task = tokio::spawn(async move {
             let mut times = Vec::new();
             while times.len() < CALLS || !stop.load(Relaxed) {
                 times.push(call(&client).await);
+                reached.store(times.len() >= CALLS, Relaxed);
             }
             times
         });
-        Honest { over, task }
+        Honest { over, enough, task }
+    }
+
+    /// Whether it has called as often as is needed for a figure.
+    pub fn has_enough(&self) -> bool {
+        self.enough.load(Relaxed) || self.task.is_finished()
     }
 
     /// The 99th percentile of all its calls, each of which was answered.
