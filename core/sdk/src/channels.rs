@@ -17,6 +17,8 @@ use crate::{ReadBuffer, StreamIo, Streams};
 const WRITE_BUDGET: usize = 64 << 10;
 /// Bytes that one channel may read before the others get their turn.
 const READ_BUDGET: usize = 256 << 10;
+/// One turn of so many begins with the lowest class that has something to write.
+const BULK_SHARE: u32 = 16;
 /// Parts of one vectored write.
 const MAX_PARTS: usize = 16;
 
@@ -27,8 +29,9 @@ pub(crate) struct Channels {
     unopened: VecDeque<(u64, Priority)>,
     /// Channels whose reading may go on, and those of them that the protocol holds back.
     readable: BTreeSet<u64>,
-    /// Channels that may write.
+    /// Channels that may write, and how often they were asked.
     writable: Vec<u64>,
+    turns: u32,
     /// Calls whose frames the carrier took.
     written: Vec<StreamKey>,
     /// A channel has more to read than its turn allowed.
@@ -42,6 +45,7 @@ pub(crate) struct Channels {
 
 struct Channel {
     key: Option<StreamKey>,
+    priority: Priority,
     /// The beginning of a frame.
     unread: ReadBuffer,
     begun: bool,
@@ -63,6 +67,7 @@ impl Channel {
     fn new() -> Self {
         Self {
             key: None,
+            priority: Priority::Normal,
             unread: ReadBuffer::default(),
             begun: false,
             held: false,
@@ -186,6 +191,7 @@ impl Channels {
                         Channel::new()
                     });
                     channel.key = Some(key);
+                    channel.priority = priority;
                     channel.end |= end;
                     channel.write.append_all(&mut self.scratch);
                     self.writable.push(id);
@@ -211,6 +217,16 @@ impl Channels {
     /// Writes every channel that may be written.
     pub(crate) fn write(&mut self, carrier: &mut dyn Streams) {
         let mut ids = std::mem::take(&mut self.writable);
+        // What the carrier takes together goes out together, a packet of each in turn: the class decides who writes first,
+        // and seldom it is the last.
+        self.turns = self.turns.wrapping_add(1);
+        if ids.len() > 1 {
+            let open = &self.open;
+            ids.sort_by_key(|id| open.get(id).map(|channel| channel.priority));
+            if self.turns.is_multiple_of(BULK_SHARE) {
+                ids.reverse();
+            }
+        }
         for id in ids.drain(..) {
             let Some(channel) = self.open.get_mut(&id) else { continue };
             if self.unopened.iter().any(|(unopened, _)| *unopened == id) {

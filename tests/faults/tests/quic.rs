@@ -23,8 +23,8 @@ use valkyrie_faults::{
 };
 use valkyrie_protocol::{ErrorCode, FrameHeader, FrameType, GoAway, HEADER_LEN};
 use valkyrie_sdk::{
-    CallOptions, Client, EchoHandler, HandlerFuture, MessageHandler, Reply, ServerBuilder, ServerCall,
-    ServerControl, handler_fn,
+    CallOptions, Client, EchoHandler, HandlerFuture, MessageHandler, Priority, Reply, ServerBuilder,
+    ServerCall, ServerControl, handler_fn,
 };
 
 /// A hang is bounded far above anything that should take that long.
@@ -91,12 +91,19 @@ impl Through {
                 call.send(vec![1; 32 << 10]).await?;
             }
         });
+        let count = handler_fn(|mut call| async move {
+            while call.recv().await?.is_some() {
+                call.send("").await?;
+            }
+            Ok(Reply::end())
+        });
         let server = ServerBuilder::new()
             .bind("quic://127.0.0.1:0")
             .identity(IDENTITY.0.clone(), IDENTITY.1.clone())
             .handler("/echo", EchoHandler)
             .handler("/invert", inverts.clone())
             .handler("/flood", flood)
+            .handler("/count", count)
             .build()
             .await
             .unwrap();
@@ -608,4 +615,36 @@ async fn f17_rapid_reset_on_quic() {
         };
         server.check(name, about, &format!("{opened} streams, then {code}")).await;
     }
+}
+
+/// While calls of a class fill a link that loses datagrams, those of the lower classes move too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f28_no_class_starves_on_quic() {
+    let through = Through::new(Faults::default()).await;
+    through.proxy.set(Direction::Up, Faults { loss: 0.02, ..Faults::default() });
+    let moved: [Arc<AtomicUsize>; 3] = Default::default();
+    let mut uploads = JoinSet::new();
+    for (class, count) in [(Priority::Critical, 8), (Priority::Normal, 1), (Priority::Bulk, 1)] {
+        for _ in 0..count {
+            let options = CallOptions::new().with_priority(class);
+            let (mut send, mut recv) = through.client.open("/count", options).await.unwrap();
+            uploads.spawn(async move { while send.send(vec![1; 16 << 10]).await.is_ok() {} });
+            let moved = moved[class as usize].clone();
+            uploads.spawn(async move {
+                while let Ok(Some(_)) = recv.recv().await {
+                    moved.fetch_add(16 << 10, Relaxed);
+                }
+            });
+        }
+    }
+    let now = || [0, 1, 2].map(|class| moved[class].load(Relaxed));
+    bounded("the first class", async {
+        while now()[0] < 8 << 20 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    uploads.shutdown().await;
+    // Each moved about a third of a megabyte.
+    assert!(now()[1..].iter().all(|moved| *moved >= 64 << 10), "{:?}", now());
 }

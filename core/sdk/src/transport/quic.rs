@@ -46,6 +46,9 @@ const INCOMING_BUFFER: u64 = 1 << 20;
 const INCOMING_BUFFER_TOTAL: u64 = 32 << 20;
 /// Bytes written and not acknowledged, of all streams.
 const SEND_WINDOW: u64 = 4 << 20;
+/// So many bytes of a critical call go ahead of other streams' (QUIC's order is strict, and one that went on so would
+/// leave nothing to others); then all have their turn, a packet each.
+const URGENT: usize = 64 << 10;
 /// Bytes of one read.
 const READ_SIZE: usize = 64 << 10;
 
@@ -450,6 +453,8 @@ struct Ends {
     recv: RecvStream,
     finished: bool,
     read_ended: bool,
+    /// Bytes that still go ahead of other streams'.
+    urgent: usize,
     waker: Arc<StreamWaker>,
     /// Resolves when the peer stops reading, which only a writer would learn otherwise.
     stopped: Option<BoxFuture<'static, Result<Option<VarInt>, quinn::StoppedError>>>,
@@ -492,7 +497,7 @@ impl Quic {
     fn add(&mut self, id: u64, (send, recv): (SendStream, RecvStream)) {
         let waker = Arc::new(StreamWaker { id, told: AtomicBool::new(false), changed: self.changed.clone() });
         waker.wake_by_ref();
-        let ends = Ends { send, recv, finished: false, read_ended: false, waker, stopped: None };
+        let ends = Ends { send, recv, finished: false, read_ended: false, urgent: 0, waker, stopped: None };
         self.streams.insert(id, ends);
     }
 }
@@ -606,8 +611,12 @@ impl Streams for Quic {
         let ends = std::task::ready!(opening.as_mut().poll(cx))?;
         self.opening = None;
         debug_assert_eq!(call_id(ends.0.id().index()), stream);
-        let _ = ends.0.set_priority(-(priority as i32));
+        let urgent = if priority == Priority::Critical { URGENT } else { 0 };
+        let _ = ends.0.set_priority((urgent > 0).into());
         self.add(stream, ends);
+        if let Some(ends) = self.streams.get_mut(&stream) {
+            ends.urgent = urgent;
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -667,6 +676,12 @@ impl Streams for Quic {
                     return StreamIo::Reset(code(stopped));
                 }
                 Poll::Ready(Err(_)) => return StreamIo::Lost,
+            }
+        }
+        if ends.urgent > 0 {
+            ends.urgent = ends.urgent.saturating_sub(written);
+            if ends.urgent == 0 {
+                let _ = ends.send.set_priority(0);
             }
         }
         StreamIo::Done(written)
