@@ -34,7 +34,10 @@ use crate::{
 const TRANSMIT_BUDGET: usize = 64 << 10;
 /// A read buffer begins with this and grows while reads fill it.
 const READ_MIN: usize = 4 << 10;
-const READ_MAX: usize = 64 << 10;
+/// A frame of the usual largest message, 64 KiB, with its header and record.
+const READ_MAX: usize = (64 << 10) + (1 << 10);
+/// The beginning of a frame that may be moved to a larger buffer. The rest of a longer one has its room.
+const MOVE_MOST: usize = 4 << 10;
 /// Parts of one vectored write.
 const MAX_PARTS: usize = 16;
 /// Turns of the driver before it lets other tasks run.
@@ -958,7 +961,8 @@ impl Driver {
     /// Reads once; whether anything came.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> bool {
         let bytes = &mut self.buffer.bytes;
-        if bytes.capacity() - bytes.len() < self.read_size / 4 {
+        let room = bytes.capacity() - bytes.len();
+        if room < self.read_size / 4 && (room == 0 || bytes.len() < MOVE_MOST) {
             bytes.reserve(self.read_size);
         }
         match self.transport.poll_read(cx, &mut self.buffer) {
@@ -1001,10 +1005,18 @@ impl Driver {
         }
         let until = self.link.runtime.now().after(self.spin.most);
         loop {
-            if let Some(result) = self.transport.read_now(&mut self.buffer) {
-                self.spin.note(true);
-                self.has_read(result);
-                return true;
+            match self.transport.read_now(&mut self.buffer) {
+                Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                    self.spin.most = Duration::ZERO;
+                    return false;
+                }
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                result => {
+                    self.spin.note(true);
+                    self.has_read(result);
+                    return true;
+                }
             }
             if lock(&self.link.state).dirty {
                 return true;

@@ -44,10 +44,14 @@ pub trait Transport: Send + 'static {
     /// Whatever ends the link; the driver closes the connection.
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>>;
 
-    /// Reads what is there without waiting for it, for a driver that spins: `None` for nothing. Default: nothing, ever.
-    fn read_now(&mut self, into: &mut ReadBuffer) -> Option<io::Result<usize>> {
+    /// As [`Transport::poll_read`] without waiting, for a driver that spins: `WouldBlock` when nothing is there. Default:
+    /// `Unsupported`, and the driver sleeps instead.
+    ///
+    /// # Errors
+    /// Whatever ends the link, beside those two.
+    fn read_now(&mut self, into: &mut ReadBuffer) -> io::Result<usize> {
         let _ = into;
-        None
+        Err(io::ErrorKind::Unsupported.into())
     }
 
     /// Writes from `parts`, in order: how many bytes were taken. A message carrier takes all of them as one message

@@ -37,19 +37,14 @@ impl ReadNow for tokio::net::UnixStream {
 
 impl ReadNow for tokio::io::DuplexStream {
     fn read_now(&self, _into: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + ReadNow + Unpin + Send + 'static> Transport for Socket<S> {
-    fn read_now(&mut self, into: &mut ReadBuffer) -> Option<io::Result<usize>> {
+    fn read_now(&mut self, into: &mut ReadBuffer) -> io::Result<usize> {
         let mut room = [0; READ_NOW];
-        match self.0.read_now(&mut room) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                None
-            }
-            result => Some(result.inspect(|len| into.put(&room[..*len]))),
-        }
+        self.0.read_now(&mut room).inspect(|len| into.put(&room[..*len]))
     }
 
     fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
