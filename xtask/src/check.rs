@@ -482,6 +482,12 @@ pub(crate) fn peers(project: &Project) -> Outcome {
     Ok(String::new())
 }
 
+/// How often each language's installed package copies a message in user space.
+pub(crate) fn copies(project: &Project) -> Outcome {
+    run(project.command("benches/peers/run.sh").arg("--copies"))?;
+    Ok(String::new())
+}
+
 /// Prints the figures of the benchmark programs.
 pub(crate) fn bench(project: &Project) -> Outcome {
     run(project.command("bash").arg("benches/run.sh"))?;

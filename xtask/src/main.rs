@@ -34,9 +34,10 @@ usage: cargo xtask <verb> [flags]
   lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, ruff
   fmt               formats the Rust and Python sources in place
   header            writes c/include/valkyrie/valkyrie.h from bindings/c
-  bench [--peers]   builds the programs as released and prints their figures beside a raw TCP echo, critical calls beside
+  bench [--peers | --copies]
+                    builds the programs as released and prints their figures beside a raw TCP echo, critical calls beside
                     bulk, and 19,000 connections at rest; --peers: every language beside what its users would pick
-                    instead (benches/peers), in about 4 minutes
+                    instead (benches/peers), in about 4 minutes; --copies: how often each language copies a message
   simulate [--seconds N] [--seed S] [--jobs J] [--log]
                     the protocol in a simulated network with seeded faults and an auditor: N simulated seconds from seed
                     S on; 2,000,000 take about 15 minutes on 2 cores. The last lines are the log to keep
@@ -112,13 +113,19 @@ fn main() -> ExitCode {
         ["bench"] => {
             steps.add("bench", "figures of the programs as released", &[], || check::bench(&project))
         }
-        ["bench", "--peers"] => {
+        ["bench", which @ ("--peers" | "--copies")] => {
             setup::add(&mut steps, &project);
             // Its script makes the packages that the selected peers use.
             let needs = &["setup: programs", "setup: python tools"];
-            steps.add("peers", "each language beside its yardsticks, from one run", needs, || {
-                check::peers(&project)
-            });
+            if *which == "--peers" {
+                steps.add("peers", "each language beside its yardsticks, from one run", needs, || {
+                    check::peers(&project)
+                });
+            } else {
+                steps.add("copies", "how often each language copies a message", needs, || {
+                    check::copies(&project)
+                });
+            }
         }
         ["simulate", flags @ ..] => {
             let project = &project;

@@ -1,0 +1,54 @@
+/* Counts what a process copies in user space: bytes of memcpy and memmove of at least a kilobyte. Preloaded; writes the
+   sum to the file that COPIES_OUT names, followed by the process id, when the process is asked to by SIGUSR1. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#define LEAST 1024
+
+static unsigned long long copied;
+static void *(*real)(void *, const void *, size_t);
+
+static void *copy(void *to, const void *from, size_t n) {
+  if (n >= LEAST) __atomic_add_fetch(&copied, n, __ATOMIC_RELAXED);
+  if (real) return real(to, from, n);
+  /* Before the real one is known: forward or backward, whichever is safe. */
+  volatile char *t = to;
+  const volatile char *f = from;
+  if (t < f) for (size_t i = 0; i < n; i++) t[i] = f[i];
+  else while (n--) t[n] = f[n];
+  return to;
+}
+
+void *memcpy(void *to, const void *from, size_t n) { return copy(to, from, n); }
+void *memmove(void *to, const void *from, size_t n) { return copy(to, from, n); }
+void *__memcpy_chk(void *to, const void *from, size_t n, size_t room) { (void)room; return copy(to, from, n); }
+void *__memmove_chk(void *to, const void *from, size_t n, size_t room) { (void)room; return copy(to, from, n); }
+
+static void report(void) {
+  const char *path = getenv("COPIES_OUT");
+  char name[512], text[32];
+  if (!path) return;
+  snprintf(name, sizeof name, "%s.%d", path, (int)getpid());
+  int fd = open(name, O_CREAT | O_TRUNC | O_WRONLY, 0600);
+  if (fd < 0) return;
+  int len = snprintf(text, sizeof text, "%llu\n", __atomic_load_n(&copied, __ATOMIC_RELAXED));
+  if (write(fd, text, (size_t)len) != len) abort();
+  close(fd);
+}
+
+static void on_signal(int signal) {
+  (void)signal;
+  report();
+}
+
+__attribute__((constructor)) static void begin(void) {
+  real = (void *(*)(void *, const void *, size_t))dlsym(RTLD_NEXT, "memmove");
+  signal(SIGUSR1, on_signal);
+  atexit(report);
+}
