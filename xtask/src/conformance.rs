@@ -14,28 +14,61 @@ use crate::web;
 
 const CASES: &str = "tests/conformance/cases.json";
 
+/// Which side offers a version of the protocol that the other does not know.
+#[derive(Clone, Copy, PartialEq)]
+enum Peers {
+    Same,
+    NewerServer,
+    NewerClient,
+}
+
 /// A column of the matrix: a language over one transport.
 struct Column {
     language: &'static str,
     scheme: &'static str,
+    peers: Peers,
 }
 
-/// Every language over every transport that it has.
-const COLUMNS: [Column; 14] = [
-    Column { language: "rust", scheme: "tcp" },
-    Column { language: "rust", scheme: "unix" },
-    Column { language: "rust", scheme: "ws" },
-    Column { language: "rust", scheme: "quic" },
-    Column { language: "python", scheme: "tcp" },
-    Column { language: "python", scheme: "unix" },
-    Column { language: "python", scheme: "quic" },
-    Column { language: "node", scheme: "tcp" },
-    Column { language: "node", scheme: "unix" },
-    Column { language: "node", scheme: "quic" },
-    Column { language: "c", scheme: "tcp" },
-    Column { language: "c", scheme: "unix" },
-    Column { language: "c", scheme: "quic" },
-    Column { language: "browser", scheme: "ws" },
+impl Column {
+    const fn new(language: &'static str, scheme: &'static str, peers: Peers) -> Self {
+        Self { language, scheme, peers }
+    }
+
+    fn head(&self) -> String {
+        let peers = match self.peers {
+            Peers::Same => "",
+            Peers::NewerServer => ", newer server",
+            Peers::NewerClient => ", newer client",
+        };
+        format!("{}/{}{peers}", self.language, self.scheme)
+    }
+}
+
+/// Offers versions 1 and 2 to a program that is started with it.
+const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
+
+/// Every language over every transport that it has, and each with a peer of another version.
+const COLUMNS: [Column; 20] = [
+    Column::new("rust", "tcp", Peers::Same),
+    Column::new("rust", "unix", Peers::Same),
+    Column::new("rust", "ws", Peers::Same),
+    Column::new("rust", "quic", Peers::Same),
+    Column::new("python", "tcp", Peers::Same),
+    Column::new("python", "unix", Peers::Same),
+    Column::new("python", "quic", Peers::Same),
+    Column::new("node", "tcp", Peers::Same),
+    Column::new("node", "unix", Peers::Same),
+    Column::new("node", "quic", Peers::Same),
+    Column::new("c", "tcp", Peers::Same),
+    Column::new("c", "unix", Peers::Same),
+    Column::new("c", "quic", Peers::Same),
+    Column::new("browser", "ws", Peers::Same),
+    Column::new("rust", "tcp", Peers::NewerServer),
+    Column::new("python", "tcp", Peers::NewerServer),
+    Column::new("node", "tcp", Peers::NewerServer),
+    Column::new("c", "tcp", Peers::NewerServer),
+    Column::new("browser", "ws", Peers::NewerServer),
+    Column::new("rust", "tcp", Peers::NewerClient),
 ];
 
 /// Adds the step that fills the matrix.
@@ -61,8 +94,11 @@ impl Server {
 
     /// Starts a server and waits until it listens.
     pub(crate) fn start(project: &Project) -> Outcome<Server> {
+        Server::run(project.command(Server::build(project)?))
+    }
+
+    fn run(mut command: Command) -> Outcome<Server> {
         // One case makes a handler panic: its backtrace would bury what matters.
-        let mut command = project.command(Server::build(project)?);
         command.env("RUST_BACKTRACE", "0").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().during("conformance server")?;
         let mut line = String::new();
@@ -110,13 +146,21 @@ fn matrix(project: &Project) -> Outcome {
     if cases.is_empty() {
         return failed(format!("{CASES} has no case"));
     }
-    let server = Server::start(project)?;
+    let program = Server::build(project)?;
+    let server = Server::run(project.command(&program))?;
+    let mut newer = project.command(&program);
+    newer.env(NEWER.0, NEWER.1);
+    let newer = Server::run(newer)?;
     let mut columns = Vec::new();
     let shown: Vec<&Column> =
         COLUMNS.iter().filter(|column| column.language != "browser" || web::exists(project)).collect();
     for column in &shown {
         let mut cells = BTreeMap::new();
+        let server = if column.peers == Peers::NewerServer { &newer } else { &server };
         let ran = runner(project, column.language).and_then(|mut runner| {
+            if column.peers == Peers::NewerClient {
+                runner.env(NEWER.0, NEWER.1);
+            }
             read_lines(runner.envs(server.variables(column.scheme)), |line| {
                 match serde_json::from_str::<Value>(line) {
                     Ok(said) if said["case"].is_string() => {
@@ -129,7 +173,7 @@ fn matrix(project: &Project) -> Outcome {
         });
         // A runner that breaks off leaves empty cells, and those fail below with the rest in view.
         if let Err(stop) = ran {
-            println!("   {} over {}: {stop}", column.language, column.scheme);
+            println!("   {}: {stop}", column.head());
         }
         columns.push(cells);
     }
@@ -176,8 +220,7 @@ fn report(
     columns: &[BTreeMap<String, Cell>],
 ) -> Outcome {
     let width = cases.iter().map(|case| case.len()).max().unwrap_or(0);
-    let heads: Vec<String> =
-        shown.iter().map(|column| format!("{}/{}", column.language, column.scheme)).collect();
+    let heads: Vec<String> = shown.iter().map(|column| column.head()).collect();
     let mut table = format!("| {:width$} | {} |\n", "case", heads.join(" | "));
     table += &format!(
         "|-{:-<width$}-|{}\n",

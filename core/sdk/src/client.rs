@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     future::Future,
     io,
+    ops::RangeInclusive,
     pin::Pin,
     sync::{Arc, Mutex},
     task::{Context, Poll, Waker},
@@ -16,7 +17,7 @@ use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
 use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
     DEFAULT_TIMEOUT_MS, Endpoint, Peer, RecvStream, Response, Runtime, SendStream, ValkyrieClient,
-    connection::{Link, cancelled, lock},
+    connection::{Link, Terms, cancelled, lock},
     runtime::sleep_until,
     stream::halves,
 };
@@ -31,8 +32,7 @@ pub struct ClientBuilder {
     endpoint: Option<String>,
     timeout_ms: Option<u64>,
     connect_timeout_ms: Option<u64>,
-    limits: Limits,
-    spin: Duration,
+    terms: Terms,
     lazy: bool,
     trusted: Option<Bytes>,
     runtime: Option<Arc<dyn Runtime>>,
@@ -66,7 +66,7 @@ impl ClientBuilder {
 
     /// What the client is ready to receive. Default [`Limits::default`].
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.terms.limits = limits;
         self
     }
 
@@ -81,7 +81,15 @@ impl ClientBuilder {
     /// 50 save the time of falling asleep and waking up where a call takes less than that. The thread does nothing else
     /// meanwhile; spins in vain make spins rare. Over tcp and unix.
     pub fn spin_us(mut self, spin_us: u64) -> Self {
-        self.spin = Duration::from_micros(spin_us);
+        self.terms.spin = Duration::from_micros(spin_us);
+        self
+    }
+
+    /// The protocol versions to offer: 1 to 1, all that there are, by default. Another range is for trying what peers of
+    /// other versions will do; whatever is agreed on, it behaves as version 1.
+    #[doc(hidden)]
+    pub fn versions(mut self, versions: RangeInclusive<u8>) -> Self {
+        self.terms.versions = versions;
         self
     }
 
@@ -131,7 +139,7 @@ impl ClientBuilder {
         }
         let connector = match self.connectors.remove(endpoint.scheme()) {
             Some(connector) => connector,
-            None => crate::transport::connector(&endpoint, self.trusted.as_deref(), &self.limits)?,
+            None => crate::transport::connector(&endpoint, self.trusted.as_deref(), &self.terms.limits)?,
         };
         let runtime = match self.runtime {
             Some(runtime) => runtime,
@@ -143,8 +151,7 @@ impl ClientBuilder {
             connect_timeout: Duration::from_millis(
                 self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS),
             ),
-            limits: self.limits,
-            spin: self.spin,
+            terms: self.terms,
             connector,
             runtime,
             state: Mutex::new(State::Idle),
@@ -177,8 +184,7 @@ struct Inner {
     endpoint: Endpoint,
     timeout: Duration,
     connect_timeout: Duration,
-    limits: Limits,
-    spin: Duration,
+    terms: Terms,
     connector: Arc<dyn Connector>,
     runtime: Arc<dyn Runtime>,
     state: Mutex<State>,
@@ -502,8 +508,8 @@ impl Attempt {
         let result = match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
             Some(Ok(transport)) => {
                 let peer = Peer { endpoint: inner.endpoint.to_string(), uid: None };
-                let (link, driver) = Link::new(transport, peer, inner.limits, inner.runtime.clone(), None);
-                inner.runtime.spawn(Box::pin(driver.spinning(inner.spin)));
+                let (link, driver) = Link::new(transport, peer, &inner.terms, inner.runtime.clone(), None);
+                inner.runtime.spawn(Box::pin(driver));
                 Ok(link)
             }
             Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),

@@ -8,6 +8,7 @@ use std::{
     future::Future,
     hash::{BuildHasher, RandomState},
     io::{self, IoSlice},
+    ops::RangeInclusive,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -20,7 +21,7 @@ use std::{
 use bytes::Bytes;
 use valkyrie_protocol::{
     Config, Connection, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened, Reason, Role,
-    SendError, Status, StreamKey, Time, TransmitBuffer,
+    SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
 use crate::{
@@ -70,6 +71,21 @@ pub struct ConnectionInfo {
 /// A lock whose holder panicked is still a lock: every state in here is whole between two statements.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a builder says of its connections.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) limits: Limits,
+    pub(crate) versions: RangeInclusive<u8>,
+    /// How long a driver looks for bytes before it sleeps.
+    pub(crate) spin: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { limits: Limits::default(), versions: VERSION..=VERSION, spin: Duration::ZERO }
+    }
 }
 
 /// What the driver and everybody who uses the connection share.
@@ -197,7 +213,7 @@ impl Link {
     pub(crate) fn new(
         transport: Box<dyn Transport>,
         peer: Peer,
-        limits: Limits,
+        terms: &Terms,
         runtime: Arc<dyn Runtime>,
         router: Option<Arc<Router>>,
     ) -> (Arc<Link>, Driver) {
@@ -208,7 +224,8 @@ impl Link {
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
         let multiplexed = transport.carrier() == Carrier::Streams;
-        let config = Config { limits, grease, multiplexed, ..Config::new(role) };
+        let Terms { limits, versions, spin } = terms.clone();
+        let config = Config { limits, versions, grease, multiplexed, ..Config::new(role) };
         let protocol = Connection::new(config, now);
         let timer = runtime.timer();
         let link = Arc::new(Link {
@@ -247,7 +264,7 @@ impl Link {
             actions: Actions::default(),
             read_size: READ_MIN,
             woke: false,
-            spin: Spin::default(),
+            spin: Spin { most: spin, ..Spin::default() },
             flushed: true,
             ended: None,
         };
@@ -1207,12 +1224,6 @@ impl Future for Driver {
 }
 
 impl Driver {
-    /// Spins for up to so long before it sleeps while something is awaited.
-    pub(crate) fn spinning(mut self, most: Duration) -> Self {
-        self.spin.most = most;
-        self
-    }
-
     fn finish(&mut self) -> Poll<()> {
         let status = self
             .ended

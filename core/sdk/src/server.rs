@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
+    ops::RangeInclusive,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -24,7 +25,7 @@ use crate::transport::quic::{self, Identity};
 use crate::{
     BoxFuture, ConnectionInfo, Endpoint, Listener, MessageHandler, Peer, Runtime, TokioRuntime, Transport,
     ValkyrieServer,
-    connection::{Link, lock},
+    connection::{Link, Terms, lock},
     router::Router,
     transport::{memory::MemoryListener, socket::Socket},
 };
@@ -42,8 +43,7 @@ const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duratio
 pub struct ServerBuilder {
     binds: Vec<String>,
     handlers: Vec<(String, Arc<dyn MessageHandler>)>,
-    limits: Limits,
-    spin: Duration,
+    terms: Terms,
     max_running_handlers: usize,
     max_connections: usize,
     drain_timeout_ms: u64,
@@ -58,8 +58,7 @@ impl Default for ServerBuilder {
         Self {
             binds: Vec::new(),
             handlers: Vec::new(),
-            limits: Limits::default(),
-            spin: Duration::ZERO,
+            terms: Terms::default(),
             max_running_handlers: 256,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
@@ -100,7 +99,7 @@ impl ServerBuilder {
 
     /// What each connection is ready to receive. Default [`Limits::default`].
     pub fn limits(mut self, limits: Limits) -> Self {
-        self.limits = limits;
+        self.terms.limits = limits;
         self
     }
 
@@ -108,7 +107,15 @@ impl ServerBuilder {
     /// 50 save the time of falling asleep and waking up where a call takes less than that. The thread does nothing else
     /// meanwhile; spins in vain make spins rare. Over tcp and unix.
     pub fn spin_us(mut self, spin_us: u64) -> Self {
-        self.spin = Duration::from_micros(spin_us);
+        self.terms.spin = Duration::from_micros(spin_us);
+        self
+    }
+
+    /// The protocol versions to offer: 1 to 1, all that there are, by default. Another range is for trying what peers of
+    /// other versions will do; whatever is agreed on, it behaves as version 1.
+    #[doc(hidden)]
+    pub fn versions(mut self, versions: RangeInclusive<u8>) -> Self {
+        self.terms.versions = versions;
         self
     }
 
@@ -169,7 +176,7 @@ impl ServerBuilder {
             let endpoint = Endpoint::parse(text)?;
             #[cfg(feature = "quic")]
             if endpoint.scheme() == "quic" {
-                bound.push(Bound::bind_quic(&endpoint, self.identity.as_ref(), &self.limits).await?);
+                bound.push(Bound::bind_quic(&endpoint, self.identity.as_ref(), &self.terms.limits).await?);
                 continue;
             }
             bound.push(Bound::bind(&endpoint).await?);
@@ -182,8 +189,7 @@ impl ServerBuilder {
             shared: Arc::new(Shared {
                 router: Arc::new(router),
                 runtime: Arc::new(runtime),
-                limits: self.limits,
-                spin: self.spin,
+                terms: self.terms,
                 #[cfg(feature = "websocket")]
                 origins: self.origins,
                 max_connections: self.max_connections.min(most_connections()),
@@ -362,8 +368,7 @@ enum Phase {
 struct Shared {
     router: Arc<Router>,
     runtime: Arc<dyn Runtime>,
-    limits: Limits,
-    spin: Duration,
+    terms: Terms,
     #[cfg(feature = "websocket")]
     origins: Vec<String>,
     max_connections: usize,
@@ -648,7 +653,7 @@ impl Opening {
         // A stranger that says nothing, or not enough, is closed without a word.
         let Ok(Ok((transport, peer))) = opened else { return };
         let (link, driver) =
-            Link::new(transport, peer, shared.limits, shared.runtime.clone(), Some(shared.router.clone()));
+            Link::new(transport, peer, &shared.terms, shared.runtime.clone(), Some(shared.router.clone()));
         lock(&shared.links).insert(link.id, link.clone());
         drop(self);
         match *shared.phase.borrow() {
@@ -658,7 +663,7 @@ impl Opening {
             }
             Phase::Stopping => link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped")),
         }
-        driver.spinning(shared.spin).await;
+        driver.await;
         let info = link.info();
         shared.calls_before.fetch_add(info.calls, Relaxed);
         if *shared.phase.borrow() != Phase::Serving {

@@ -6,4 +6,4 @@ mod runner;
 mod server;
 
 pub use runner::{Outcome, Settings, run};
-pub use server::{Absent, Methods, absent_udp, identity, private_server};
+pub use server::{Absent, Methods, absent_udp, identity, private_server, versions};

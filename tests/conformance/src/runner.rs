@@ -12,6 +12,8 @@ use serde_json::Value;
 use tokio::{task::JoinSet, time::timeout};
 use valkyrie_sdk::{CallOptions, Client, Code, Metadata, RecvStream, Response, SendStream, Status};
 
+use crate::server::versions;
+
 /// A hang must become a failed case.
 const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -28,7 +30,8 @@ pub struct Settings {
 
 impl Settings {
     async fn connect(&self, endpoint: &str) -> Result<Client, Status> {
-        Client::builder().endpoint(endpoint).trusted_certificates(self.certificates.clone()).build().await
+        let client = Client::builder().endpoint(endpoint).versions(versions());
+        client.trusted_certificates(self.certificates.clone()).build().await
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     net::{Ipv4Addr, SocketAddr},
+    ops::RangeInclusive,
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -296,7 +297,8 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
     };
     let methods = Methods::new();
     let (certificates, key) = identity();
-    let builder = ServerBuilder::new().bind(bind).identity(certificates.as_str(), key.as_str());
+    let builder = ServerBuilder::new().bind(bind).versions(versions());
+    let builder = builder.identity(certificates.as_str(), key.as_str());
     let builder = methods.register(builder.drain_timeout_ms(PRIVATE_DRAIN_MS));
     let server = builder.build().await?;
     methods.allow_shutdown(server.control());
@@ -312,6 +314,12 @@ fn endpoint(server: &Server, scheme: &str) -> Result<String, Status> {
         .find(|endpoint| endpoint.starts_with(&format!("{scheme}:")))
         .cloned()
         .ok_or_else(|| Status::new(Code::Internal, format!("no {scheme} among {endpoints:?}")))
+}
+
+/// The protocol versions that this program offers: the only one, or up to what `VALKYRIE_CONFORMANCE_VERSIONS` says.
+pub fn versions() -> RangeInclusive<u8> {
+    let most = std::env::var("VALKYRIE_CONFORMANCE_VERSIONS").ok().and_then(|most| most.parse().ok());
+    1..=most.unwrap_or(1)
 }
 
 /// A certificate for this machine, made once for the process, and its key, both as PEM text.

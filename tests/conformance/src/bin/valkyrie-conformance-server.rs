@@ -5,7 +5,7 @@
 use std::{error::Error, io::Write, process::ExitCode};
 
 use tokio::io::AsyncReadExt;
-use valkyrie_conformance::{Absent, Methods, absent_udp, identity};
+use valkyrie_conformance::{Absent, Methods, absent_udp, identity, versions};
 use valkyrie_sdk::ServerBuilder;
 
 #[tokio::main]
@@ -28,6 +28,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let trusted = path.with_extension("pem");
     std::fs::write(&trusted, certificates)?;
     let builder = ServerBuilder::new()
+        .versions(versions())
         .bind("127.0.0.1:0")
         .bind(format!("unix://{}", path.display()))
         .bind("quic://127.0.0.1:0")
