@@ -5,5 +5,6 @@ set -eu
 cd "$(dirname "$0")/.."
 cargo bench --quiet -p valkyrie-protocol --bench codec
 cargo bench --quiet -p valkyrie-sdk --bench unary
+cargo bench --quiet -p valkyrie-sdk --bench contention
 cargo bench --quiet -p valkyrie-sdk --bench priority
 exec cargo bench --quiet -p valkyrie-server --bench idle

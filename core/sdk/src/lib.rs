@@ -34,8 +34,18 @@ mod runtime;
 #[cfg(feature = "native")]
 mod server;
 mod stream;
+#[cfg(feature = "native")]
+mod table;
 mod traits;
 pub mod transport;
+
+#[cfg(feature = "native")]
+mod sync {
+    pub(crate) use std::sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU8, AtomicUsize, Ordering},
+    };
+}
 
 // The public interface is:
 pub use bytes::Bytes;

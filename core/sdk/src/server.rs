@@ -1,7 +1,6 @@
 //! The server: listeners, the connections they accept, and a graceful end.
 
 use std::{
-    collections::HashMap,
     io,
     net::SocketAddr,
     ops::RangeInclusive,
@@ -27,6 +26,7 @@ use crate::{
     ValkyrieServer,
     connection::{Link, Terms, lock},
     router::Router,
+    table::{Phase, Table},
     transport::{memory::MemoryListener, socket::Socket},
 };
 
@@ -194,7 +194,7 @@ impl ServerBuilder {
                 origins: self.origins,
                 max_connections: self.max_connections.min(most_connections()),
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
-                links: Mutex::default(),
+                links: Table::default(),
                 accepted: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
                 opening: AtomicUsize::new(0),
@@ -358,13 +358,6 @@ enum Accepted {
     Ready(Box<dyn Transport>, Peer),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
-    Serving,
-    Draining,
-    Stopping,
-}
-
 struct Shared {
     router: Arc<Router>,
     runtime: Arc<dyn Runtime>,
@@ -373,7 +366,7 @@ struct Shared {
     origins: Vec<String>,
     max_connections: usize,
     drain_timeout: Duration,
-    links: Mutex<HashMap<u64, Arc<Link>>>,
+    links: Table<Arc<Link>>,
     accepted: AtomicU64,
     refused: AtomicU64,
     /// Connections that have not said their protocol yet.
@@ -499,7 +492,7 @@ impl ServerControl {
 
     /// Every connection.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
-        lock(&self.0.links).values().map(|link| link.info()).collect()
+        self.0.links.all().iter().map(|link| link.info()).collect()
     }
 }
 
@@ -523,7 +516,7 @@ impl Shared {
                 Ok(accepted) => {
                     rest = ACCEPT_BACKOFF.0;
                     self.accepted.fetch_add(1, Relaxed);
-                    let open = lock(&self.links).len() + self.opening.load(Relaxed);
+                    let open = self.links.len() + self.opening.load(Relaxed);
                     if open >= self.max_connections {
                         self.refused.fetch_add(1, Relaxed);
                         continue;
@@ -577,7 +570,7 @@ impl Shared {
         });
         if first {
             let deadline = self.runtime.now().after(self.drain_timeout);
-            for link in lock(&self.links).values() {
+            for link in self.links.enter(Phase::Draining) {
                 link.close(deadline, "the server is shutting down");
             }
         }
@@ -585,14 +578,14 @@ impl Shared {
 
     fn cut(&self) {
         self.phase.send_replace(Phase::Stopping);
-        for link in lock(&self.links).values() {
+        for link in self.links.enter(Phase::Stopping) {
             link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped"));
         }
     }
 
     /// Waits until no connection is left.
     async fn idle(&self) {
-        self.until(|shared| lock(&shared.links).is_empty() && shared.opening.load(Relaxed) == 0).await;
+        self.until(|shared| shared.links.len() == 0 && shared.opening.load(Relaxed) == 0).await;
     }
 
     /// Waits until no connection is left and every port is free.
@@ -654,9 +647,9 @@ impl Opening {
         let Ok(Ok((transport, peer))) = opened else { return };
         let (link, driver) =
             Link::new(transport, peer, &shared.terms, shared.runtime.clone(), Some(shared.router.clone()));
-        lock(&shared.links).insert(link.id, link.clone());
+        let phase = shared.links.insert(link.id, link.clone());
         drop(self);
-        match *shared.phase.borrow() {
+        match phase {
             Phase::Serving => {}
             Phase::Draining => {
                 link.close(shared.runtime.now().after(shared.drain_timeout), "the server is shutting down");
@@ -669,7 +662,7 @@ impl Opening {
         if *shared.phase.borrow() != Phase::Serving {
             shared.calls_cut.fetch_add(info.streams as u64, Relaxed);
         }
-        lock(&shared.links).remove(&link.id);
+        shared.links.remove(link.id);
         shared.changed.notify_waiters();
     }
 }
