@@ -6,6 +6,7 @@
 //!      │                      │                                       │
 //!      └──────────────────────┴──────── an error, or the end ─────────┴──► closed
 //! ```
+//! A drain may begin before HELLO is read; no state is entered twice.
 //!
 //! A stream (PROTOCOL.md, "Streams"):
 //! ```text

@@ -12,9 +12,9 @@ use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use side::{call, frame, record, seeded};
 use valkyrie_protocol::{
-    Call as CallRecord, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE,
-    Finish, FrameHeader, FrameType, HEADER_LEN, Hello, INITIAL, Limits, Metadata, OPTIONAL_TYPE, Opened,
-    Priority, Reason, Role, SendError, Status, StreamKey, Time, TransmitBuffer, Window,
+    Call as CallRecord, Code, Config, Connection, ConnectionState, ErrorCode, Event, FLAG_END, FLAG_MESSAGE,
+    FLAG_MORE, Finish, FrameHeader, FrameType, HEADER_LEN, Hello, INITIAL, Limits, Metadata, OPTIONAL_TYPE,
+    Opened, Priority, Reason, Role, SendError, Status, StreamKey, Time, TransmitBuffer, Window,
 };
 
 /// Small windows, so that flow control is met.
@@ -26,6 +26,7 @@ struct Side {
     out: TransmitBuffer,
     inbox: BytesMut,
     streams: HashMap<StreamKey, usize>,
+    state: ConnectionState,
 }
 
 /// One direction of one call, as it should be.
@@ -52,6 +53,19 @@ struct Call {
 }
 
 /// Two endpoints and what was asked of them.
+/// A connection goes from one state to the next by an edge of the diagram, or stays.
+fn follow(state: &mut ConnectionState, next: ConnectionState) {
+    use ConnectionState::{Closed, Draining, Handshaking, Open};
+    let legal: &[ConnectionState] = match state {
+        Handshaking => &[Handshaking, Open, Draining, Closed],
+        Open => &[Open, Draining, Closed],
+        Draining => &[Draining, Closed],
+        Closed => &[Closed],
+    };
+    assert!(legal.contains(&next), "from {state:?} to {next:?}");
+    *state = next;
+}
+
 struct Pair {
     sides: [Side; 2],
     calls: Vec<Call>,
@@ -186,6 +200,7 @@ impl Pair {
             out: TransmitBuffer::default(),
             inbox: BytesMut::new(),
             streams: HashMap::new(),
+            state: ConnectionState::Handshaking,
         };
         Self {
             sides: [side(Role::Client), side(Role::Server)],
@@ -408,6 +423,8 @@ impl Pair {
     }
 
     fn take_events(&mut self, side: usize) {
+        let Side { connection, state, .. } = &mut self.sides[side];
+        follow(state, connection.state());
         while let Some(event) = self.sides[side].connection.poll_event() {
             match event {
                 Event::Connected | Event::GoAway { .. } | Event::Pong { .. } => {}
@@ -581,9 +598,11 @@ proptest! {
             bytes.extend(pieces.iter().flatten());
             let mut inbox = BytesMut::new();
             let mut failed = false;
+            let mut state = connection.state();
             for part in bytes.chunks(chunk) {
                 inbox.extend_from_slice(part);
                 failed = connection.handle_read(Time::default(), &mut inbox).is_err();
+                follow(&mut state, connection.state());
                 prop_assert!(inbox.capacity() <= 128 << 10, "{} bytes held", inbox.capacity());
                 while connection.poll_event().is_some() {}
                 if failed {
