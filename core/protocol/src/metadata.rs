@@ -46,6 +46,10 @@ impl Metadata {
         Self { entries: Vec::new() }
     }
 
+    pub(crate) fn with_capacity(entries: usize) -> Self {
+        Self { entries: Vec::with_capacity(entries) }
+    }
+
     /// Adds an entry; the same key may stand more than once.
     ///
     /// # Errors

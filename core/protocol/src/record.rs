@@ -231,7 +231,8 @@ pub(crate) fn check_method(method: &str) -> Result<(), RecordError> {
 
 /// The entries of a record as metadata whose values share `body`, the bytes that the record was read from.
 pub(crate) fn metadata_from(entries: &[(&str, &[u8])], body: &Bytes) -> Result<Metadata, RecordError> {
-    let mut metadata = Metadata::new();
+    // As many as there are, and no room for more: a flood of calls must not hold what nothing fills.
+    let mut metadata = Metadata::with_capacity(entries.len());
     for (key, value) in entries {
         metadata.push_checked(body.slice_ref(key.as_bytes()), body.slice_ref(value))?;
     }
