@@ -174,6 +174,22 @@ impl Pair {
     }
 }
 
+#[test]
+fn a_call_that_crosses_the_goaway_is_refused_and_nothing_else() {
+    let mut pair = Pair::new(Limits::default());
+    pair.settle();
+    pair.sides[SERVER].connection.go_away("maintenance");
+    // The whole call and the end of its channel are read at once.
+    let key = pair.open(Some(Bytes::from_static(b"x")), true);
+    pair.settle();
+    assert_eq!(pair.sides[SERVER].events, [Event::Connected]);
+    let refused = pair.sides[CLIENT]
+        .events
+        .iter()
+        .any(|event| matches!(event, Event::Reset { key: of, unprocessed: true, .. } if *of == key));
+    assert!(refused, "{:?}", pair.sides[CLIENT].events);
+}
+
 /// A side that has read the peer's hello, and what the peer's `frames` on stream `id` do to it.
 fn judge(role: Role, id: u64, frames: &[Vec<u8>]) -> Result<(), ErrorCode> {
     let mut pair = Pair::new(Limits::default());

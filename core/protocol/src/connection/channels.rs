@@ -120,7 +120,8 @@ impl Connection {
         let key = self.ids.get(&id).copied();
         let ended = match key.and_then(|key| self.streams.get(key)) {
             Some(stream) => stream.half_closed_remote,
-            None => !self.is_unheard_of(id),
+            // While this side drains it refuses calls, and does not keep their ids.
+            None => self.going_away || !self.is_unheard_of(id),
         };
         if ended && rest.is_empty() {
             return Ok(());
