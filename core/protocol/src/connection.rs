@@ -429,7 +429,9 @@ impl Connection {
 
     /// When [`Connection::handle_timeout`] wants to be called; `None` for never.
     pub fn poll_timeout(&self) -> Option<Time> {
-        let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), self.next_overdue);
+        // What was noted for frames that are whole by now is nobody's.
+        let overdue = self.next_overdue.filter(|_| !self.unfinished_streams.is_empty());
+        let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), overdue);
         Time::sooner(self.handshake_deadline, Time::sooner(frame, self.next_deadline))
     }
 

@@ -190,6 +190,19 @@ fn a_call_that_crosses_the_goaway_is_refused_and_nothing_else() {
     assert!(refused, "{:?}", pair.sides[CLIENT].events);
 }
 
+#[test]
+fn a_frame_that_is_whole_leaves_no_timer() {
+    let mut pair = Pair::new(Limits::default());
+    pair.settle();
+    pair.open(Some(Bytes::from_static(&[7; 1_000])), true);
+    pair.collect(CLIENT);
+    pair.deliver(CLIENT, 1, 100);
+    assert!(pair.sides[SERVER].connection.poll_timeout().is_some());
+    pair.deliver(CLIENT, 1, usize::MAX);
+    assert!(matches!(pair.sides[SERVER].events.last(), Some(Event::Call { end: true, .. })));
+    assert_eq!(pair.sides[SERVER].connection.poll_timeout(), None);
+}
+
 /// A side that has read the peer's hello, and what the peer's `frames` on stream `id` do to it.
 fn judge(role: Role, id: u64, frames: &[Vec<u8>]) -> Result<(), ErrorCode> {
     let mut pair = Pair::new(Limits::default());
