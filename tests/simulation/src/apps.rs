@@ -365,6 +365,8 @@ impl World {
             let Some((link, key)) = call.home else { return };
             let Some(len) = call.unread.pop_front() else { return };
             let (nonce, hold, more) = (call.nonce, call.plan.client_hold_us, !call.unread.is_empty());
+            // Where no credit is on the wire, nobody but the caller's own driver could be deceived.
+            let credit = !self.links[link].carrier.is_datagrams();
             let Some(protocol) = &mut self.links[link].sides[CLIENT].protocol else {
                 call.unread.clear();
                 return;
@@ -372,7 +374,7 @@ impl World {
             if self.mutation != Some(Mutation::KeepsCredit) {
                 protocol.consumed(key, len);
             }
-            if self.mutation == Some(Mutation::DoublesCredit) {
+            if self.mutation == Some(Mutation::DoublesCredit) && credit {
                 protocol.consumed(key, len);
             }
             self.auditor.takes(link, CLIENT, nonce, len);
@@ -596,6 +598,7 @@ impl World {
         let Some(protocol) = &mut self.links[link].sides[SERVER].protocol else { return };
         if protocol.set_aside(key, len) {
             self.handlers[index].aside += len;
+            self.auditor.sets_aside(link, SERVER, len);
         } else {
             self.links[link].sides[SERVER].disown(key);
             self.note("refuses", host, link, nonce, len as u64);
@@ -609,6 +612,7 @@ impl World {
         let aside = std::mem::take(&mut self.handlers[index].aside);
         if let Some(protocol) = &mut self.links[link].sides[SERVER].protocol {
             protocol.take_up(aside);
+            self.auditor.takes_up(link, SERVER, aside);
             self.wake(link, SERVER);
         }
     }

@@ -31,6 +31,8 @@ pub struct Violation {
 const LATE_US: u64 = 100_000;
 /// How long anything may take once all is well.
 const RESOLVE_US: u64 = 10_000_000;
+/// The most that one read gives.
+pub(crate) const READ_MOST: usize = 64 << 10;
 /// The most that one side may hold for the wire: what a turn takes, and one frame.
 const TRANSMIT_MOST: usize = (256 << 10) + (1 << 20) + (16 << 10) + 64;
 
@@ -62,9 +64,13 @@ struct Call {
 }
 
 struct Link {
+    /// Each call has a channel of its own.
+    multiplexed: bool,
     limits: [Limits; 2],
     wires: [Wire; 2],
     unread: [u64; 2],
+    /// Bytes of them that wait with their call for a permit.
+    aside: [u64; 2],
     /// What each side asked its peer to repeat, in order.
     pings: [VecDeque<u64>; 2],
     /// Streams that each side was told to be over.
@@ -75,12 +81,8 @@ struct Link {
 /// What one side of a link sends, frame by frame, before anything on the way changes it.
 #[derive(Default)]
 struct Wire {
-    /// Header and record of the frame that is being read, and how many bytes of its payload are to come.
-    head: Vec<u8>,
-    payload: u64,
-    /// Where the frame began, and where the next byte is.
-    start: u64,
-    at: u64,
+    /// By channel; a byte stream is one, and it is 0.
+    channels: BTreeMap<u64, Frames>,
     /// Where the last frame that is known ends.
     end: u64,
     frames: u64,
@@ -92,6 +94,24 @@ struct Wire {
     flips: Vec<u64>,
     found_by: Option<u64>,
     read: u64,
+}
+
+impl Wire {
+    /// Bytes of payload that were announced and did not come.
+    fn unfinished(&self) -> u64 {
+        self.channels.values().map(|frames| frames.payload).sum()
+    }
+}
+
+/// The frames of one channel.
+#[derive(Default)]
+struct Frames {
+    /// Header and record of the frame that is being read, and how many bytes of its payload are to come.
+    head: Vec<u8>,
+    payload: u64,
+    /// Where the frame began, and where the next byte is.
+    start: u64,
+    at: u64,
 }
 
 /// Message bytes since the beginning, and how many there may be.
@@ -391,8 +411,10 @@ impl Auditor {
         }
     }
 
-    pub(crate) fn linked(&mut self, limits: [Limits; 2]) {
+    pub(crate) fn linked(&mut self, multiplexed: bool, limits: [Limits; 2]) {
         self.links.push(Link {
+            multiplexed,
+            aside: [0; 2],
             limits,
             wires: Default::default(),
             unread: [0; 2],
@@ -456,48 +478,72 @@ impl Auditor {
         }
     }
 
-    /// The side sends bytes.
-    pub(crate) fn wrote(&mut self, link: usize, side: usize, mut bytes: &[u8]) {
+    /// The side sends bytes on a channel; all of them on channel 0 where it has but one.
+    pub(crate) fn wrote(&mut self, link: usize, side: usize, channel: u64, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.violation.is_none() {
             let wire = &mut self.links[link].wires[side];
-            if wire.payload > 0 {
-                let count = wire.payload.min(bytes.len() as u64);
-                wire.payload -= count;
-                wire.at += count;
+            let frames = wire.channels.entry(channel).or_default();
+            if frames.payload > 0 {
+                let count = frames.payload.min(bytes.len() as u64);
+                frames.payload -= count;
+                frames.at += count;
                 bytes = &bytes[count as usize..];
                 continue;
             }
-            if wire.head.is_empty() {
-                wire.start = wire.at;
+            if frames.head.is_empty() {
+                frames.start = frames.at;
             }
             let whole =
-                if wire.head.len() < HEADER { HEADER } else { HEADER + Header::read(&wire.head).record };
-            let count = (whole - wire.head.len()).min(bytes.len());
-            wire.head.extend_from_slice(&bytes[..count]);
-            wire.at += count as u64;
+                if frames.head.len() < HEADER { HEADER } else { HEADER + Header::read(&frames.head).record };
+            let count = (whole - frames.head.len()).min(bytes.len());
+            frames.head.extend_from_slice(&bytes[..count]);
+            frames.at += count as u64;
             bytes = &bytes[count..];
-            if wire.head.len() < HEADER {
+            if frames.head.len() < HEADER {
                 return;
             }
-            let header = Header::read(&wire.head);
-            if wire.head.len() < HEADER + header.record {
+            let header = Header::read(&frames.head);
+            if frames.head.len() < HEADER + header.record {
                 continue;
             }
-            let head = std::mem::take(&mut wire.head);
-            wire.payload = header.payload;
+            let head = std::mem::take(&mut frames.head);
+            frames.payload = header.payload;
             wire.frames += 1;
-            let end = wire.at + header.payload;
+            let (start, end) = (frames.start, frames.at + header.payload);
             wire.end = end;
-            let header_end = wire.start + HEADER as u64;
-            if let Some(flip) = wire.flips.iter().find(|at| (wire.start..end).contains(*at)) {
+            let header_end = start + HEADER as u64;
+            if let Some(flip) = wire.flips.iter().find(|at| (start..end).contains(*at)) {
                 wire.found_by.get_or_insert(if *flip < header_end { header_end } else { end });
             }
-            self.frame(link, side, &header, &head[HEADER..]);
+            self.frame(link, side, channel, &header, &head[HEADER..]);
         }
     }
 
-    fn frame(&mut self, link: usize, side: usize, header: &Header, record: &[u8]) {
-        let Link { limits, wires, .. } = &mut self.links[link];
+    /// The side ended its direction of a channel.
+    pub(crate) fn ended_channel(&mut self, link: usize, side: usize, channel: u64) {
+        let wire = &mut self.links[link].wires[side];
+        let whole =
+            wire.channels.remove(&channel).is_none_or(|frames| frames.head.is_empty() && frames.payload == 0);
+        if !whole || !wire.streams.get(&channel).is_some_and(|flow| flow.ended || flow.gone) {
+            self.wrong(
+                "I5",
+                format!("link {link} side {side}: channel {channel} ends without its last frame"),
+            );
+        }
+    }
+
+    /// The side reset its direction of a channel: whatever it had begun ends there.
+    pub(crate) fn reset_channel(&mut self, link: usize, side: usize, channel: u64) {
+        let wire = &mut self.links[link].wires[side];
+        wire.channels.remove(&channel);
+        if let Some(flow) = wire.streams.get_mut(&channel) {
+            flow.gone = true;
+        }
+    }
+
+    fn frame(&mut self, link: usize, side: usize, channel: u64, header: &Header, record: &[u8]) {
+        let Link { multiplexed, limits, wires, .. } = &mut self.links[link];
+        let multiplexed = *multiplexed;
         let [client, server] = wires;
         let (wire, other) = if side == CLIENT { (client, server) } else { (server, client) };
         let own = &limits[side];
@@ -513,7 +559,11 @@ impl Auditor {
         if kind & 0x80 != 0 {
             return;
         }
-        if !wire.greeted && kind != GOAWAY {
+        if multiplexed && (id != channel || kind == WINDOW || kind == RESET) {
+            self.violation = wrong("I5", "a frame that is not for its channel");
+            return;
+        }
+        if channel == 0 && !wire.greeted && kind != GOAWAY {
             wire.greeted = true;
             if kind != HELLO {
                 self.violation = wrong("I5", "not HELLO first");
@@ -550,7 +600,9 @@ impl Auditor {
             return;
         }
         if kind == CALL {
-            if side != CLIENT || id % 2 == 0 || id <= wire.last_id {
+            // Where each call has a channel, the more urgent one may be written first.
+            let again = if multiplexed { wire.streams.contains_key(&id) } else { id <= wire.last_id };
+            if side != CLIENT || id % 2 == 0 || again {
                 self.violation = wrong("I5", "an id that does not rise or is not the caller's");
                 return;
             }
@@ -587,11 +639,19 @@ impl Auditor {
                 flow.gone = kind == STATUS;
                 flow.credit.sent += payload;
                 wire.credit.sent += payload;
-                if flow.credit.sent > flow.credit.limit || wire.credit.sent > wire.credit.limit {
+                let beyond = flow.credit.sent > flow.credit.limit || wire.credit.sent > wire.credit.limit;
+                if beyond && !multiplexed {
                     self.violation = wrong("I6", "more bytes than the window");
                 }
             }
             _ => self.violation = wrong("I5", "a frame that nobody knows"),
+        }
+    }
+
+    /// The side read channels, and this is what it thinks of its peer: a carrier of datagrams lets no changed bit through.
+    pub(crate) fn judged(&mut self, link: usize, side: usize, verdict: Result<(), ErrorCode>) {
+        if let Err(code) = verdict {
+            self.wrong("honest", format!("link {link} side {side} accuses its peer of {code:?}"));
         }
     }
 
@@ -629,21 +689,39 @@ impl Auditor {
 
     /// A message is handed to an application, and its bytes count until they are taken.
     pub(crate) fn holds(&mut self, link: usize, side: usize, nonce: u64, len: usize) {
-        let Link { limits, unread, .. } = &mut self.links[link];
+        let Link { multiplexed, limits, unread, aside, .. } = &mut self.links[link];
         let limits = limits[side];
         unread[side] += len as u64;
-        let of_link = unread[side];
-        let most = u64::from(limits.connection_window_bytes) + u64::from(limits.max_buffered_bytes);
+        let mut of_link = unread[side];
+        let mut most = u64::from(limits.connection_window_bytes) + u64::from(limits.max_buffered_bytes);
+        // Whoever reads channels does not begin to with a full window, and one read ends at most one message that began
+        // before it, whose fragments count only then, and brings whole ones behind that.
+        let overshoot = u64::from(limits.max_message_bytes) + READ_MOST as u64;
+        if *multiplexed {
+            of_link -= aside[side];
+            most = u64::from(limits.connection_window_bytes) + overshoot;
+        }
+        let past_window = if *multiplexed { overshoot } else { limits.max_message_bytes.into() };
         if of_link > most {
             self.wrong("I6", format!("link {link} side {side} holds {of_link} unread bytes, {most} at most"));
         }
-        let most = u64::from(limits.stream_window_bytes) + u64::from(limits.max_message_bytes);
+        let most = u64::from(limits.stream_window_bytes) + past_window;
         let Some(call) = self.call(nonce) else { return };
         call.unread[side] += len as u64;
         let of_call = call.unread[side];
         if of_call > most {
             self.wrong("I6", format!("call {nonce:016x} holds {of_call} unread bytes, {most} at most"));
         }
+    }
+
+    /// Bytes that are unread wait with their call for a permit.
+    pub(crate) fn sets_aside(&mut self, link: usize, side: usize, len: usize) {
+        self.links[link].aside[side] += len as u64;
+    }
+
+    /// They wait no more.
+    pub(crate) fn takes_up(&mut self, link: usize, side: usize, len: usize) {
+        self.links[link].aside[side] -= len as u64;
     }
 
     /// An application took that many of the bytes.
@@ -682,13 +760,13 @@ impl Auditor {
                 self.wrong("I8", format!("at rest link {link} side {side} has {count} {what}"));
             }
         }
-        let Link { limits, wires, unread, .. } = &self.links[link];
+        let Link { multiplexed, limits, wires, unread, .. } = &self.links[link];
         let window = u64::from(limits[1 - side].connection_window_bytes);
-        let (unread, credit, payload) = (unread[side], wires[side].credit, wires[side].payload);
+        let (unread, credit, payload) = (unread[side], wires[side].credit, wires[side].unfinished());
         // A receiver may keep back less than half a window, and not for ever what nobody holds.
         if unread != 0 || payload != 0 {
             self.wrong("I8", format!("at rest link {link} side {side} holds {unread} unread bytes"));
-        } else if credit.limit - credit.sent <= window / 2 {
+        } else if !*multiplexed && credit.limit - credit.sent <= window / 2 {
             let left = credit.limit - credit.sent;
             self.wrong("I8", format!("at rest link {link} side {side} may send {left} of {window} bytes"));
         }
@@ -733,9 +811,9 @@ mod tests {
     fn verdict(frames: &[(usize, Vec<u8>)]) -> Option<&'static str> {
         let verdicts = [1, 7, 41, usize::MAX].map(|piece| {
             let mut auditor = Auditor::default();
-            auditor.linked([INITIAL, INITIAL]);
+            auditor.linked(false, [INITIAL, INITIAL]);
             for (side, bytes) in frames {
-                bytes.chunks(piece.min(bytes.len())).for_each(|piece| auditor.wrote(0, *side, piece));
+                bytes.chunks(piece.min(bytes.len())).for_each(|piece| auditor.wrote(0, *side, 0, piece));
             }
             auditor.violation.map(|violation| violation.invariant)
         });
@@ -821,5 +899,42 @@ mod tests {
             assert_eq!(verdict(&frames), expected, "{name}");
         }
         assert_eq!(verdict(&[call(1, END, 0)]), Some("I5"), "not hello first");
+    }
+
+    #[test]
+    fn channels_that_may_not_be_are_noticed() {
+        let linked = || {
+            let mut auditor = Auditor::default();
+            auditor.linked(true, [INITIAL, INITIAL]);
+            auditor.wrote(0, CLIENT, 0, &frame(HELLO, 0, 0, b"", 0));
+            auditor.wrote(0, CLIENT, 3, &frame(CALL, END, 3, b"/", 0));
+            auditor.wrote(0, CLIENT, 1, &frame(CALL, PRESENT | MORE, 1, b"/", 1 << 20));
+            auditor
+        };
+        type Then = fn(&mut Auditor);
+        let cases: [(&str, Option<&str>, Then); 8] = [
+            ("an id that falls, and no window", None, |_| {}),
+            ("its end", None, |auditor| auditor.ended_channel(0, CLIENT, 3)),
+            ("an end without END", Some("I5"), |auditor| auditor.ended_channel(0, CLIENT, 1)),
+            ("a second call", Some("I5"), |auditor| {
+                auditor.wrote(0, CLIENT, 1, &frame(CALL, END, 1, b"/", 0));
+            }),
+            ("a frame on another's channel", Some("I5"), |auditor| {
+                auditor.wrote(0, CLIENT, 1, &frame(MESSAGE, PRESENT, 3, b"", 0));
+            }),
+            ("credit", Some("I5"), |auditor| auditor.wrote(0, SERVER, 1, &frame(WINDOW, 0, 1, &[9], 0))),
+            ("a reset in a frame", Some("I5"), |auditor| {
+                auditor.wrote(0, CLIENT, 1, &frame(RESET, 0, 1, &[11], 0));
+            }),
+            ("a frame behind the reset", Some("I5"), |auditor| {
+                auditor.reset_channel(0, CLIENT, 1);
+                auditor.wrote(0, CLIENT, 1, &frame(MESSAGE, PRESENT, 1, b"", 1));
+            }),
+        ];
+        for (name, expected, then) in cases {
+            let mut auditor = linked();
+            then(&mut auditor);
+            assert_eq!(auditor.violation.map(|violation| violation.invariant), expected, "{name}");
+        }
     }
 }

@@ -2,8 +2,9 @@
 
 use crate::{
     Mutation,
+    datagrams::Datagrams,
     log::NONE,
-    network::End,
+    network::{Carrier, End},
     plan::CLIENT,
     world::{Event, HEAL_AT, SECOND, World},
 };
@@ -39,11 +40,17 @@ pub enum Fault {
     Slices,
     /// More calls at once than a connection takes.
     Burst,
+    /// Packets of a datagram link are lost for a while, and repeated.
+    PacketLoss,
+    /// Packets of a datagram link come twice for a while.
+    Duplication,
+    /// Packets of a datagram link overtake each other for a while.
+    Reordering,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 17] = [
         Fault::Flip,
         Fault::Cut,
         Fault::HalfClose,
@@ -58,12 +65,16 @@ impl Fault {
         Fault::Squeeze,
         Fault::Slices,
         Fault::Burst,
+        Fault::PacketLoss,
+        Fault::Duplication,
+        Fault::Reordering,
     ];
 
     /// How often each happens, beside the others.
     fn weight(self) -> usize {
         match self {
             Fault::Flip | Fault::Cut | Fault::Loss => 3,
+            Fault::PacketLoss | Fault::Duplication | Fault::Reordering => 3,
             Fault::HalfClose | Fault::Partition | Fault::OneWay | Fault::Drain | Fault::Pause => 2,
             _ => 1,
         }
@@ -112,14 +123,33 @@ impl World {
             .take(64)
             .filter(|link| self.links[*link].sides.iter().all(|side| side.open))
             .collect();
+        // What a kind of link cannot suffer falls on one that can.
+        let only = match fault {
+            Fault::HalfClose | Fault::Slices => Some(false),
+            Fault::PacketLoss | Fault::Duplication | Fault::Reordering => Some(true),
+            _ => None,
+        };
+        let open: Vec<usize> = open
+            .into_iter()
+            .filter(|link| only.is_none_or(|only| self.links[*link].carrier.is_datagrams() == only))
+            .collect();
         let link = if open.is_empty() { None } else { Some(self.random.pick(&open)) };
         match fault {
             Fault::Flip => {
                 let Some(link) = link else { return false };
                 let ahead = self.random.pick(&[40, 400, 20_000]);
                 let ahead = self.random.between(0, ahead);
-                let pipe = &mut self.links[link].pipes[side];
-                pipe.flip_at = pipe.flip_at.or(Some(pipe.written + ahead));
+                match &mut self.links[link].carrier {
+                    Carrier::Bytes(pipes) => {
+                        let pipe = &mut pipes[side];
+                        pipe.flip_at = pipe.flip_at.or(Some(pipe.written + ahead));
+                    }
+                    // Each packet has a seal, and one whose seal is broken is as good as lost.
+                    Carrier::Datagrams(ways) => {
+                        ways[side].spoilt += 1;
+                        self.report.survived(Fault::Flip);
+                    }
+                }
             }
             Fault::Cut | Fault::HalfClose => {
                 let Some(link) = link else { return false };
@@ -127,8 +157,16 @@ impl World {
                 let end = if fault == Fault::Cut { End::Reset } else { End::Fin };
                 let both = fault == Fault::Cut;
                 for side in (0..2).filter(|each| both || *each == side) {
-                    let at = self.links[link].pipes[side].cut(self.now, end, &mut self.random);
-                    self.at(at, Event::Arrive(link, 1 - side));
+                    match &mut self.links[link].carrier {
+                        Carrier::Bytes(pipes) => {
+                            let at = pipes[side].cut(self.now, end, &mut self.random);
+                            self.at(at, Event::Arrive(link, 1 - side));
+                        }
+                        Carrier::Datagrams(ways) => {
+                            ways[side].close(self.now, 0, &mut self.random);
+                            self.launch(link);
+                        }
+                    }
                 }
             }
             Fault::Partition => {
@@ -186,13 +224,13 @@ impl World {
                 let Some(link) = link else { return false };
                 let wait = self.random.pick(&[200_000, 400_000, 1_600_000]);
                 let at = self.now + wait;
-                self.links[link].pipes[side].stalled_until = at;
+                self.links[link].carrier.path(side).stalled_until = at;
                 self.at(at, Event::Arrive(link, 1 - side));
             }
             Fault::Squeeze => {
                 let Some(link) = link else { return false };
-                for pipe in &mut self.links[link].pipes {
-                    pipe.path.bytes_per_ms = 100;
+                for side in 0..2 {
+                    self.links[link].carrier.path(side).bytes_per_ms = 100;
                 }
                 let until = self.until(5);
                 self.at(until, Event::Widen(link));
@@ -200,7 +238,9 @@ impl World {
             Fault::Slices => {
                 let Some(link) = link else { return false };
                 let slice = self.random.between(1, 60) as usize;
-                self.links[link].pipes[side].slices = (self.random.between(20, 400) as u32, slice);
+                let reads = self.random.between(20, 400) as u32;
+                let Some(pipe) = self.links[link].carrier.pipe(side) else { return false };
+                pipe.slices = (reads, slice);
             }
             Fault::Burst => {
                 if !self.hosts[client].up || self.hosts[client].frozen_until.is_some() {
@@ -209,6 +249,19 @@ impl World {
                 for _ in 0..self.random.between(20, 150) {
                     self.begin(client, server, false);
                 }
+            }
+            Fault::PacketLoss | Fault::Duplication | Fault::Reordering => {
+                let until = self.until(6);
+                let one_in = self.random.pick(&[2, 4, 16]);
+                let Some(ways) = link.and_then(|link| self.links[link].carrier.datagrams()) else {
+                    return false;
+                };
+                let trouble = match fault {
+                    Fault::PacketLoss => &mut ways[side].loss,
+                    Fault::Duplication => &mut ways[side].doubling,
+                    _ => &mut ways[side].reordering,
+                };
+                (trouble.until, trouble.one_in) = (until, one_in);
             }
         }
         true
@@ -261,8 +314,9 @@ impl World {
     }
 
     pub(crate) fn widen(&mut self, link: usize) {
-        for pipe in &mut self.links[link].pipes {
-            pipe.path.bytes_per_ms = pipe.path.bytes_per_ms.max(2_000);
+        for side in 0..2 {
+            let path = self.links[link].carrier.path(side);
+            path.bytes_per_ms = path.bytes_per_ms.max(2_000);
         }
     }
 
@@ -279,8 +333,9 @@ impl World {
         }
         for link in 0..self.links.len() {
             self.widen(link);
-            for pipe in &mut self.links[link].pipes {
-                pipe.flip_at = None;
+            match &mut self.links[link].carrier {
+                Carrier::Bytes(pipes) => pipes.iter_mut().for_each(|pipe| pipe.flip_at = None),
+                Carrier::Datagrams(ways) => ways.iter_mut().for_each(Datagrams::heal),
             }
         }
         for from in 0..self.hosts.len() {

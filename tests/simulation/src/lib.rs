@@ -4,11 +4,13 @@
 //! A run is a function of its seed: 120 simulated seconds of which the first 95 have faults. Then everything is healed,
 //! what runs has ten seconds, probes must succeed, and at last nothing may be left. The same seed gives the same log,
 //! which is compared by its hash. The simulation deliberately knows only `valkyrie-protocol`: its applications, drivers
-//! and kernels are its own. The network carries ordered bytes; a carrier of datagrams would stand beside `network::Pipe`.
+//! and kernels are its own. A link carries ordered bytes, or datagrams with a channel for each call.
 #![forbid(unsafe_code)]
 
 mod apps;
 mod auditor;
+mod channels;
+mod datagrams;
 mod faults;
 mod log;
 mod network;
@@ -19,6 +21,7 @@ mod world;
 
 // The public interface is:
 pub use auditor::Violation;
+pub use datagrams::Packets;
 pub use faults::Fault;
 pub use report::{Report, Summary};
 
@@ -38,6 +41,10 @@ pub enum Mutation {
     SwapsReads,
     /// A link brings a piece twice.
     RepeatsReads,
+    /// A carrier of datagrams hands on what it got before.
+    RepeatsPackets,
+    /// A carrier of datagrams does not wait for what is missing.
+    SkipsGaps,
     /// A driver does not mind changed bits.
     OverlooksFlips,
     /// A client's driver lets no time pass.

@@ -1,13 +1,13 @@
 //! The network between two hosts. [`Path`] is what both kinds of carrier have in common: when something that leaves now
 //! arrives. [`Pipe`] is one direction of an ordered byte stream over it, with the trouble that a byte stream can have:
-//! bytes are late, cut anywhere, changed, or end; they are never lost in the middle, doubled or out of order. A carrier
-//! of datagrams would be another user of `Path` beside it.
+//! bytes are late, cut anywhere, changed, or end; they are never lost in the middle, doubled or out of order. What can be is
+//! in [`Datagrams`]. A [`Carrier`] is both directions of either kind.
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, BytesMut};
 
-use crate::random::Random;
+use crate::{datagrams::Datagrams, random::Random};
 
 /// One direction between two hosts.
 #[derive(Clone, Debug)]
@@ -16,15 +16,17 @@ pub(crate) struct Path {
     pub(crate) jitter_us: u64,
     pub(crate) bytes_per_ms: u64,
     free_at: u64,
+    /// Nothing arrives before this instant: a segment was lost and is being repeated.
+    pub(crate) stalled_until: u64,
 }
 
 impl Path {
     pub(crate) fn new(latency_us: u64, jitter_us: u64, bytes_per_ms: u64) -> Self {
-        Self { latency_us, jitter_us, bytes_per_ms, free_at: 0 }
+        Self { latency_us, jitter_us, bytes_per_ms, free_at: 0, stalled_until: 0 }
     }
 
     /// When `len` bytes that leave now, or as soon as those before them have left, arrive.
-    fn arrival(&mut self, now: u64, len: usize, random: &mut Random) -> u64 {
+    pub(crate) fn arrival(&mut self, now: u64, len: usize, random: &mut Random) -> u64 {
         self.free_at = self.free_at.max(now) + len as u64 * 1_000 / self.bytes_per_ms;
         self.free_at + self.latency_us + random.between(0, self.jitter_us)
     }
@@ -47,6 +49,75 @@ pub(crate) enum Read {
     End(End),
 }
 
+/// What a link goes over; each direction by the side that writes.
+#[derive(Debug)]
+pub(crate) enum Carrier {
+    Bytes([Pipe; 2]),
+    Datagrams([Datagrams; 2]),
+}
+
+impl Carrier {
+    pub(crate) fn path(&mut self, from: usize) -> &mut Path {
+        match self {
+            Carrier::Bytes(pipes) => &mut pipes[from].path,
+            Carrier::Datagrams(ways) => &mut ways[from].path,
+        }
+    }
+
+    pub(crate) fn pipe(&mut self, from: usize) -> Option<&mut Pipe> {
+        match self {
+            Carrier::Bytes(pipes) => Some(&mut pipes[from]),
+            Carrier::Datagrams(_) => None,
+        }
+    }
+
+    pub(crate) fn datagrams(&mut self) -> Option<&mut [Datagrams; 2]> {
+        match self {
+            Carrier::Bytes(_) => None,
+            Carrier::Datagrams(ways) => Some(ways),
+        }
+    }
+
+    pub(crate) fn is_datagrams(&self) -> bool {
+        matches!(self, Carrier::Datagrams(_))
+    }
+
+    /// Brings what is due to the side that reads.
+    pub(crate) fn arrive(&mut self, now: u64, from: usize) {
+        match self {
+            Carrier::Bytes(pipes) => pipes[from].arrive(now),
+            Carrier::Datagrams(ways) => {
+                for (id, code) in ways[from].arrive(now) {
+                    if ways[1 - from].stopped_by_reader(id, code) {
+                        ways[from].changed.insert(id);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(crate) fn is_ending(&self, from: usize) -> bool {
+        match self {
+            Carrier::Bytes(pipes) => pipes[from].is_ending(),
+            Carrier::Datagrams(ways) => ways[from].is_ending(),
+        }
+    }
+
+    pub(crate) fn is_idle(&self, from: usize) -> bool {
+        match self {
+            Carrier::Bytes(pipes) => pipes[from].is_idle(),
+            Carrier::Datagrams(ways) => ways[from].is_idle(),
+        }
+    }
+
+    pub(crate) fn drop_all(&mut self, from: usize) {
+        match self {
+            Carrier::Bytes(pipes) => pipes[from].drop_all(),
+            Carrier::Datagrams(ways) => ways[from].drop_all(),
+        }
+    }
+}
+
 /// One direction of a byte stream.
 #[derive(Debug)]
 pub(crate) struct Pipe {
@@ -62,8 +133,6 @@ pub(crate) struct Pipe {
     pub(crate) written: u64,
     /// The bit of that byte which will be changed.
     pub(crate) flip_at: Option<u64>,
-    /// Nothing arrives before this instant: a segment was lost and is being repeated.
-    pub(crate) stalled_until: u64,
     /// Reads to come that get no more than this.
     pub(crate) slices: (u32, usize),
     /// The writer waits for room.
@@ -82,7 +151,6 @@ impl Pipe {
             ended: false,
             written: 0,
             flip_at: None,
-            stalled_until: 0,
             slices: (0, 0),
             full: false,
         }
@@ -112,7 +180,7 @@ impl Pipe {
         }
         self.held += bytes.len();
         let last = self.flight.back().map_or(0, |(at, _)| *at);
-        let at = self.path.arrival(now, bytes.len(), random).max(self.stalled_until).max(last);
+        let at = self.path.arrival(now, bytes.len(), random).max(self.path.stalled_until).max(last);
         self.flight.push_back((at, bytes));
         (at, flipped)
     }
@@ -120,7 +188,7 @@ impl Pipe {
     /// Ends the direction behind what is in flight; when that arrives.
     pub(crate) fn finish(&mut self, now: u64, end: End, random: &mut Random) -> u64 {
         let last = self.flight.back().map_or(0, |(at, _)| *at);
-        let at = self.path.arrival(now, 0, random).max(self.stalled_until).max(last);
+        let at = self.path.arrival(now, 0, random).max(self.path.stalled_until).max(last);
         self.end.get_or_insert((at, end));
         at
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt, time::Duration};
 
 use valkyrie_protocol::Code;
 
-use crate::{Fault, RUN_SECONDS, Violation, log::chain};
+use crate::{Fault, Packets, RUN_SECONDS, Violation, log::chain};
 
 /// What one run tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +35,10 @@ pub struct Report {
     pub bytes: u64,
     /// Connections that were made.
     pub connections: u64,
+    /// Those of them that were of datagrams.
+    pub datagram_connections: u64,
+    /// Packets of datagram carriers.
+    pub packets: Packets,
     /// Faults, in the order of [`Fault::ALL`].
     pub faults: [u64; Fault::ALL.len()],
     /// What was wrong, and the last entries of the log before it.
@@ -57,6 +61,8 @@ impl Report {
             frames: 0,
             bytes: 0,
             connections: 0,
+            datagram_connections: 0,
+            packets: Packets::default(),
             faults: [0; Fault::ALL.len()],
             violation: None,
         }
@@ -107,6 +113,8 @@ impl Summary {
         total.frames += run.frames;
         total.bytes += run.bytes;
         total.connections += run.connections;
+        total.datagram_connections += run.datagram_connections;
+        total.packets += run.packets;
         for (sum, count) in total.codes.iter_mut().zip(run.codes) {
             *sum += count;
         }
@@ -139,6 +147,8 @@ impl Summary {
     pub fn print(&self, violations: usize, spent: Duration, jobs: usize) -> String {
         let Report { entries, steps, calls, codes, lost, repeats, executions, .. } = &self.total;
         let Report { messages, frames, bytes, connections, faults, .. } = &self.total;
+        let Report { datagram_connections, packets, .. } = &self.total;
+        let Packets { sent, lost: losses, doubled, overtaken } = packets;
         let ends: BTreeMap<usize, u64> = codes.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
         let ends = ends.iter().map(|(code, n)| format!("{} {n}", Code::from_number(*code as u32).name()));
         let kinds = Fault::ALL.iter().zip(faults).map(|(fault, n)| format!("{fault:?} {n}"));
@@ -159,6 +169,12 @@ impl Summary {
             (
                 "wire",
                 format!("{messages} messages, {frames} frames, {bytes} bytes, {connections} connections"),
+            ),
+            (
+                "datagrams",
+                format!(
+                    "{datagram_connections} connections, {sent} packets, {losses} losses, {doubled} doubled, {overtaken} overtaken"
+                ),
             ),
             ("faults", format!("{}: {}", self.faults(), kinds.collect::<Vec<_>>().join(", "))),
             ("audited", format!("{steps} steps, {entries} entries of the log")),

@@ -10,17 +10,19 @@ use std::{
 
 use bytes::BytesMut;
 use valkyrie_protocol::{
-    Config, Connection, Event as Happened, INITIAL, Limits, Reason, Role, Status, StreamKey, Time,
+    Config, Connection, ErrorCode, Event as Happened, INITIAL, Limits, Reason, Role, Status, StreamKey, Time,
     TransmitBuffer,
 };
 
 use crate::{
     Mutation, Report,
     apps::{Call, Handler},
-    auditor::Auditor,
+    auditor::{Auditor, READ_MOST},
+    channels::Channels,
+    datagrams::{Datagrams, Took},
     faults::Fault,
     log::{Entry, Log, NONE, digest},
-    network::{End, Path, Pipe, Read},
+    network::{Carrier, End, Path, Pipe, Read},
     plan::{CLIENT, SERVER},
     random::Random,
 };
@@ -38,6 +40,8 @@ const END_AT: u64 = crate::RUN_SECONDS * SECOND;
 const CONNECT_TIMEOUT: u64 = 2 * SECOND;
 /// How often a kernel asks whether the other is there.
 const KEEPALIVE: u64 = SECOND;
+/// How long a carrier of datagrams outlives its program, for its last words.
+const LINGER: u64 = SECOND;
 /// How long streams of a draining connection may go on.
 const GRACE: u64 = 4 * SECOND;
 
@@ -99,8 +103,7 @@ pub(crate) struct Host {
 /// A connection between two hosts, with both of its drivers.
 pub(crate) struct Link {
     pub(crate) hosts: [usize; 2],
-    /// By the side that writes.
-    pub(crate) pipes: [Pipe; 2],
+    pub(crate) carrier: Carrier,
     pub(crate) sides: [Side; 2],
 }
 
@@ -112,6 +115,8 @@ pub(crate) struct Side {
     pub(crate) protocol: Option<Connection>,
     inbox: BytesMut,
     out: TransmitBuffer,
+    /// The calls' own, where the carrier has them.
+    channels: Channels,
     /// The call or handler of each stream, by the slot of its key.
     pub(crate) owners: Vec<Option<(StreamKey, usize)>>,
     waked: bool,
@@ -130,6 +135,7 @@ impl Side {
             protocol: None,
             inbox: BytesMut::new(),
             out: TransmitBuffer::default(),
+            channels: Channels::default(),
             owners: Vec::new(),
             waked: false,
             timer_at: None,
@@ -269,6 +275,11 @@ impl World {
             }
         }
         self.report.frames = self.auditor.frames();
+        for link in &mut self.links {
+            for way in link.carrier.datagrams().into_iter().flatten() {
+                self.report.packets += way.packets;
+            }
+        }
         self.report.hash = self.log.hash();
         self.report.entries = self.log.entries;
         if let Some(violation) = self.auditor.violation.take() {
@@ -373,21 +384,32 @@ impl World {
     }
 
     fn arrive(&mut self, link: usize, side: usize) {
-        let Link { hosts, pipes, sides } = &mut self.links[link];
+        let Link { hosts, carrier, sides } = &mut self.links[link];
         let (from, to) = (hosts[1 - side], hosts[side]);
-        // What is blocked waits in the pipe: the sender repeats it until the way is free.
-        if self.blocked[from * self.hosts.len() + to] > 0 || pipes[1 - side].stalled_until > self.now {
+        // What is blocked waits on the way: the sender repeats it until the way is free.
+        if self.blocked[from * self.hosts.len() + to] > 0 || carrier.path(1 - side).stalled_until > self.now {
             return;
         }
         if sides[side].open {
-            pipes[1 - side].arrive(self.now);
+            carrier.arrive(self.now, 1 - side);
             self.wake(link, side);
             return;
         }
-        // Nobody is there, and a kernel that is up says so.
-        pipes[1 - side].drop_all();
-        if self.hosts[to].up && self.is_open(to, from) {
+        // Nobody is there, and a kernel that is up says so. A carrier of datagrams does it in its own time.
+        carrier.drop_all(1 - side);
+        let says_so = carrier.is_datagrams() && carrier.is_ending(side);
+        if !says_so && self.hosts[to].up && self.is_open(to, from) {
             self.lose(link, 1 - side);
+        }
+    }
+
+    /// What a carrier of datagrams sent will arrive.
+    pub(crate) fn launch(&mut self, link: usize) {
+        for side in [CLIENT, SERVER] {
+            let Some(ways) = self.links[link].carrier.datagrams() else { return };
+            for at in std::mem::take(&mut ways[side].arrivals) {
+                self.at(at, Event::Arrive(link, 1 - side));
+            }
         }
     }
 
@@ -395,7 +417,7 @@ impl World {
     pub(crate) fn lose(&mut self, link: usize, side: usize) {
         if self.links[link].sides[side].open {
             self.links[link].sides[side].lost = true;
-            let latency = self.links[link].pipes[side].path.latency_us;
+            let latency = self.links[link].carrier.path(side).latency_us;
             self.after(latency, Event::Turn(link, side));
         }
     }
@@ -404,13 +426,13 @@ impl World {
         let hosts = self.links[link].hosts;
         let whole = self.is_open(hosts[0], hosts[1]) && self.is_open(hosts[1], hosts[0]);
         for side in [CLIENT, SERVER] {
-            let Link { pipes, sides, .. } = &mut self.links[link];
+            let Link { carrier, sides, .. } = &mut self.links[link];
             if !sides[side].open || sides[side].lost {
                 continue;
             }
             if whole && self.hosts[hosts[1 - side]].up {
                 sides[side].unanswered = 0;
-                if !sides[1 - side].open && !pipes[1 - side].is_ending() {
+                if !sides[1 - side].open && !carrier.is_ending(1 - side) {
                     self.lose(link, side);
                 }
             } else {
@@ -478,10 +500,17 @@ impl World {
         // A kernel's buffer is small where that does not starve the link.
         let least = if path.latency_us > 3_000 { 64 << 10 } else { 4 << 10 };
         let capacity = self.random.pick(&[least, 64 << 10, 256 << 10]);
-        let pipes = [(); 2].map(|()| Pipe::new(path.clone(), capacity));
+        let datagrams = self.random.one_in(3);
+        let carrier = if datagrams {
+            self.report.datagram_connections += 1;
+            let mut way = || Datagrams::new(path.clone(), capacity, self.mutation, &mut self.random);
+            Carrier::Datagrams([way(), way()])
+        } else {
+            Carrier::Bytes([(); 2].map(|()| Pipe::new(path.clone(), capacity)))
+        };
         let link = self.links.len();
-        self.links.push(Link { hosts, pipes, sides: [Side::new(), Side::new()] });
-        self.auditor.linked(hosts.map(|host| self.hosts[host].limits));
+        self.links.push(Link { hosts, carrier, sides: [Side::new(), Side::new()] });
+        self.auditor.linked(datagrams, hosts.map(|host| self.hosts[host].limits));
         let [client, server] = hosts;
         let whole = self.is_open(client, server) && self.is_open(server, client);
         let slow =
@@ -525,7 +554,8 @@ impl World {
         let role = if side == CLIENT { Role::Client } else { Role::Server };
         let limits = self.hosts[self.links[link].hosts[side]].limits;
         let grease = self.random.one_in(2).then(|| self.random.next());
-        let config = Config { limits, grease, ..Config::new(role) };
+        let multiplexed = self.links[link].carrier.is_datagrams();
+        let config = Config { limits, grease, multiplexed, ..Config::new(role) };
         self.links[link].sides[side].protocol = Some(Connection::new(config, self.time()));
     }
 
@@ -543,12 +573,86 @@ impl World {
         let most = match self.random.below(32) {
             0 => self.random.between(1, 60) as usize,
             1 | 2 => self.random.between(1, 4_000) as usize,
-            _ => 64 << 10,
+            _ => READ_MOST,
         };
-        let Link { pipes, sides, .. } = &mut self.links[link];
-        let pipe = &mut pipes[1 - side];
-        let Side { protocol: Some(protocol), inbox, lost, waked, .. } = &mut sides[side] else { return };
-        *waked = false;
+        self.links[link].sides[side].waked = false;
+        let mut over = match self.links[link].carrier {
+            Carrier::Bytes(_) => self.read_bytes(link, side, most),
+            Carrier::Datagrams(_) => self.read_channels(link, side, most),
+        };
+        if self.links[link].sides[side].lost && over.is_none() {
+            over = Some((Status::from_reason(Reason::CONNECTION_LOST, "the connection was lost"), None));
+        }
+        let Side { protocol: Some(protocol), .. } = &mut self.links[link].sides[side] else { return };
+        let forgets = side == CLIENT && self.mutation == Some(Mutation::ForgetsTimers);
+        let due = protocol.poll_timeout().is_some_and(|at| at <= now && !forgets);
+        if over.is_none()
+            && due
+            && let Err(error) = protocol.handle_timeout(now)
+        {
+            self.auditor.timed_out(link, side, error.code);
+            over = Some((error.status(), Some(error.code)));
+        }
+        self.dispatch(link, side);
+        let Link { carrier, sides, .. } = &mut self.links[link];
+        let multiplexed = carrier.is_datagrams();
+        let Side { protocol: Some(protocol), out, channels, closing, .. } = &mut sides[side] else { return };
+        let told_to_go = multiplexed && side == CLIENT && closing.is_none() && protocol.is_draining();
+        if over.is_none() && told_to_go && protocol.streams() == 0 {
+            // The server waits for it: only here is it known that the last answer has arrived.
+            over = Some((Status::from_reason(Reason::CONNECTION_LOST, "the server closed"), None));
+        }
+        if let (None, Some(at)) = (&over, *closing) {
+            let idle = protocol.streams() == 0
+                && !protocol.wants_transmit()
+                && out.is_empty()
+                && channels.len() == 0;
+            if idle || at <= self.now {
+                over = Some((Status::from_reason(Reason::CONNECTION_LOST, "closed while draining"), None));
+            }
+        }
+        protocol.poll_transmit(now, out, budget);
+        if multiplexed {
+            channels.fill(now, protocol, budget);
+        }
+        // Writing may have made room for senders.
+        self.dispatch(link, side);
+        self.flush(link, side);
+        if let Some((status, code)) = over {
+            self.note("over", host, link, 0, code.map_or(0, |code| u64::from(code.number())));
+            self.over(link, side, &status);
+            return;
+        }
+        let Side { protocol: Some(protocol), inbox, out, channels, closing, timer_at, .. } =
+            &mut self.links[link].sides[side]
+        else {
+            return;
+        };
+        self.auditor.buffers(link, side, inbox.len(), out.len(), protocol.streams());
+        let (unread, unsent) = channels.buffers();
+        self.auditor.buffers(link, side, unread, unsent, protocol.streams());
+        let idle = !protocol.wants_transmit() && out.is_empty() && channels.len() == 0;
+        let ends = closing.is_some() && protocol.streams() == 0 && idle;
+        let again = protocol.wants_transmit() && out.is_empty() || ends || channels.has_news();
+        let timeout = protocol.poll_timeout().filter(|_| !forgets);
+        let next = Time::sooner(timeout, closing.map(Time::from_micros));
+        if let Some(next) = next.map(|next| next.as_micros().max(self.now + 1))
+            && timer_at.is_none_or(|at| next < at || at <= self.now)
+        {
+            *timer_at = Some(next);
+            self.at(next, Event::Timer(link, side, next));
+        }
+        if again {
+            self.wake(link, side);
+        }
+    }
+
+    /// Reads the bytes that came; how the connection ended, if it did.
+    fn read_bytes(&mut self, link: usize, side: usize, most: usize) -> Option<(Status, Option<ErrorCode>)> {
+        let (host, now) = (self.links[link].hosts[side], self.time());
+        let Link { carrier, sides, .. } = &mut self.links[link];
+        let pipe = carrier.pipe(1 - side)?;
+        let Side { protocol: Some(protocol), inbox, lost, .. } = &mut sides[side] else { return None };
         let mut over = None;
         let read = pipe.read(most, inbox);
         let more = pipe.readable();
@@ -563,10 +667,6 @@ impl World {
             Read::End(End::Fin) => over = Some((protocol.handle_end(inbox), None)),
             Read::End(End::Reset) => *lost = true,
         }
-        if *lost && over.is_none() {
-            over = Some((Status::from_reason(Reason::CONNECTION_LOST, "the connection was lost"), None));
-        }
-        let held = inbox.len();
         if let Read::Bytes(count) = read {
             let mut verdict = over.as_ref().and_then(|(_, code)| *code).map_or(Ok(()), Err);
             if self.is(Mutation::OverlooksFlips) && verdict.is_err() {
@@ -574,62 +674,69 @@ impl World {
             }
             self.auditor.read(link, side, count, verdict);
             self.note("read", host, link, 0, (count as u64) << 32 | unread as u64);
-            // Room for the writer, once it hears of it.
-            let latency = self.links[link].pipes[side].path.latency_us;
-            if std::mem::take(&mut self.links[link].pipes[1 - side].full) {
-                self.after(latency, Event::Turn(link, 1 - side));
+            if self.links[link].carrier.pipe(1 - side).is_some_and(|pipe| std::mem::take(&mut pipe.full)) {
+                self.make_room(link, side);
             }
             if more {
                 self.wake(link, side);
             }
         }
-        let Side { protocol: Some(protocol), .. } = &mut self.links[link].sides[side] else { return };
-        let forgets = side == CLIENT && self.mutation == Some(Mutation::ForgetsTimers);
-        let due = protocol.poll_timeout().is_some_and(|at| at <= now && !forgets);
-        if over.is_none()
-            && due
-            && let Err(error) = protocol.handle_timeout(now)
-        {
-            self.auditor.timed_out(link, side, error.code);
-            over = Some((error.status(), Some(error.code)));
-        }
-        self.dispatch(link, side);
-        let Side { protocol: Some(protocol), out, closing, .. } = &mut self.links[link].sides[side] else {
-            return;
+        over
+    }
+
+    /// Reads the connection's own channel and then those of the calls; how the connection ended, if it did.
+    fn read_channels(
+        &mut self,
+        link: usize,
+        side: usize,
+        most: usize,
+    ) -> Option<(Status, Option<ErrorCode>)> {
+        let (host, now) = (self.links[link].hosts[side], self.time());
+        let Link { carrier, sides, .. } = &mut self.links[link];
+        let ways = between(carrier.datagrams()?, side);
+        let Side { protocol: Some(protocol), inbox, channels, lost, .. } = &mut sides[side] else {
+            return None;
         };
-        if let (None, Some(at)) = (&over, *closing) {
-            let idle = protocol.streams() == 0 && !protocol.wants_transmit() && out.is_empty();
-            if idle || at <= self.now {
-                over = Some((Status::from_reason(Reason::CONNECTION_LOST, "closed while draining"), None));
+        let [from, to] = ways;
+        let (took, mut roomy) = from.read(0, most, inbox);
+        let mut result = Ok(());
+        let mut count = 0;
+        match took {
+            Took::Bytes(bytes) => {
+                count = bytes;
+                result = protocol.handle_read(now, inbox);
+            }
+            Took::Nothing => {}
+            Took::Lost | Took::End | Took::Reset(_) => *lost = true,
+        }
+        if result.is_ok() && !*lost {
+            match channels.read(now, [from, to], protocol, most) {
+                Ok((bytes, room)) => {
+                    count += bytes;
+                    roomy |= room;
+                }
+                Err(error) => result = Err(error),
             }
         }
-        protocol.poll_transmit(now, out, budget);
-        // Writing may have made room for senders.
-        self.dispatch(link, side);
-        self.flush(link, side);
-        if let Some((status, code)) = over {
-            self.note("over", host, link, 0, code.map_or(0, |code| u64::from(code.number())));
-            self.over(link, side, &status);
-            return;
+        let more = from.readable() && !*lost;
+        let code = result.as_ref().map_err(|error| error.code).copied();
+        self.auditor.judged(link, side, code);
+        if count > 0 {
+            self.note("read", host, link, 0, count as u64);
         }
-        let Side { protocol: Some(protocol), out, closing, timer_at, .. } = &mut self.links[link].sides[side]
-        else {
-            return;
-        };
-        self.auditor.buffers(link, side, held, out.len(), protocol.streams());
-        let again = protocol.wants_transmit() && out.is_empty()
-            || closing.is_some() && protocol.streams() == 0 && !protocol.wants_transmit() && out.is_empty();
-        let timeout = protocol.poll_timeout().filter(|_| !forgets);
-        let next = Time::sooner(timeout, closing.map(Time::from_micros));
-        if let Some(next) = next.map(|next| next.as_micros().max(self.now + 1))
-            && timer_at.is_none_or(|at| next < at || at <= self.now)
-        {
-            *timer_at = Some(next);
-            self.at(next, Event::Timer(link, side, next));
+        if roomy {
+            self.make_room(link, side);
         }
-        if again {
+        if more {
             self.wake(link, side);
         }
+        result.err().map(|error| (error.status(), Some(error.code)))
+    }
+
+    /// The side read what its peer waits for room for, which it will hear of.
+    fn make_room(&mut self, link: usize, side: usize) {
+        let latency = self.links[link].carrier.path(side).latency_us;
+        self.after(latency, Event::Turn(link, 1 - side));
     }
 
     /// Hands every event of the protocol to the application that it concerns.
@@ -650,7 +757,13 @@ impl World {
                 Happened::GoAway { error } => {
                     let host = self.links[link].hosts[side];
                     self.note("told to go away", host, link, 0, u64::from(error.code.number()));
-                    self.drain(link, side);
+                    if side == CLIENT && self.links[link].carrier.is_datagrams() {
+                        // It closes when it has the last answer, and has all the time that its server gives it.
+                        self.not_for_new_calls(link);
+                        self.wake(link, side);
+                    } else {
+                        self.drain(link, side);
+                    }
                 }
                 event if side == CLIENT => self.client_event(link, event),
                 event => self.server_event(link, event),
@@ -687,9 +800,49 @@ impl World {
     }
 
     fn flush(&mut self, link: usize, side: usize) {
+        match self.links[link].carrier {
+            Carrier::Bytes(_) => self.flush_bytes(link, side),
+            Carrier::Datagrams(_) => self.flush_channels(link, side),
+        }
+    }
+
+    /// The connection's own frames, and what the calls' channels have room for.
+    fn flush_channels(&mut self, link: usize, side: usize) {
+        let (host, now) = (self.links[link].hosts[side], self.now);
+        let Link { carrier, sides, .. } = &mut self.links[link];
+        let Some(ways) = carrier.datagrams() else { return };
+        let [from, to] = between(ways, side);
+        let Side { out, channels, .. } = &mut sides[side];
+        let mut bytes = 0;
+        while let Ok(mut room @ 1..) = to.room(0)
+            && !out.is_empty()
+        {
+            let mut parts = [IoSlice::new(&[]); 16];
+            let count = out.parts(&mut parts);
+            self.scratch.clear();
+            for part in &parts[..count] {
+                let len = part.len().min(room);
+                self.scratch.extend_from_slice(&part[..len]);
+                room -= len;
+            }
+            out.consume(self.scratch.len());
+            bytes += self.scratch.len() as u64;
+            self.auditor.wrote(link, side, 0, &self.scratch);
+            to.write(now, 0, &self.scratch, false, &mut self.random);
+        }
+        bytes += channels.write(now, [from, to], &mut self.random, &mut self.auditor, (link, side));
+        self.report.bytes += bytes;
+        if bytes > 0 {
+            self.note("wrote", host, link, 0, bytes);
+        }
+        self.launch(link);
+    }
+
+    fn flush_bytes(&mut self, link: usize, side: usize) {
         loop {
-            let Link { hosts, pipes, sides } = &mut self.links[link];
-            let (pipe, out) = (&mut pipes[side], &mut sides[side].out);
+            let Link { hosts, carrier, sides } = &mut self.links[link];
+            let Some(pipe) = carrier.pipe(side) else { return };
+            let out = &mut sides[side].out;
             if out.is_empty() {
                 return;
             }
@@ -712,7 +865,7 @@ impl World {
                 self.auditor.flips(link, side, at);
                 self.auditor.touch(link);
             }
-            self.auditor.wrote(link, side, &self.scratch);
+            self.auditor.wrote(link, side, 0, &self.scratch);
             let host = hosts[side];
             let (arrival, flipped) = pipe.write(self.now, &self.scratch, &mut self.random);
             let broken = match self.mutation {
@@ -735,16 +888,35 @@ impl World {
 
     /// The side's driver is done with the connection: everybody on it is told.
     pub(crate) fn over(&mut self, link: usize, side: usize, status: &Status) {
-        let Link { pipes, sides, .. } = &mut self.links[link];
-        let end = if sides[side].lost { End::Reset } else { End::Fin };
+        let Link { carrier, sides, .. } = &mut self.links[link];
+        let lost = sides[side].lost;
+        let written = std::mem::take(&mut sides[side].channels).len() == 0;
         sides[side].open = false;
         sides[side].protocol = None;
         sides[side].inbox = BytesMut::new();
         sides[side].out = TransmitBuffer::default();
         let owners = std::mem::take(&mut sides[side].owners);
-        let at = pipes[side].finish(self.now, end, &mut self.random);
-        pipes[1 - side].drop_all();
-        self.at(at, Event::Arrive(link, 1 - side));
+        carrier.drop_all(1 - side);
+        match carrier {
+            Carrier::Bytes(pipes) => {
+                let end = if lost { End::Reset } else { End::Fin };
+                let at = pipes[side].finish(self.now, end, &mut self.random);
+                self.at(at, Event::Arrive(link, 1 - side));
+            }
+            // A close takes what is under way along. A client that has every answer does it at once, a server lets it
+            // be the client's, and who has more to say waits until its last words have arrived.
+            Carrier::Datagrams(ways) if !lost => {
+                let way = &mut ways[side];
+                let wait = match (written, side) {
+                    (true, CLIENT) => 0,
+                    (true, _) => LINGER,
+                    (false, _) => (way.control_takes(self.now) + way.path.latency_us).min(LINGER),
+                };
+                way.close(self.now, wait, &mut self.random);
+                self.launch(link);
+            }
+            Carrier::Datagrams(_) => {}
+        }
         if side == CLIENT {
             self.not_for_new_calls(link);
         }
@@ -768,14 +940,17 @@ impl World {
                 continue;
             }
             self.auditor.touch(link);
-            let Link { pipes, sides, .. } = &mut self.links[link];
+            let Link { carrier, sides, .. } = &mut self.links[link];
             sides[side] = Side { open: false, ..Side::new() };
-            pipes[1 - side].drop_all();
-            if silent {
-                pipes[side].drop_all();
-            } else {
-                let at = pipes[side].cut(self.now, End::Reset, &mut self.random);
-                self.at(at, Event::Arrive(link, 1 - side));
+            carrier.drop_all(1 - side);
+            match carrier {
+                Carrier::Bytes(pipes) if silent => pipes[side].drop_all(),
+                Carrier::Bytes(pipes) => {
+                    let at = pipes[side].cut(self.now, End::Reset, &mut self.random);
+                    self.at(at, Event::Arrive(link, 1 - side));
+                }
+                // No kernel speaks for it.
+                Carrier::Datagrams(ways) => ways[side].leave(),
             }
         }
         if host < self.servers {
@@ -815,7 +990,7 @@ impl World {
         let alive = self.handlers.iter().filter(|handler| handler.is_alive()).count();
         self.auditor.host_at_rest(0, &[("handlers", alive)]);
         for link in 0..self.links.len() {
-            let Link { pipes, sides, hosts } = &self.links[link];
+            let Link { carrier, sides, hosts } = &self.links[link];
             if sides.iter().all(|side| !side.open) {
                 continue;
             }
@@ -831,7 +1006,8 @@ impl World {
                     ("frames to send", usize::from(protocol.wants_transmit())),
                     ("bytes to send", of.out.len()),
                     ("bytes of a frame", of.inbox.len()),
-                    ("bytes under way", usize::from(!pipes[side].is_idle())),
+                    ("bytes under way", usize::from(!carrier.is_idle(side))),
+                    ("channels", of.channels.len()),
                     ("owners", of.owners.iter().flatten().count()),
                 ];
                 self.auditor.at_rest(link, side, &left);
@@ -853,6 +1029,12 @@ impl World {
             }
         }
     }
+}
+
+/// The direction that the side reads, and the one that it writes.
+fn between(ways: &mut [Datagrams; 2], side: usize) -> [&mut Datagrams; 2] {
+    let [client, server] = ways;
+    if side == CLIENT { [server, client] } else { [client, server] }
 }
 
 impl Host {

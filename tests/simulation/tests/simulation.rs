@@ -5,9 +5,11 @@ use std::{fs, path::Path};
 use valkyrie_simulation::{Fault, Mutation, RUN_SECONDS, Summary, run};
 
 /// Each mistake, and the invariant that it breaks; two where it depends on the moment which of them is seen first.
-const MISTAKES: [(Mutation, &[&str]); 18] = [
-    (Mutation::SwapsReads, &["honest"]),
-    (Mutation::RepeatsReads, &["honest"]),
+const MISTAKES: [(Mutation, &[&str]); 20] = [
+    (Mutation::SwapsReads, &["honest", "I5"]),
+    (Mutation::RepeatsReads, &["honest", "I5"]),
+    (Mutation::RepeatsPackets, &["honest", "I5"]),
+    (Mutation::SkipsGaps, &["honest", "I5"]),
     (Mutation::OverlooksFlips, &["flip"]),
     (Mutation::ForgetsTimers, &["I1"]),
     (Mutation::StaysBlocked, &["I7"]),
