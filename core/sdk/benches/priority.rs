@@ -3,14 +3,11 @@
 //! all of them. Prints, asserts nothing: `cargo bench -p valkyrie-sdk --bench priority`.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 use valkyrie_sdk::{
     Bytes, CallOptions, Client, EchoHandler, Priority, Reply, ServerBuilder, Status, handler_fn,
 };
@@ -36,16 +33,16 @@ enum Way {
 
 /// Streams that move bulk as fast as they may, and how many bytes have arrived.
 struct Bulk {
-    moved: Arc<AtomicU64>,
+    moved: Arc<watch::Sender<u64>>,
     tasks: JoinSet<()>,
 }
 
 impl Bulk {
-    async fn start(client: &Client, way: Way, received: &Arc<AtomicU64>) -> Result<Bulk, Status> {
+    async fn start(client: &Client, way: Way, received: &Arc<watch::Sender<u64>>) -> Result<Bulk, Status> {
         let mut tasks = JoinSet::new();
         let moved = match way {
             Way::Up => received.clone(),
-            Way::Down => Arc::new(AtomicU64::new(0)),
+            Way::Down => Arc::new(watch::Sender::new(0)),
         };
         for _ in 0..STREAMS {
             let options = CallOptions::new().with_priority(Priority::Bulk);
@@ -65,7 +62,7 @@ impl Bulk {
                     let moved = moved.clone();
                     tasks.spawn(async move {
                         while let Ok(Some(message)) = recv.recv().await {
-                            moved.fetch_add(message.len() as u64, Relaxed);
+                            moved.send_modify(|bytes| *bytes += message.len() as u64);
                         }
                     });
                 }
@@ -78,19 +75,17 @@ impl Bulk {
 
     /// Waits until so many bytes more have moved: bytes per second.
     async fn rate(&self, bytes: u64) -> f64 {
-        let (began, before) = (Instant::now(), self.moved.load(Relaxed));
-        while self.moved.load(Relaxed) - before < bytes {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        (self.moved.load(Relaxed) - before) as f64 / began.elapsed().as_secs_f64()
+        let mut moved = self.moved.subscribe();
+        let (began, before) = (Instant::now(), *moved.borrow());
+        // Its sender lives as long as this does.
+        let now = moved.wait_for(|moved| moved - before >= bytes).await.map_or(before, |moved| *moved);
+        (now - before) as f64 / began.elapsed().as_secs_f64()
     }
 
-    /// Ends all streams, and returns when the connection is empty.
-    async fn stop(mut self, client: &Client) {
+    /// Ends all streams; an answer tells that the server has read their ends, which go ahead of a call.
+    async fn stop(mut self, client: &Client) -> Result<(), Status> {
         self.tasks.shutdown().await;
-        while client.connections().iter().any(|connection| connection.streams > 0) {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        client.request("over").await.map(drop)
     }
 }
 
@@ -119,8 +114,8 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// A server with a runtime of its own, as another process would have: its endpoint, and the bytes that it received.
-fn serve() -> (String, Arc<AtomicU64>) {
-    let received = Arc::new(AtomicU64::new(0));
+fn serve() -> (String, Arc<watch::Sender<u64>>) {
+    let received = Arc::new(watch::Sender::new(0));
     let (count, (tell, told)) = (received.clone(), std::sync::mpsc::channel());
     std::thread::spawn(move || {
         runtime().block_on(async move {
@@ -128,7 +123,7 @@ fn serve() -> (String, Arc<AtomicU64>) {
                 let count = count.clone();
                 async move {
                     while let Some(message) = call.recv().await? {
-                        count.fetch_add(message.len() as u64, Relaxed);
+                        count.send_modify(|bytes| *bytes += message.len() as u64);
                     }
                     Ok::<_, Status>(Reply::end())
                 }
@@ -162,12 +157,12 @@ fn main() -> Result<(), Status> {
                 critical(&client, &mut quiet).await?;
                 let bulk = Bulk::start(&client, way, &received).await?;
                 let rate = bulk.rate(ALONE).await;
-                let (began, before) = (Instant::now(), bulk.moved.load(Relaxed));
+                let (began, before) = (Instant::now(), *bulk.moved.borrow());
                 critical(&client, &mut busy).await?;
-                let moved = (bulk.moved.load(Relaxed) - before) as f64;
+                let moved = (*bulk.moved.borrow() - before) as f64;
                 kept.push(moved / began.elapsed().as_secs_f64() / rate);
                 alone.push(rate);
-                bulk.stop(&client).await;
+                bulk.stop(&client).await?;
                 p50s.push(percentile(&mut busy, 0.5) / percentile(&mut quiet, 0.5));
                 p99s.push(percentile(&mut busy, 0.99) / percentile(&mut quiet, 0.99));
                 idle.append(&mut quiet);

@@ -31,6 +31,7 @@ async fn resident(process: &str) -> usize {
     let read = || number(process, "status", "VmRSS:") << 10;
     let (mut last, mut since) = (read(), Instant::now());
     while since.elapsed() < REST {
+        // Nobody tells when memory has come to rest: the kernel is asked now and then.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let now = read();
         if now != last {

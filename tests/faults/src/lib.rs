@@ -8,3 +8,16 @@ pub mod proxy;
 pub mod quic;
 pub mod script;
 pub mod target;
+
+use std::sync::LazyLock;
+
+/// Where a test's chances come from: `VALKYRIE_SEED`, or a number that is printed.
+pub fn seed() -> u64 {
+    static SEED: LazyLock<u64> = LazyLock::new(|| {
+        let seed = std::env::var("VALKYRIE_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+        println!("VALKYRIE_SEED={seed}");
+        seed
+    });
+    *SEED
+}

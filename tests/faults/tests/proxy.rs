@@ -5,7 +5,6 @@ use std::{
     future::Future,
     io::ErrorKind,
     process::{Command, Stdio},
-    sync::LazyLock,
     time::Duration,
 };
 
@@ -13,7 +12,10 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket, UnixListener, UnixStream},
 };
-use valkyrie_faults::proxy::{Direction, Faults, Passed, Proxy};
+use valkyrie_faults::{
+    proxy::{Direction, Faults, Passed, Proxy},
+    seed,
+};
 use valkyrie_sdk::{CallOptions, Client, EchoHandler, Reason, ServerBuilder, handler_fn};
 
 /// A hang is bounded far above anything that should take that long.
@@ -23,17 +25,6 @@ async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
 
 fn pattern(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 251) as u8).collect()
-}
-
-/// Chances come from a seed of the environment, or from one that is printed.
-fn seed() -> u64 {
-    static SEED: LazyLock<u64> = LazyLock::new(|| {
-        let seed = std::env::var("VALKYRIE_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-        println!("VALKYRIE_SEED={seed}");
-        seed
-    });
-    *SEED
 }
 
 struct Pair {

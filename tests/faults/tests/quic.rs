@@ -19,6 +19,7 @@ use valkyrie_faults::{
     frame::{Frame, Position},
     proxy::{Direction, Faults, Proxy},
     quic::{self, Rewrite},
+    seed,
     target::{Honest, Program, Server},
 };
 use valkyrie_protocol::{ErrorCode, FrameHeader, FrameType, GoAway, HEADER_LEN};
@@ -30,17 +31,6 @@ use valkyrie_sdk::{
 /// A hang is bounded far above anything that should take that long.
 async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(200), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
-
-/// Chances come from a seed of the environment, or from one that is printed.
-fn seed() -> u64 {
-    static SEED: LazyLock<u64> = LazyLock::new(|| {
-        let seed = std::env::var("VALKYRIE_SEED").ok().and_then(|seed| seed.parse().ok());
-        let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-        println!("VALKYRIE_SEED={seed}");
-        seed
-    });
-    *SEED
 }
 
 /// A certificate and its key, as PEM.

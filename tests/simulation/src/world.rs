@@ -814,18 +814,10 @@ impl World {
         let [from, to] = between(ways, side);
         let Side { out, channels, .. } = &mut sides[side];
         let mut bytes = 0;
-        while let Ok(mut room @ 1..) = to.room(0)
+        while let Ok(room @ 1..) = to.room(0)
             && !out.is_empty()
         {
-            let mut parts = [IoSlice::new(&[]); 16];
-            let count = out.parts(&mut parts);
-            self.scratch.clear();
-            for part in &parts[..count] {
-                let len = part.len().min(room);
-                self.scratch.extend_from_slice(&part[..len]);
-                room -= len;
-            }
-            out.consume(self.scratch.len());
+            gather(out, room, &mut self.scratch);
             bytes += self.scratch.len() as u64;
             self.auditor.wrote(link, side, 0, &self.scratch);
             to.write(now, 0, &self.scratch, false, &mut self.random);
@@ -846,20 +838,12 @@ impl World {
             if out.is_empty() {
                 return;
             }
-            let mut room = pipe.room();
+            let room = pipe.room();
             if room == 0 {
                 pipe.full = true;
                 return;
             }
-            let mut parts = [IoSlice::new(&[]); 16];
-            let count = out.parts(&mut parts);
-            self.scratch.clear();
-            for part in &parts[..count] {
-                let len = part.len().min(room);
-                self.scratch.extend_from_slice(&part[..len]);
-                room -= len;
-            }
-            out.consume(self.scratch.len());
+            gather(out, room, &mut self.scratch);
             let end = pipe.written + self.scratch.len() as u64;
             if let Some(at) = pipe.flip_at.filter(|at| *at < end && !pipe.is_ending()) {
                 self.auditor.flips(link, side, at);
@@ -1035,6 +1019,19 @@ impl World {
 fn between(ways: &mut [Datagrams; 2], side: usize) -> [&mut Datagrams; 2] {
     let [client, server] = ways;
     if side == CLIENT { [server, client] } else { [client, server] }
+}
+
+/// Moves what one vectored write takes, at most `room` bytes, into `scratch`.
+fn gather(out: &mut TransmitBuffer, mut room: usize, scratch: &mut Vec<u8>) {
+    let mut parts = [IoSlice::new(&[]); 16];
+    let count = out.parts(&mut parts);
+    scratch.clear();
+    for part in &parts[..count] {
+        let len = part.len().min(room);
+        scratch.extend_from_slice(&part[..len]);
+        room -= len;
+    }
+    out.consume(scratch.len());
 }
 
 impl Host {
