@@ -288,13 +288,19 @@ pub struct Connection {
     /// Streams of ours that wait for one of the peer's max_concurrent_streams, by class.
     unopened: [VecDeque<StreamKey>; 3],
     waiting_opens: usize,
-    picks: u32,
+    /// Places that became free, of which bulk gets its share too.
+    places: u32,
+    /// Frames of the other classes since bulk's last, and whether one of them waited for credit since.
+    urgent: u32,
+    pressed: bool,
 
     sent: u64,
     send_limit: u64,
     received: u64,
     receive_limit: u64,
     consumed: u64,
+    /// Of those, since less than an eighth of the window is left.
+    taken_scarce: u64,
     /// Message bytes that nobody can take yet and whose credit is back: fragments of unfinished messages, and what the
     /// driver set aside.
     buffered: u64,
@@ -363,12 +369,15 @@ impl Connection {
             waiting: VecDeque::new(),
             unopened: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
             waiting_opens: 0,
-            picks: 0,
+            places: 0,
+            urgent: 0,
+            pressed: false,
             sent: 0,
             send_limit: initial(INITIAL.connection_window_bytes),
             received: 0,
             receive_limit: initial(limits.connection_window_bytes),
             consumed: 0,
+            taken_scarce: 0,
             buffered: 0,
             unsent: 0,
             resets: Bucket::new(limits.max_resets, limits.resets_per_second),
@@ -653,9 +662,8 @@ impl Connection {
     /// Returns the credit of `len` message bytes that the application has taken. The key may be of a stream that is
     /// gone: the connection's credit is returned all the same.
     pub fn consumed(&mut self, key: StreamKey, len: usize) {
-        self.consumed += len as u64;
+        self.drop_bytes(len);
         self.resumed = self.config.multiplexed;
-        self.grant_connection();
         let window = u64::from(self.config.limits.stream_window_bytes);
         if let Some(stream) = self.streams.get(key) {
             stream.consumed += len as u64;
@@ -1502,18 +1510,25 @@ impl Connection {
         Ok(())
     }
 
-    /// Returns the connection's credit for bytes that no application will see.
+    /// Returns the connection's credit for bytes that the application has, or will never see.
     fn drop_bytes(&mut self, len: usize) {
         self.consumed += len as u64;
+        let window = u64::from(self.config.limits.connection_window_bytes);
+        let scarce = self.receive_limit - self.received < window / 8;
+        self.taken_scarce = if scarce { self.taken_scarce + len as u64 } else { 0 };
         self.grant_connection();
     }
 
     fn grant_connection(&mut self) {
         let window = u64::from(self.config.limits.connection_window_bytes);
         let limit = self.consumed + window + self.buffered;
-        if limit >= self.receive_limit + window / 2 {
-            self.receive_limit = limit;
-            self.push_window(0, limit);
+        // Messages that were whole late had their credit before they are taken, and it may be all there is: the last
+        // eighth, which is for the most urgent, comes back byte for byte all the same.
+        let lent = (self.receive_limit + self.taken_scarce).min(self.received + window / 8);
+        if limit >= self.receive_limit + window / 8 || lent >= self.receive_limit + window / 16 {
+            self.receive_limit = limit.max(lent);
+            self.taken_scarce = 0;
+            self.push_window(0, self.receive_limit);
         }
     }
 
@@ -1537,9 +1552,8 @@ impl Connection {
 
     /// The next stream to write a frame of: the most urgent class first, one frame of sixteen to bulk in any case.
     fn pick(&mut self) -> Option<StreamKey> {
-        self.picks = self.picks.wrapping_add(1);
         let bulk = Priority::Bulk as usize;
-        if self.picks.is_multiple_of(BULK_SHARE)
+        if self.bulk_is_due()
             && let Some(key) = self.ready[bulk].pop_front()
         {
             return Some(key);
@@ -1547,10 +1561,20 @@ impl Connection {
         self.ready.iter_mut().find_map(VecDeque::pop_front)
     }
 
+    fn bulk_is_due(&self) -> bool {
+        self.urgent >= BULK_SHARE - 1
+    }
+
     fn write_frame(&mut self, now: Time, key: StreamKey, out: &mut TransmitBuffer) {
         let max_streams = self.peer.max_concurrent_streams;
-        let connection_credit = self.send_limit - self.sent;
+        // Where the others take all that comes back, bulk would never find half a window.
+        let by_share = self.pressed && self.bulk_is_due();
         let Some(stream) = self.streams.get(key) else { return };
+        let is_bulk = stream.priority == Priority::Bulk;
+        let by_share = is_bulk && by_share;
+        let class = if by_share { Priority::Normal } else { stream.priority };
+        let kept = class.kept_credit(self.peer.connection_window_bytes);
+        let connection_credit = (self.send_limit - self.sent).saturating_sub(kept);
         stream.ready = false;
         let Some((item, offset)) = &mut stream.current else { return };
         let item = &*item;
@@ -1562,6 +1586,7 @@ impl Connection {
             // The stream's own WINDOW makes it ready again; when the connection is short, the connection's does.
             let unopened = stream.id == 0;
             if stream.send_limit > stream.sent {
+                self.pressed |= !is_bulk;
                 self.wait(key);
             }
             if unopened {
@@ -1667,6 +1692,8 @@ impl Connection {
         stream.send_buffered -= size;
         self.unsent -= size as u64;
         self.sent += size as u64;
+        (self.urgent, self.pressed) =
+            if is_bulk { (0, false) } else { (self.urgent.saturating_add(1), self.pressed) };
         let ended = last && matches!(item, Out::Status(_));
         if last {
             stream.current = stream.queue.pop_front().map(|item| (item, 0));
@@ -1716,7 +1743,8 @@ impl Connection {
             return;
         }
         let bulk = Priority::Bulk as usize;
-        let classes = if self.picks.is_multiple_of(BULK_SHARE) { [bulk, 0, 1] } else { [0, 1, bulk] };
+        self.places = self.places.wrapping_add(1);
+        let classes = if self.places.is_multiple_of(BULK_SHARE) { [bulk, 0, 1] } else { [0, 1, bulk] };
         for class in classes {
             while let Some(key) = self.unopened[class].pop_front() {
                 if let Some(stream) = self.streams.get(key) {

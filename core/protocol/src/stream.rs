@@ -32,6 +32,15 @@ impl Priority {
         }
     }
 
+    /// What a sender keeps of a connection's credit for the classes before this one, in bytes (W8-09).
+    pub(crate) fn kept_credit(self, window: u32) -> u64 {
+        u64::from(match self {
+            Priority::Critical => 0,
+            Priority::Normal => window / 8,
+            Priority::Bulk => window / 2,
+        })
+    }
+
     /// The class in lower case.
     pub const fn name(self) -> &'static str {
         match self {

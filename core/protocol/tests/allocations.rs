@@ -56,6 +56,14 @@ fn carry(from: &mut Side, to: &mut Side, mut events: impl FnMut(&mut Connection,
     }
 }
 
+/// Two sides that have read each other's HELLO: the first flight has less credit than the longest message.
+fn greeted() -> (Side, Side) {
+    let (mut client, mut server) = (Side::new(Role::Client), Side::new(Role::Server));
+    carry(&mut client, &mut server, |_, event| assert_eq!(event, Event::Connected));
+    carry(&mut server, &mut client, |_, event| assert_eq!(event, Event::Connected));
+    (client, server)
+}
+
 fn opened(message: Option<Bytes>) -> Opened {
     Opened {
         method: Bytes::from_static(b"/echo"),
@@ -97,7 +105,7 @@ const LENS: [usize; 5] = [0, 32, 1 << 10, 16 << 10, 64 << 10];
 #[test]
 fn a_unary_call_allocates_nothing() {
     for len in LENS {
-        let (mut client, mut server) = (Side::new(Role::Client), Side::new(Role::Server));
+        let (mut client, mut server) = greeted();
         let payload = Bytes::from(vec![7; len]);
         let mut run = |count| (0..count).map(|_| unary(&mut client, &mut server, &payload)).sum::<u64>();
         run(WARM_UP);
@@ -111,7 +119,7 @@ fn a_unary_call_allocates_nothing() {
 #[test]
 fn a_message_of_a_stream_allocates_nothing() {
     for len in LENS {
-        let (mut client, mut server) = (Side::new(Role::Client), Side::new(Role::Server));
+        let (mut client, mut server) = greeted();
         let payload = Bytes::from(vec![7; len]);
         let mut call = opened(None);
         call.end = false;
@@ -142,7 +150,7 @@ fn a_message_of_a_stream_allocates_nothing() {
 #[test]
 fn messages_that_are_kept_cost_one_read_buffer_per_64_kib() {
     for len in LENS {
-        let (mut client, mut server) = (Side::new(Role::Client), Side::new(Role::Server));
+        let (mut client, mut server) = greeted();
         let payload = Bytes::from(vec![7; len]);
         let mut kept = Vec::with_capacity((WARM_UP + MESSAGES) as usize);
         let mut run = |count| {

@@ -558,7 +558,7 @@ impl Pair {
             let before = self.wires[from].connection.limit;
             let mut calls = 0;
             while self.wires[from].connection.limit == before {
-                assert!(calls < 8, "half a window was sent and taken, and no credit came back");
+                assert!(calls < 8, "an eighth of a window was sent and taken, and no credit came back");
                 calls += 1;
                 let index = self.calls.len();
                 let len = if from == CLIENT { 8_000 } else { 0 };

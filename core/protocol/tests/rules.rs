@@ -374,7 +374,7 @@ fn a_first_flight_stays_within_what_every_peer_takes() {
     let first = caller.sent(AT_ONCE, usize::MAX);
     let calls = first.iter().filter(|sent| sent.header.frame_type == FrameType::CALL).count();
     let bytes: usize = first.iter().map(|sent| sent.payload.len()).sum();
-    assert_eq!((calls, bytes), (7, 65_536), "as many calls as the window has room for");
+    assert_eq!((calls, bytes), (6, 65_536 - 8_192), "as many calls as the window has room for");
     let mut caller = Side(Connection::new(Config::new(Role::Client), Time::default()));
     open_many(&mut caller, 150, Priority::Normal);
     assert_eq!(caller.said().len(), 1 + 100);
@@ -665,7 +665,7 @@ fn the_urgent_go_first_and_bulk_keeps_a_share() {
 #[test]
 fn a_window_raises_its_own_credit_and_never_lowers_it() {
     let mut caller = client();
-    let key = caller.0.open(opened(Some(Bytes::from(vec![7; 300_000])), Priority::Normal)).unwrap();
+    let key = caller.0.open(opened(Some(Bytes::from(vec![7; 300_000])), Priority::Critical)).unwrap();
     let payload = |side: &mut Side| -> usize {
         side.sent(AT_ONCE, usize::MAX).iter().map(|sent| sent.payload.len()).sum()
     };
@@ -695,10 +695,14 @@ fn credit_comes_back_with_what_is_taken_and_with_fragments() {
     let mut side = Side::new(Role::Server, limits);
     let key = side.called(0);
     let part = vec![7; 16_384];
-    // Whole messages: nothing before they are taken, both windows after.
+    // Whole messages: nothing before they are taken, the connection's window at an eighth, the stream's at a half.
     side.read([message(1, FLAG_MESSAGE, &part), message(1, FLAG_MESSAGE, &part)].concat()).unwrap();
     assert_eq!(side.said(), []);
-    side.0.consumed(key, 32_768);
+    side.0.consumed(key, 8_191);
+    assert_eq!(side.said(), []);
+    side.0.consumed(key, 1);
+    assert_eq!(side.said().len(), 1);
+    side.0.consumed(key, 32_768 - 8_192);
     let offsets = |side: &mut Side| -> Vec<(u64, u64)> {
         let windows = side.said().into_iter();
         windows.map(|(_, stream, record)| (stream, Window::decode(&record).unwrap().offset)).collect()
@@ -721,7 +725,84 @@ fn credit_comes_back_with_what_is_taken_and_with_fragments() {
     side.0.reset(key, ErrorCode::INTERNAL);
     side.said();
     side.read([message(1, FLAG_MESSAGE, &part), message(1, FLAG_MESSAGE, &part)].concat()).unwrap();
-    assert_eq!(offsets(&mut side), [(0, 16 * 16_384 + 65_536)]);
+    assert_eq!(offsets(&mut side).last(), Some(&(0, 16 * 16_384 + 65_536)));
+}
+
+// spec: W8-09
+#[test]
+fn f28_credit_is_kept_for_the_more_urgent() {
+    let mut caller = client();
+    let half = 32_768;
+    let mut send = |priority, len: usize| -> usize {
+        caller.0.open(opened(Some(Bytes::from(vec![7; len])), priority)).unwrap();
+        caller.sent(AT_ONCE, usize::MAX).iter().map(|sent| sent.payload.len()).sum()
+    };
+    assert_eq!(send(Priority::Bulk, 20_000) + send(Priority::Bulk, 60_000), half, "of 65,536");
+    assert_eq!(send(Priority::Normal, 60_000), half - 8_192);
+    assert_eq!(send(Priority::Normal, 1), 0);
+    assert_eq!(send(Priority::Critical, 5_000), 5_000, "beside calls that nobody reads");
+    assert_eq!(send(Priority::Critical, 60_000), 8_192 - 5_000);
+    // All of them go on, each to its own bound.
+    caller.read(window(0, 65_536 + 65_536)).unwrap();
+    let mut bytes = [0; 3];
+    for sent in caller.sent(AT_ONCE, usize::MAX) {
+        bytes[usize::from(sent.header.priority)] += sent.payload.len();
+    }
+    assert_eq!(bytes, [60_000 - 3_192, 65_536 - 8_192 - 56_808, 0]);
+}
+
+// spec: W7-18, W8-09
+#[test]
+fn bulk_does_not_starve_where_others_use_all_credit() {
+    let mut caller = Side(Connection::new(Config::new(Role::Client), Time::default()));
+    caller.read(hello_with(0, vec![(2, 8 << 20), (5, 1 << 30), (6, 65_536)])).unwrap();
+    for priority in [Priority::Normal, Priority::Bulk] {
+        caller.0.open(opened(Some(Bytes::from(vec![7; 4 << 20])), priority)).unwrap();
+    }
+    let mut limit = 65_536;
+    let mut order = Vec::new();
+    while order.len() < 208 {
+        order.extend(caller.sent(AT_ONCE, usize::MAX).iter().map(|sent| sent.header.priority));
+        limit += 65_536 / 4;
+        caller.read(window(0, limit)).unwrap();
+    }
+    assert!(!order[16..].contains(&0));
+    for part in order[16..].chunks_exact(32) {
+        let bulk = part.iter().filter(|class| **class == 2).count();
+        assert!((1..=4).contains(&bulk), "{part:?}");
+    }
+}
+
+// spec: W8-10
+#[test]
+fn the_last_eighth_comes_back_whatever_else_is_unread() {
+    let limits =
+        Limits { stream_window_bytes: 1 << 20, connection_window_bytes: 65_536, ..Limits::default() };
+    let mut side = Side::new(Role::Server, limits);
+    let key = side.called(0);
+    side.read(call(3, 0, b"")).unwrap();
+    let [Event::Call { key: urgent, .. }] = side.events()[..] else { panic!("no call") };
+    // A message of four windows that nobody takes, and another that leaves an eighth.
+    for _ in 0..16 {
+        side.read(message(1, FLAG_MESSAGE | FLAG_MORE, &[7; 16_384])).unwrap();
+    }
+    side.read(message(1, FLAG_MESSAGE, b"")).unwrap();
+    let windows = |side: &mut Side| -> Vec<u64> {
+        let windows = side.said().into_iter().filter(|(_, stream, _)| *stream == 0);
+        windows.map(|(_, _, record)| Window::decode(&record).unwrap().offset).collect()
+    };
+    let unread = 4 * 65_536;
+    assert_eq!(windows(&mut side).last(), Some(&(unread + 65_536)));
+    side.read(message(1, FLAG_MESSAGE, &vec![7; 65_536 - 8_192])).unwrap();
+    for round in 1..=8 {
+        side.read(message(3, FLAG_MESSAGE, &[7; 4_096])).unwrap();
+        assert_eq!(windows(&mut side), [], "nothing was taken");
+        side.0.consumed(urgent, 4_096);
+        assert_eq!(windows(&mut side), [unread + 65_536 + round * 4_096]);
+    }
+    // What the others take pays for what they were given.
+    side.0.consumed(key, 65_536);
+    assert_eq!(windows(&mut side), []);
 }
 
 // spec: W8-06

@@ -10,8 +10,8 @@ use std::{
 
 use tokio::sync::Notify;
 use valkyrie_sdk::{
-    Bytes, CallOptions, Class, Client, Code, ConnectionInfo, EchoHandler, Metadata, Reason, Reply, Server,
-    ServerBuilder, ServerControl, Status, handler_fn,
+    Bytes, CallOptions, Class, Client, Code, ConnectionInfo, EchoHandler, Metadata, Priority, Reason, Reply,
+    Server, ServerBuilder, ServerControl, Status, handler_fn,
 };
 
 /// Handlers that a test watches.
@@ -590,6 +590,31 @@ async fn calls_that_wait_leave_room_for_those_that_run(bind: String) {
     };
     tokio::time::timeout(Duration::from_secs(60), all_run).await.expect("the calls hang");
     assert!(client.request(vec![7; 2 << 20]).await.is_ok(), "the credit came back");
+}
+
+/// Streams that nobody reads fill what their class may have of the connection, and no more urgent call waits for them.
+// spec: W8-09, W8-10
+#[tokio::test]
+async fn f28_unread_streams_of_a_class_stop_no_more_urgent_call() {
+    let (endpoints, _control, _watch) = serve(&[&format!("memory:{}", unique("kept"))]).await;
+    let client = Client::connect(&endpoints[0]).await.unwrap();
+    let message = Bytes::from(vec![7; 60 << 10]);
+    let mut unread = Vec::new();
+    for (class, next) in [(Priority::Bulk, Priority::Normal), (Priority::Normal, Priority::Critical)] {
+        for _ in 0..16 {
+            let (mut send, recv) =
+                client.open("/hang", CallOptions::new().with_priority(class)).await.unwrap();
+            let message = message.clone();
+            let sender = tokio::spawn(async move { while send.send(message.clone()).await.is_ok() {} });
+            unread.push((sender, recv));
+        }
+        for _ in 0..40 {
+            let options = CallOptions::new().with_priority(next);
+            let call = client.call_with("/echo", message.clone(), options);
+            let reply = tokio::time::timeout(Duration::from_secs(60), call).await.expect("the call hangs");
+            assert_eq!(reply.unwrap().message, message);
+        }
+    }
 }
 
 // spec: W8-08

@@ -89,6 +89,8 @@ struct Wire {
     greeted: bool,
     last_id: u64,
     credit: Credit,
+    /// Frames of other classes since bulk's last.
+    urgent: u64,
     streams: BTreeMap<u64, Flow>,
     /// Places of changed bits; by which byte the other side must have noticed.
     flips: Vec<u64>,
@@ -143,6 +145,7 @@ struct Header {
     stream: u64,
     payload: u64,
     record: usize,
+    class: u8,
 }
 
 impl Header {
@@ -156,6 +159,7 @@ impl Header {
             stream: number(8, 8),
             payload: number(16, 4),
             record: number(20, 4) as usize,
+            class: bytes[24],
         }
     }
 }
@@ -547,7 +551,7 @@ impl Auditor {
         let [client, server] = wires;
         let (wire, other) = if side == CLIENT { (client, server) } else { (server, client) };
         let own = &limits[side];
-        let Header { kind, flags, stream: id, payload, .. } = *header;
+        let Header { kind, flags, stream: id, payload, class, .. } = *header;
         let wrong = |invariant: &'static str, what: &str| {
             Some(Violation {
                 invariant,
@@ -614,6 +618,10 @@ impl Auditor {
             wire.streams.insert(id, flow(other.greeted, &limits[1 - side]));
             other.streams.insert(id, flow(wire.greeted, own));
         }
+        let urgent = wire.urgent;
+        if kind != RESET {
+            wire.urgent = if class == 2 { 0 } else { urgent + 1 };
+        }
         let Some(flow) = wire.streams.get_mut(&id) else {
             self.violation = wrong("I5", "a stream that was never opened");
             return;
@@ -640,8 +648,22 @@ impl Auditor {
                 flow.credit.sent += payload;
                 wire.credit.sent += payload;
                 let beyond = flow.credit.sent > flow.credit.limit || wire.credit.sent > wire.credit.limit;
+                // What its peer gave it at the least: the sender may not have read its HELLO.
+                let window = if other.greeted {
+                    limits[1 - side].connection_window_bytes
+                } else {
+                    INITIAL.connection_window_bytes
+                };
+                let kept = u64::from(match class {
+                    0 => 0,
+                    1 => window / 8,
+                    _ if urgent >= 15 => window / 8,
+                    _ => window / 2,
+                });
                 if beyond && !multiplexed {
                     self.violation = wrong("I6", "more bytes than the window");
+                } else if payload > 0 && wire.credit.sent + kept > wire.credit.limit && !multiplexed {
+                    self.violation = wrong("I6", "the credit of a more urgent class");
                 }
             }
             _ => self.violation = wrong("I5", "a frame that nobody knows"),
@@ -763,10 +785,10 @@ impl Auditor {
         let Link { multiplexed, limits, wires, unread, .. } = &self.links[link];
         let window = u64::from(limits[1 - side].connection_window_bytes);
         let (unread, credit, payload) = (unread[side], wires[side].credit, wires[side].unfinished());
-        // A receiver may keep back less than half a window, and not for ever what nobody holds.
+        // A receiver may keep back less than an eighth of the window, and not for ever what nobody holds.
         if unread != 0 || payload != 0 {
             self.wrong("I8", format!("at rest link {link} side {side} holds {unread} unread bytes"));
-        } else if !*multiplexed && credit.limit - credit.sent <= window / 2 {
+        } else if !*multiplexed && credit.limit - credit.sent <= window - window / 8 {
             let left = credit.limit - credit.sent;
             self.wrong("I8", format!("at rest link {link} side {side} may send {left} of {window} bytes"));
         }
