@@ -39,6 +39,7 @@ use crate::{
     TransmitBuffer, VERSION,
     grease::Grease,
     limits::{MAX_FRAME_BYTES_CAP, MAX_STREAM_ID},
+    queue::Queue,
     record::{
         self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window,
         check_method, metadata_from,
@@ -214,7 +215,7 @@ pub enum SendError {
 }
 
 /// Room that the beginning of a frame may reserve for its rest.
-const READ_AHEAD: usize = 64 << 10;
+const READ_AHEAD: usize = 68 << 10;
 /// Of so many frames, one goes to the bulk class whatever else waits.
 const BULK_SHARE: u32 = 16;
 /// Credit where the carrier does the counting: out of reach, and far from overflow.
@@ -278,7 +279,7 @@ pub struct Connection {
     going_away: bool,
     peer_going_away: bool,
 
-    events: VecDeque<Event>,
+    events: Queue<Event>,
     control: BytesMut,
     /// Answers to the peer's control frames among them.
     control_answers: u32,
@@ -362,7 +363,7 @@ impl Connection {
             open_peer: 0,
             going_away: false,
             peer_going_away: false,
-            events: VecDeque::new(),
+            events: Queue::default(),
             control: BytesMut::new(),
             control_answers: 0,
             ready: [VecDeque::new(), VecDeque::new(), VecDeque::new()],
@@ -855,7 +856,8 @@ impl Connection {
             let body = header.body_len() as usize;
             if buffer.len() < HEADER_LEN + body {
                 // A peer that claims much and sends little holds little.
-                buffer.reserve((HEADER_LEN + body - buffer.len()).min(READ_AHEAD));
+                let room = READ_AHEAD.checked_sub(buffer.len()).unwrap_or(READ_AHEAD);
+                buffer.reserve((HEADER_LEN + body - buffer.len()).min(room));
                 break;
             }
             let crc = match body {

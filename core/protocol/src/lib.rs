@@ -11,6 +11,7 @@ mod grease;
 mod header;
 mod limits;
 mod metadata;
+mod queue;
 mod record;
 mod status;
 mod stream;

@@ -201,57 +201,70 @@ impl Stream {
     }
 }
 
-/// Streams in slots; a slot's generation changes with each tenant.
+/// Streams in slots; a slot's generation changes with each tenant. The slots lie in pages, so that a peer that opens all
+/// the streams it may have never makes one large allocation.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
-    slots: Vec<(u32, Option<Stream>)>,
+    pages: Vec<Vec<Slot>>,
     free: Vec<u32>,
+    len: usize,
+}
+
+#[derive(Debug)]
+struct Slot {
+    generation: u32,
+    stream: Option<Stream>,
 }
 
 impl Streams {
+    const PAGE: usize = 64;
+
     pub(crate) fn insert(&mut self, stream: Stream) -> StreamKey {
-        match self.free.pop() {
-            Some(index) => {
-                let slot = &mut self.slots[index as usize];
-                slot.1 = Some(stream);
-                StreamKey { index, generation: slot.0 }
-            }
-            None => {
-                // Bounded by max_concurrent_streams and max_waiting_calls, far below u32.
-                let index = self.slots.len() as u32;
-                self.slots.push((0, Some(stream)));
-                StreamKey { index, generation: 0 }
-            }
+        self.len += 1;
+        if let Some(index) = self.free.pop() {
+            let slot = &mut self.pages[index as usize / Self::PAGE][index as usize % Self::PAGE];
+            slot.stream = Some(stream);
+            return StreamKey { index, generation: slot.generation };
         }
+        if self.pages.last().is_none_or(|page| page.len() == Self::PAGE) {
+            self.pages.push(Vec::new());
+        }
+        let last = self.pages.len() - 1;
+        self.pages[last].push(Slot { generation: 0, stream: Some(stream) });
+        // Bounded by max_concurrent_streams and max_waiting_calls, far below u32.
+        let index = (self.len - 1) as u32;
+        StreamKey { index, generation: 0 }
+    }
+
+    fn slot(&mut self, key: StreamKey) -> Option<&mut Slot> {
+        let slot = self.pages.get_mut(key.index() / Self::PAGE)?.get_mut(key.index() % Self::PAGE)?;
+        (slot.generation == key.generation).then_some(slot)
     }
 
     pub(crate) fn get(&mut self, key: StreamKey) -> Option<&mut Stream> {
-        match self.slots.get_mut(key.index()) {
-            Some((generation, stream)) if *generation == key.generation => stream.as_mut(),
-            _ => None,
-        }
+        self.slot(key)?.stream.as_mut()
     }
 
     /// Drops a stream where it lies: it is large to move.
     pub(crate) fn remove(&mut self, key: StreamKey) {
-        if let Some((generation, slot)) = self.slots.get_mut(key.index())
-            && *generation == key.generation
-            && slot.is_some()
+        if let Some(slot) = self.slot(key)
+            && slot.stream.is_some()
         {
-            *slot = None;
-            *generation = generation.wrapping_add(1);
+            slot.stream = None;
+            slot.generation = slot.generation.wrapping_add(1);
             self.free.push(key.index);
+            self.len -= 1;
         }
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+        self.len
     }
 
     pub(crate) fn iter(&mut self) -> impl Iterator<Item = (StreamKey, &mut Stream)> {
-        self.slots.iter_mut().enumerate().filter_map(|(index, (generation, stream))| {
-            let key = StreamKey { index: index as u32, generation: *generation };
-            stream.as_mut().map(|stream| (key, stream))
+        self.pages.iter_mut().flatten().enumerate().filter_map(|(index, slot)| {
+            let key = StreamKey { index: index as u32, generation: slot.generation };
+            slot.stream.as_mut().map(|stream| (key, stream))
         })
     }
 }

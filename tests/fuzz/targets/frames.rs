@@ -7,10 +7,10 @@ use libfuzzer_sys::fuzz_target;
 use valkyrie_fuzz::{Auditor, Wire, hello, measure};
 use valkyrie_protocol::{Config, Connection, ErrorCode, Event, Reason, Time, TransmitBuffer};
 
-/// Whoever has greeted may open 1,024 streams: their table was the largest piece so far, with 303,104 bytes. An entry of
-/// metadata takes three bytes of the wire and 64 here, so that 64 KiB of them may hold 1.4 MB until their calls are
-/// answered, the harness's own lists not counted.
-const LARGEST: usize = 320 << 10;
+/// Whoever has greeted may open 1,024 streams, and their table and the events grow in pages: the largest pieces are the
+/// harness's buffer, which doubles to 128 KiB, and the thousand answers that may wait, 81,920 bytes. An entry of metadata takes
+/// three bytes of the wire and 64 here, so that 64 KiB of them may hold 1.4 MB until their calls are answered.
+const LARGEST: usize = 132 << 10;
 const PEAK: usize = 2 << 20;
 
 #[derive(Debug, Default, PartialEq)]
@@ -22,14 +22,16 @@ struct Outcome {
 
 fuzz_target!(|input: &[u8]| {
     let Some(wire) = Wire::read(input) else { return };
-    let usage = measure(|| drop(read(&wire, wire.pieces())));
+    let usage = measure(|| drop(read(&wire, wire.pieces(), false)));
     assert!(usage.largest <= LARGEST && usage.peak <= PEAK, "{usage:?}");
     if !wire.messages {
-        assert_eq!(read(&wire, wire.pieces()), read(&wire, std::iter::once(&wire.bytes[..])));
+        let whole = std::iter::once(&wire.bytes[..]);
+        assert_eq!(read(&wire, wire.pieces(), true), read(&wire, whole, true));
     }
 });
 
-fn read<'a>(wire: &Wire, pieces: impl Iterator<Item = &'a [u8]>) -> Outcome {
+/// `keep` is whether the events are wanted, whose list is the harness's memory and not the connection's.
+fn read<'a>(wire: &Wire, pieces: impl Iterator<Item = &'a [u8]>, keep: bool) -> Outcome {
     let mut connection = Connection::new(Config::new(wire.role), Time::default());
     let mut auditor = Auditor::new(wire.role);
     let mut outcome = Outcome::default();
@@ -43,7 +45,9 @@ fn read<'a>(wire: &Wire, pieces: impl Iterator<Item = &'a [u8]>) -> Outcome {
         };
         while let Some(event) = connection.poll_event() {
             auditor.event(&event);
-            outcome.events.push(event);
+            if keep {
+                outcome.events.push(event);
+            }
         }
         if let Err(error) = result {
             assert_eq!(connection.handle_read(Time::default(), &mut inbox), Err(error.clone()));
