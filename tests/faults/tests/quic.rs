@@ -195,6 +195,37 @@ async fn f36_bad_datagrams_are_nobodys_answer() {
     through.check(next);
 }
 
+/// Datagrams whose bits were changed on the way and whose checksums were made right again, as the proxy's kernel does when it
+/// sends them: a checksum is no proof of who wrote, the session's tag is. None of them reaches a call, however many come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn n2_a_changed_bit_under_a_right_checksum_is_refused_by_the_session() {
+    let through = Through::new(Faults::default()).await;
+    let next = through.calls(0, 10, 1, |_| 500).await;
+    for direction in Direction::BOTH {
+        let before = through.proxy.passed(direction);
+        let handled = through.inverts.0.lock().unwrap().len();
+        // One bit in a hundred bytes: no datagram of a call stays as it was.
+        through.proxy.set(direction, Faults { corrupt: 0.01, ..Faults::default() });
+        let (client, sent) = (through.client.clone(), message(next + direction as u64, 4_000));
+        let call = tokio::spawn({
+            let sent = sent.clone();
+            async move { client.call("/invert", sent).await }
+        });
+        bounded("changed datagrams", async {
+            while through.proxy.passed(direction).flipped < before.flipped + 500 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert!(!call.is_finished(), "an answer through changed datagrams");
+        let now = through.inverts.0.lock().unwrap().len();
+        assert_eq!(now - handled, direction as usize, "only where the request came through whole");
+        through.proxy.set(direction, Faults::default());
+        assert!(bounded("the call", call).await.unwrap().unwrap().message == inverted(&sent));
+    }
+    through.check(next + 2);
+}
+
 /// A link that never carries more than 1,200 bytes, and one that stops to.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f38_datagrams_above_1200_bytes_are_lost() {
