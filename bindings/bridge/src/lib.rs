@@ -8,9 +8,18 @@
 
 mod fork;
 mod handle;
+mod ledger;
 mod operation;
 mod queue;
 mod runtime;
+
+/// What [`ledger`] is made of.
+mod sync {
+    pub(crate) use std::sync::{
+        Condvar, Mutex, MutexGuard,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    };
+}
 
 // The public interface is:
 pub use handle::Handle;

@@ -1,11 +1,11 @@
 //! Operations: submit, complete exactly once, cancel.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, Weak,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -25,6 +25,7 @@ use crate::{
     Completion, End, Handle, Queue, Value,
     fork::{Held, OwnedGuard, generation},
     handle::{Table, lock},
+    ledger::Ledger,
     runtime,
 };
 
@@ -105,32 +106,38 @@ struct Receiver {
     kept: VecDeque<Bytes>,
 }
 
-/// An operation that was accepted and is not complete: it is exactly what stands in [`PENDING`].
-struct Pending {
-    made_in: u64,
-    queue: Weak<Queue>,
-    work: Work,
-}
-
-#[derive(Clone)]
+/// What an operation does, and how that is stopped.
 enum Work {
     Unary(Option<Submission>),
     Task(Arc<Notify>),
+}
+
+impl Work {
+    fn stop(self) {
+        match self {
+            Self::Unary(submission) => {
+                if let Some(submission) = submission {
+                    submission.cancel();
+                }
+            }
+            Self::Task(stop) => stop.notify_one(),
+        }
+    }
 }
 
 type Outcome = Result<Value, Status>;
 
 static CLIENTS: Table<ClientEntry> = Table::new();
 static STREAMS: Table<StreamEntry> = Table::new();
-static NEXT_OP: AtomicU64 = AtomicU64::new(1);
-static PENDING: Mutex<Option<HashMap<u64, Pending>>> = Mutex::new(None);
+static LEDGER: Ledger<Queue, Work> =
+    Ledger { pending: Mutex::new(None), next: AtomicU64::new(1), settled: AtomicU64::new(0) };
 
 pub(crate) fn hold(held: &mut Held) {
     for entry in CLIENTS.hold(held) {
         held.push(Box::new(OwnedGuard::lock(entry, |entry| &entry.current)));
     }
     STREAMS.hold(held);
-    held.push(Box::new(lock(&PENDING)));
+    held.push(Box::new(LEDGER.lock()));
 }
 
 fn closed() -> Status {
@@ -156,21 +163,13 @@ fn stale_stream() -> Status {
     Status::from_reason(Reason::STREAM_MISUSE, "the stream is closed")
 }
 
+fn queue_closed() -> Status {
+    Status::from_reason(Reason::CLIENT_CLOSED, "the queue is closed")
+}
+
 /// Completes an operation. The first outcome counts; a later one is given back.
 fn complete(op: u64, outcome: Outcome) -> Option<Outcome> {
-    let (pending, queue, wake) = {
-        let mut all = lock(&PENDING);
-        let Some(pending) = all.as_mut().and_then(|all| all.remove(&op)) else { return Some(outcome) };
-        // Before the lock is released: a fork between would lose the completion to the child.
-        let queue = pending.queue.upgrade();
-        let wake = queue.as_ref().is_some_and(|queue| queue.put(Completion { op, outcome }));
-        (pending, queue, wake)
-    };
-    drop(pending);
-    if let Some(queue) = queue.filter(|_| wake) {
-        queue.wake();
-    }
-    None
+    LEDGER.complete(op, Completion { op, outcome }).err().map(|late| late.outcome)
 }
 
 /// The right to complete one operation. Dropped unused, it completes with ABANDONED, so no path can lose a promise.
@@ -181,11 +180,9 @@ struct Token {
 
 impl Token {
     /// Accepts an operation.
-    fn new(queue: &Arc<Queue>, work: Work) -> Arc<Self> {
-        let op = NEXT_OP.fetch_add(1, Ordering::Relaxed);
-        let pending = Pending { made_in: generation(), queue: Arc::downgrade(queue), work };
-        lock(&PENDING).get_or_insert_default().insert(op, pending);
-        Arc::new(Self { op, used: AtomicBool::new(false) })
+    fn new(queue: &Arc<Queue>, work: Work) -> Result<Arc<Self>, Status> {
+        let op = LEDGER.accept(queue, generation(), work).ok_or_else(queue_closed)?;
+        Ok(Arc::new(Self { op, used: AtomicBool::new(false) }))
     }
 
     fn complete(&self, outcome: Outcome) -> Option<Outcome> {
@@ -211,26 +208,7 @@ impl Sink for Token {
 
 /// In a child: fails what was under way at the fork, once. Every way in begins with it.
 pub(crate) fn settle() {
-    static SETTLED: AtomicU64 = AtomicU64::new(0);
-    let now = generation();
-    if SETTLED.load(Ordering::Acquire) == now {
-        return;
-    }
-    let mut woken = Vec::new();
-    {
-        let mut all = lock(&PENDING);
-        let lost = all.iter_mut().flat_map(|all| all.extract_if(|_, pending| pending.made_in != now));
-        for (op, Pending { queue, work, .. }) in lost {
-            // It hangs on the parent's connection and runtime.
-            std::mem::forget(work);
-            woken
-                .extend(queue.upgrade().filter(|queue| queue.put(Completion { op, outcome: Err(forked()) })));
-        }
-        SETTLED.store(now, Ordering::Release);
-    }
-    for queue in woken {
-        queue.wake();
-    }
+    LEDGER.settle(generation(), |op| Completion { op, outcome: Err(forked()) });
 }
 
 impl ClientEntry {
@@ -306,7 +284,7 @@ fn begin<W: Future<Output = ()> + Send + 'static>(
 ) -> Result<u64, Status> {
     let runtime = runtime::runtime()?;
     let cancel = Arc::new(Notify::new());
-    let token = Token::new(queue, Work::Task(cancel.clone()));
+    let token = Token::new(queue, Work::Task(cancel.clone()))?;
     let op = token.op;
     let work = guarded(work(token.clone()));
     start(&runtime, async move {
@@ -325,7 +303,8 @@ fn begin<W: Future<Output = ()> + Send + 'static>(
 /// stands, or with the reason why it does not, after which the client still may be used or freed.
 ///
 /// # Errors
-/// INVALID_ENDPOINT, UNSUPPORTED_SCHEME or INVALID_CONFIGURATION for what is written wrong.
+/// INVALID_ENDPOINT, UNSUPPORTED_SCHEME or INVALID_CONFIGURATION for what is written wrong; CLIENT_CLOSED for a queue
+/// that is closed.
 pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Result<(Handle, u64), Status> {
     let entry = Arc::new(ClientEntry {
         endpoint: endpoint.to_owned(),
@@ -352,7 +331,7 @@ pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Re
 /// Begins a unary call.
 ///
 /// # Errors
-/// CLIENT_CLOSED for a client that is closed or freed.
+/// CLIENT_CLOSED for a client that is closed or freed, and for a queue that is closed.
 pub fn call(
     client: Handle,
     queue: &Arc<Queue>,
@@ -361,21 +340,14 @@ pub fn call(
     options: CallOptions,
 ) -> Result<u64, Status> {
     let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
-    let token = Token::new(queue, Work::Unary(None));
+    let token = Token::new(queue, Work::Unary(None))?;
     let op = token.op;
     let submit = || client.submit(method, message, options.into(), op, token);
     // A panic drops the token, which completes the operation.
     let Ok(submission) = catch_unwind(AssertUnwindSafe(submit)) else { return Ok(op) };
-    let over = match lock(&PENDING).as_mut().and_then(|pending| pending.get_mut(&op)) {
-        Some(pending) => {
-            pending.work = Work::Unary(Some(submission));
-            None
-        }
-        None => Some(submission),
-    };
     // A cancel may have come before there was something to cancel. What is complete does not mind.
-    if let Some(submission) = over {
-        submission.cancel();
+    if let Some(over) = LEDGER.attach(op, Work::Unary(Some(submission))) {
+        over.stop();
     }
     Ok(op)
 }
@@ -553,7 +525,7 @@ impl Receiver {
 /// which they were submitted.
 ///
 /// # Errors
-/// STREAM_MISUSE for a stream that is freed; FORKED in a child.
+/// STREAM_MISUSE for a stream that is freed; FORKED in a child; CLIENT_CLOSED for a queue that is closed.
 pub fn send(stream: Handle, queue: &Arc<Queue>, message: Bytes) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
     begin(queue, |token| async move {
@@ -591,29 +563,14 @@ pub fn recv(stream: Handle, queue: &Arc<Queue>, max: usize) -> Result<u64, Statu
 /// Gives an operation up: it completes with CANCELLED unless it is complete. Idempotent; unknown numbers are ignored.
 pub fn cancel(op: u64) {
     settle();
-    let work =
-        lock(&PENDING).as_ref().and_then(|pending| pending.get(&op)).map(|pending| pending.work.clone());
-    let Some(work) = work else { return };
-    complete(op, Err(cancelled()));
-    match work {
-        Work::Unary(submission) => {
-            if let Some(submission) = submission {
-                submission.cancel();
-            }
-        }
-        Work::Task(stop) => stop.notify_one(),
+    if let Ok(work) = LEDGER.complete(op, Completion { op, outcome: Err(cancelled()) }) {
+        work.stop();
     }
 }
 
 /// Cancels everything that completes in `queue`.
 pub(crate) fn cancel_all(queue: &Queue) {
-    let ops: Vec<u64> = lock(&PENDING)
-        .iter()
-        .flatten()
-        .filter(|(_, pending)| std::ptr::eq(pending.queue.as_ptr(), queue))
-        .map(|(op, _)| *op)
-        .collect();
-    ops.into_iter().for_each(cancel);
+    LEDGER.of(queue).into_iter().for_each(cancel);
 }
 
 /// Cancels a stream in both directions; its operations complete with CANCELLED. Idempotent.
@@ -633,7 +590,7 @@ pub fn stream_free(stream: Handle) {
 /// Closes a client gracefully: calls in flight may finish within 5 s. Idempotent: a second close completes too.
 ///
 /// # Errors
-/// CLIENT_CLOSED for a client that is freed.
+/// CLIENT_CLOSED for a client that is freed, and for a queue that is closed.
 pub fn close(client: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
     let entry = CLIENTS.get(client).ok_or_else(closed)?;
     entry.closed.store(true, Ordering::Release);
@@ -657,7 +614,7 @@ pub fn client_free(client: Handle) {
 /// Operations that were accepted and are not complete.
 pub fn in_flight() -> usize {
     settle();
-    lock(&PENDING).as_ref().map_or(0, HashMap::len)
+    LEDGER.len()
 }
 
 /// The process is about to end: every operation completes, every client closes at once, the runtime stops.
@@ -666,8 +623,7 @@ pub fn shutdown() {
     for entry in CLIENTS.all() {
         entry.close_now();
     }
-    let ops: Vec<u64> = lock(&PENDING).iter().flatten().map(|(op, _)| *op).collect();
-    for op in ops {
+    for op in LEDGER.all() {
         complete(op, Err(Status::from_reason(Reason::CLIENT_CLOSED, "the library was shut down")));
     }
     runtime::stop();
@@ -686,7 +642,7 @@ mod tests {
     #[test]
     fn a_token_that_is_dropped_completes_as_abandoned() {
         let queue = Queue::blocking();
-        let token = Token::new(&queue, Work::Unary(None));
+        let token = Token::new(&queue, Work::Unary(None)).unwrap();
         let op = token.op;
         drop(token);
         let out = outcomes(&queue);

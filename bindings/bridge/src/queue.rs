@@ -1,13 +1,9 @@
 //! The completion queue: one per host loop or blocking thread, one wake when it goes from empty to non-empty.
 
 use std::{
-    collections::VecDeque,
     fmt, io,
-    sync::{
-        Arc, Condvar, Mutex, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
 };
 
 use valkyrie_sdk::{Bytes, Metadata, Response, Status};
@@ -15,6 +11,7 @@ use valkyrie_sdk::{Bytes, Metadata, Response, Status};
 use crate::{
     fork::{Held, OwnedGuard},
     handle::lock,
+    ledger::{Line, Outlet, Signal},
     operation,
 };
 
@@ -54,43 +51,55 @@ pub struct End {
 }
 
 /// Completions on their way to one host loop. The host owns it; operations hold it weakly.
-pub struct Queue {
-    items: Mutex<Items>,
-    filled: Condvar,
-    wake: Wake,
-    closed: AtomicBool,
-}
-
-#[derive(Default)]
-struct Items {
-    waiting: VecDeque<Completion>,
-    /// The descriptor is readable.
-    signalled: bool,
-}
+pub struct Queue(Line<Completion, Wake>);
 
 /// Every queue there is: a fork holds their locks, and a child renews their descriptors.
 static QUEUES: Mutex<Vec<Weak<Queue>>> = Mutex::new(Vec::new());
 
-enum Wake {
+pub(crate) enum Wake {
     Call(Box<dyn Fn() + Send + Sync>),
     Fd(EventFd),
     Thread,
 }
 
+impl Signal for Wake {
+    fn raise(&self) {
+        if let Self::Fd(fd) = self {
+            fd.signal();
+        }
+    }
+
+    fn lower(&self) {
+        if let Self::Fd(fd) = self {
+            fd.clear();
+        }
+    }
+
+    fn wake(&self) {
+        if let Self::Call(wake) = self {
+            wake();
+        }
+    }
+}
+
+impl Outlet for Queue {
+    type Item = Completion;
+    type Signal = Wake;
+
+    fn line(&self) -> &Line<Completion, Wake> {
+        &self.0
+    }
+}
+
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("waiting", &lock(&self.items).waiting.len()).finish_non_exhaustive()
+        f.debug_struct("Queue").field("waiting", &self.0.len()).finish_non_exhaustive()
     }
 }
 
 impl Queue {
     fn with_wake(wake: Wake) -> Arc<Self> {
-        let queue = Arc::new(Self {
-            items: Mutex::default(),
-            filled: Condvar::new(),
-            wake,
-            closed: AtomicBool::new(false),
-        });
+        let queue = Arc::new(Self(Line::new(wake)));
         let mut queues = lock(&QUEUES);
         queues.retain(|queue| queue.strong_count() > 0);
         queues.push(Arc::downgrade(&queue));
@@ -118,7 +127,7 @@ impl Queue {
 
     /// The descriptor of [`Queue::with_fd`]. Belongs to the queue: poll it, never read or close it.
     pub fn fd(&self) -> Option<i32> {
-        match &self.wake {
+        match self.0.signal() {
             Wake::Fd(fd) => Some(fd.reader),
             _ => None,
         }
@@ -128,71 +137,20 @@ impl Queue {
     /// whenever it calls in.
     pub fn drain(&self, out: &mut Vec<Completion>, max: usize) -> usize {
         operation::settle();
-        let items = &mut *lock(&self.items);
-        let count = items.waiting.len().min(max);
-        out.extend(items.waiting.drain(..count));
-        if items.waiting.is_empty()
-            && items.signalled
-            && let Wake::Fd(fd) = &self.wake
-        {
-            // Under the lock, so that a completion cannot signal between and be lost.
-            fd.clear();
-            items.signalled = false;
-        }
-        count
+        self.0.drain(out, max)
     }
 
     /// Waits until something is there, at most `timeout`; whether something is.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         operation::settle();
-        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut items = lock(&self.items);
-        while items.waiting.is_empty() && !self.closed.load(Ordering::Acquire) {
-            items = match until {
-                None => self.filled.wait(items).unwrap_or_else(std::sync::PoisonError::into_inner),
-                Some(until) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    if left.is_zero() {
-                        return false;
-                    }
-                    self.filled.wait_timeout(items, left).unwrap_or_else(std::sync::PoisonError::into_inner).0
-                }
-            };
-        }
-        !items.waiting.is_empty()
+        self.0.wait(timeout)
     }
 
-    /// The host's loop is gone: what waits on the queue is cancelled, and its completions are dropped. Idempotent.
+    /// The host's loop is gone: what waits on the queue is cancelled, its completions are dropped, and nothing more is
+    /// accepted for it. Idempotent.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        let dropped = std::mem::take(&mut lock(&self.items).waiting);
-        self.filled.notify_all();
-        drop(dropped);
+        self.0.close();
         operation::cancel_all(self);
-    }
-
-    /// Adds a completion; whether [`Queue::wake`] is to be called for it, once no lock is held.
-    #[must_use]
-    pub(crate) fn put(&self, completion: Completion) -> bool {
-        let items = &mut *lock(&self.items);
-        if self.closed.load(Ordering::Acquire) {
-            return false;
-        }
-        let first = items.waiting.is_empty();
-        items.waiting.push_back(completion);
-        if first && let Wake::Fd(fd) = &self.wake {
-            fd.signal();
-            items.signalled = true;
-        }
-        first
-    }
-
-    pub(crate) fn wake(&self) {
-        // Whatever the kind of queue, a thread may block on it.
-        self.filled.notify_all();
-        if let Wake::Call(wake) = &self.wake {
-            wake();
-        }
     }
 }
 
@@ -201,7 +159,7 @@ pub(crate) fn hold(held: &mut Held) {
     let alive: Vec<_> = queues.iter().filter_map(Weak::upgrade).collect();
     held.push(Box::new(queues));
     for queue in alive {
-        held.push(Box::new(OwnedGuard::lock(queue, |queue| &queue.items)));
+        held.push(Box::new(OwnedGuard::lock(queue, |queue| queue.0.items())));
     }
 }
 
@@ -210,17 +168,16 @@ pub(crate) fn hold(held: &mut Held) {
 #[cfg(unix)]
 pub(crate) fn renew() {
     for queue in lock(&QUEUES).iter().filter_map(Weak::upgrade) {
-        let items = &mut *lock(&queue.items);
-        if let Wake::Fd(fd) = &queue.wake {
-            fd.renew();
-            fd.signal();
-            items.signalled = true;
-        }
+        queue.0.renew(|wake| {
+            if let Wake::Fd(fd) = wake {
+                fd.renew();
+            }
+        });
     }
 }
 
 /// An eventfd, or a pipe where there is none.
-struct EventFd {
+pub(crate) struct EventFd {
     reader: i32,
     writer: i32,
 }
@@ -305,6 +262,39 @@ impl Drop for EventFd {
             if self.writer != self.reader {
                 libc::close(self.writer);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    use super::*;
+
+    #[test]
+    fn a_host_is_woken_once_for_all_that_it_has_not_read() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let queue = Queue::new({
+            let wakes = wakes.clone();
+            move || {
+                wakes.fetch_add(1, SeqCst);
+            }
+        });
+        let put = |op| {
+            if queue.0.put(Completion { op, outcome: Ok(Value::Done) }) {
+                queue.0.wake();
+            }
+        };
+        let mut out = Vec::new();
+        for round in 1..=3 {
+            (0..1_000).for_each(put);
+            assert_eq!(wakes.load(SeqCst), round);
+            // It is not empty until the last is taken.
+            assert_eq!(queue.drain(&mut out, 999), 999);
+            put(1_000);
+            assert_eq!(wakes.load(SeqCst), round);
+            assert_eq!(queue.drain(&mut out, 999), 2);
         }
     }
 }
