@@ -2,7 +2,8 @@
 //!
 //! Around a fork the forking thread holds every lock of the boundary, so that the child finds whole data and free
 //! locks whatever the other threads were doing. The child counts one generation more; what an earlier generation made
-//! (runtime, connections, streams) is left alone and leaked, never used and never dropped.
+//! (runtime, connections, streams) is left alone and leaked, never used and never dropped. On Linux the child closes its
+//! copies of the parent's descriptors, so that a connection ends with the parent.
 
 use std::{
     any::Any,
@@ -91,6 +92,8 @@ mod unix {
     extern "C" fn in_child() {
         GENERATION.fetch_add(1, Ordering::AcqRel);
         release();
+        #[cfg(target_os = "linux")]
+        runtime::close_inherited();
         queue::renew();
     }
 }

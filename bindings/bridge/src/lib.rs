@@ -6,6 +6,8 @@
 //! enter the host's language. Nothing runs before the first operation: no thread and no socket at load.
 #![deny(unsafe_op_in_unsafe_fn)]
 
+#[cfg(target_os = "linux")]
+mod descriptors;
 mod fork;
 mod handle;
 mod ledger;

@@ -1,59 +1,98 @@
 //! The one tokio runtime of the process, begun by the first operation and keyed by fork generation.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    ops::Deref,
+    sync::{Arc, Mutex},
+};
 
 use tokio::runtime::{Builder, Runtime};
 use valkyrie_sdk::{Reason, Status};
 
+#[cfg(target_os = "linux")]
+use crate::descriptors::Descriptors;
 use crate::{
     fork::{self, Held, generation},
     handle::lock,
     operation,
 };
 
-static CURRENT: Mutex<Option<(u64, Arc<Runtime>)>> = Mutex::new(None);
+static CURRENT: Mutex<Option<Running>> = Mutex::new(None);
+
+struct Running {
+    made_in: u64,
+    runtime: Arc<Own>,
+    #[cfg(target_os = "linux")]
+    descriptors: Option<Descriptors>,
+}
+
+/// A runtime whose end nobody waits for: the last to let go of it may be a task of the host's.
+pub(crate) struct Own(Option<Runtime>);
+
+impl Deref for Own {
+    type Target = Runtime;
+
+    fn deref(&self) -> &Runtime {
+        self.0.as_ref().expect("there until it is dropped")
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
 
 pub(crate) fn hold(held: &mut Held) {
     held.push(Box::new(lock(&CURRENT)));
+}
+
+/// In a child: lets go of the descriptors that the parent's runtime lives on.
+#[cfg(target_os = "linux")]
+pub(crate) fn close_inherited() {
+    if let Some(descriptors) = lock(&CURRENT).as_mut().and_then(|running| running.descriptors.take()) {
+        descriptors.close_inherited();
+    }
 }
 
 /// The runtime of this generation.
 ///
 /// # Errors
 /// INTERNAL when the system gives no thread.
-pub(crate) fn runtime() -> Result<Arc<Runtime>, Status> {
+pub(crate) fn runtime() -> Result<Arc<Own>, Status> {
     fork::watch();
     operation::settle();
     let now = generation();
     let mut current = lock(&CURRENT);
-    if let Some((generation, runtime)) = &*current {
-        if *generation == now {
-            return Ok(runtime.clone());
+    if let Some(running) = &*current {
+        if running.made_in == now {
+            return Ok(running.runtime.clone());
         }
         // The parent's: dropping it would wait for threads that are not here.
         std::mem::forget(current.take());
     }
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("valkyrie")
-        .enable_all()
-        .build()
-        .map(Arc::new)
-        .map_err(|error| {
-            Status::from_reason(Reason::INTERNAL, format!("cannot start the runtime: {error}"))
-        })?;
-    *current = Some((now, runtime.clone()));
+    let runtime =
+        Builder::new_multi_thread().worker_threads(1).thread_name("valkyrie").enable_all().build().map_err(
+            |error| Status::from_reason(Reason::INTERNAL, format!("cannot start the runtime: {error}")),
+        )?;
+    #[cfg(target_os = "linux")]
+    let descriptors = Descriptors::of(&runtime);
+    let runtime = Arc::new(Own(Some(runtime)));
+    *current = Some(Running {
+        made_in: now,
+        runtime: runtime.clone(),
+        #[cfg(target_os = "linux")]
+        descriptors,
+    });
     Ok(runtime)
 }
 
 /// Stops the runtime without waiting for its tasks.
 pub(crate) fn stop() {
     let current = lock(&CURRENT).take();
-    if let Some((made_in, runtime)) = current {
-        if made_in != generation() {
-            std::mem::forget(runtime);
-        } else if let Some(runtime) = Arc::into_inner(runtime) {
-            runtime.shutdown_background();
-        }
+    match current {
+        Some(running) if running.made_in == generation() => drop(running),
+        parents => std::mem::forget(parents),
     }
 }

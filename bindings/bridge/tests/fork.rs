@@ -5,6 +5,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::SeqCst},
+        mpsc::{Receiver, Sender, channel},
     },
     time::Duration,
 };
@@ -15,23 +16,59 @@ use valkyrie_bridge::{
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
-fn server() -> String {
-    let (tell, told) = std::sync::mpsc::channel();
+/// A server over every transport that a fork could disturb.
+struct Server {
+    tcp: String,
+    unix: String,
+    quic: String,
+    certificates: Bytes,
+}
+
+struct Held(Sender<()>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.send(());
+    }
+}
+
+/// Starts it; the other end hears of each handler of /held that ends.
+fn server() -> (Server, Receiver<()>) {
+    let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
+    let (certificates, key) = (Bytes::from(made.cert.pem()), made.signing_key.serialize_pem());
+    let socket = std::env::temp_dir().join(format!("valkyrie-fork-{}", std::process::id()));
+    let ((tell, told), (ends, ended)) = (channel(), channel());
+    let identity = certificates.clone();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let server = ServerBuilder::new()
                 .bind("127.0.0.1:0")
+                .bind(format!("unix://{}", socket.display()))
+                .bind("quic://127.0.0.1:0")
+                .identity(identity, key)
                 .handler("/echo", EchoHandler)
                 .handler("/hang", handler_fn(|_| std::future::pending::<Result<Reply, Status>>()))
+                .handler(
+                    "/held",
+                    handler_fn(move |_| {
+                        let held = Held(ends.clone());
+                        async move {
+                            let _held = held;
+                            std::future::pending::<Result<Reply, Status>>().await
+                        }
+                    }),
+                )
                 .build()
                 .await
                 .unwrap();
-            tell.send(server.endpoints()[0].clone()).unwrap();
+            tell.send(server.endpoints().to_vec()).unwrap();
             server.start().await.unwrap();
         });
     });
-    told.recv().unwrap()
+    let endpoints = told.recv().unwrap();
+    let of = |scheme: &str| endpoints.iter().find(|endpoint| endpoint.starts_with(scheme)).unwrap().clone();
+    (Server { tcp: of("tcp:"), unix: of("unix:"), quic: of("quic:"), certificates }, ended)
 }
 
 fn next(queue: &Arc<Queue>) -> Completion {
@@ -41,8 +78,10 @@ fn next(queue: &Arc<Queue>) -> Completion {
     out.pop().unwrap()
 }
 
-fn connected(queue: &Arc<Queue>, endpoint: &str) -> Handle {
-    let (client, _) = connect(queue, endpoint, ClientOptions::default()).unwrap();
+fn connected(queue: &Arc<Queue>, server: &Server, endpoint: &str) -> Handle {
+    let mut options = ClientOptions::default();
+    options.trusted_certificates = Some(server.certificates.clone());
+    let (client, _) = connect(queue, endpoint, options).unwrap();
     assert!(matches!(next(queue).outcome, Ok(Value::Done)));
     client
 }
@@ -75,6 +114,81 @@ fn in_child(body: impl FnOnce() -> bool) -> i32 {
     }
 }
 
+/// What this process has open, by number.
+#[cfg(target_os = "linux")]
+fn descriptors() -> Vec<(i32, std::path::PathBuf)> {
+    let listed: Vec<_> =
+        std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut all: Vec<_> = listed
+        .iter()
+        // The listing's own is gone by now.
+        .filter_map(|path| Some((path.file_name()?.to_str()?.parse().ok()?, std::fs::read_link(path).ok()?)))
+        .collect();
+    all.sort();
+    all
+}
+
+#[cfg(target_os = "linux")]
+fn a_child_has_no_descriptor_of_its_parents_connections(server: &Server) {
+    // In a process where nothing else opens and closes.
+    let status = in_child(|| {
+        let queue = Queue::blocking();
+        let before = descriptors();
+        let clients = [&server.tcp, &server.unix, &server.quic].map(|to| connected(&queue, server, to));
+        let opened = descriptors().len() - before.len();
+        // epoll twice, its eventfd, three sockets.
+        assert!(opened >= 6, "{opened}");
+        let works = || clients.iter().all(|client| echoes(*client, &queue, "over each".into()));
+        let status = in_child(|| {
+            assert_eq!(descriptors(), before);
+            // What is closed once is not closed again: its number is another's by now.
+            let pairs = [(); 4].map(|()| std::os::unix::net::UnixStream::pair().unwrap());
+            let opened = descriptors();
+            in_child(|| descriptors() == opened) == 0 && pairs.len() == 4 && works()
+        });
+        assert_eq!(status, 0);
+        assert_eq!(descriptors().len() - before.len(), opened);
+        works()
+    });
+    assert_eq!(status, 0);
+}
+
+/// The parent dies while its child lives: the server learns of it at once.
+#[cfg(target_os = "linux")]
+fn a_connection_ends_with_the_process_that_made_it(server: &Server, ended: &Receiver<()>) {
+    use std::io::{Read, Write};
+    for endpoint in [&server.tcp, &server.unix] {
+        let (mut told, mut tell) = std::os::unix::net::UnixStream::pair().unwrap();
+        let status = in_child(|| {
+            let queue = Queue::blocking();
+            let client = connected(&queue, server, endpoint);
+            let forever = CallOptions { timeout_ms: Some(u64::MAX), ..CallOptions::default() };
+            call(client, &queue, "/held", Bytes::new(), forever).unwrap();
+            // Behind it on the same connection: the handler runs by now.
+            assert!(echoes(client, &queue, "after".into()));
+            // SAFETY: the grandchild does nothing but wait for the signal that ends it.
+            match unsafe { libc::fork() } {
+                0 => loop {
+                    // SAFETY: neither takes a pointer.
+                    unsafe {
+                        libc::alarm(600);
+                        libc::pause();
+                    }
+                },
+                grandchild => tell.write_all(&grandchild.to_ne_bytes()).is_ok() && grandchild > 0,
+            }
+        });
+        assert_eq!(status, 0);
+        let mut grandchild = [0; 4];
+        told.read_exact(&mut grandchild).unwrap();
+        let grandchild = i32::from_ne_bytes(grandchild);
+        let ended = ended.recv_timeout(Duration::from_secs(60));
+        // SAFETY: kill takes numbers; the process is ours and waits for this.
+        assert_eq!(unsafe { libc::kill(grandchild, libc::SIGKILL) }, 0, "it did not live");
+        assert!(ended.is_ok(), "the server was not told that {endpoint} ended");
+    }
+}
+
 #[cfg(target_os = "linux")]
 fn readable(fd: i32) -> bool {
     let mut poll = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
@@ -85,9 +199,15 @@ fn readable(fd: i32) -> bool {
 /// Forks are the process's, so this is one test: nothing else may be under way.
 #[test]
 fn a_fork_is_survived_by_both() {
-    let endpoint = server();
+    let (server, ended) = server();
+    let server = Arc::new(server);
+    #[cfg(target_os = "linux")]
+    {
+        a_child_has_no_descriptor_of_its_parents_connections(&server);
+        a_connection_ends_with_the_process_that_made_it(&server, &ended);
+    }
     let queue = Queue::blocking();
-    let client = connected(&queue, &endpoint);
+    let client = connected(&queue, &server, &server.tcp);
 
     // Calls in flight fail in the child, once and by name, and go on in the parent.
     let unary = call(client, &queue, "/hang", Bytes::new(), CallOptions::default()).unwrap();
@@ -148,10 +268,10 @@ fn a_fork_is_survived_by_both() {
     let stop = Arc::new(AtomicBool::new(false));
     let busy: Vec<_> = (0..3)
         .map(|thread| {
-            let (stop, endpoint) = (stop.clone(), endpoint.clone());
+            let (stop, server) = (stop.clone(), server.clone());
             std::thread::spawn(move || {
                 let queue = Queue::blocking();
-                let own = connected(&queue, &endpoint);
+                let own = connected(&queue, &server, [&server.tcp, &server.unix, &server.quic][thread]);
                 let mut count = 0;
                 while !stop.load(SeqCst) {
                     let client = if count % 2 == 0 { client } else { own };
@@ -162,7 +282,10 @@ fn a_fork_is_survived_by_both() {
             })
         })
         .collect();
+    let over_quic = connected(&queue, &server, &server.quic);
     for fork in 0..200 {
+        // A handshake costs more than the rest of such a child.
+        let client = if fork % 10 == 0 { over_quic } else { client };
         let status = in_child(|| (0..5).all(|number| echoes(client, &queue, format!("{fork}/{number}"))));
         assert_eq!(status, 0, "fork {fork}");
         assert!(echoes(client, &queue, format!("parent {fork}")));

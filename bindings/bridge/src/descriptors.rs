@@ -1,0 +1,74 @@
+//! The descriptors that the runtime lives on, and how the child of a fork lets go of its copies: a connection would not
+//! end with the parent for as long as the child held its socket too.
+//!
+//! What the runtime polls is its own, and Linux tells what an epoll descriptor watches. The child closes by `close(2)` and
+//! touches nothing else: the epoll instance is the parent's, and taking a socket out of it would silence the parent.
+
+use std::{
+    fs,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+};
+
+use tokio::{net::UnixDatagram, runtime::Runtime};
+
+/// The descriptors that a runtime has from its beginning to its end.
+pub(crate) struct Descriptors {
+    /// One epoll instance, by all the descriptors that it has.
+    epoll: Vec<i32>,
+    /// What it watches for the runtime itself: an eventfd.
+    wakers: Vec<i32>,
+}
+
+/// What an epoll descriptor watches: descriptors and their inodes.
+fn watched(epoll: i32) -> Vec<(i32, u64)> {
+    let told = fs::read_to_string(format!("/proc/self/fdinfo/{epoll}")).unwrap_or_default();
+    let entry = |line: &str| {
+        let mut words = line.strip_prefix("tfd:")?.split_whitespace();
+        let fd = words.next()?.parse().ok()?;
+        let inode = words.find_map(|word| word.strip_prefix("ino:"))?;
+        Some((fd, u64::from_str_radix(inode, 16).ok()?))
+    };
+    told.lines().filter_map(entry).collect()
+}
+
+/// The inode of a descriptor that is a socket: no other socket has it.
+fn socket(fd: i32) -> Option<u64> {
+    let metadata = fs::metadata(format!("/proc/self/fd/{fd}")).ok()?;
+    metadata.file_type().is_socket().then(|| metadata.ino())
+}
+
+impl Descriptors {
+    /// Those of a runtime that runs nothing yet; `None` where the system does not tell (`/proc` is not there).
+    pub(crate) fn of(runtime: &Runtime) -> Option<Self> {
+        let _entered = runtime.enter();
+        // The instance that watches this is the runtime's.
+        let probe = UnixDatagram::unbound().ok()?;
+        let probe = (probe.as_raw_fd(), socket(probe.as_raw_fd())?, probe);
+        let is_epoll = |fd: &i32| {
+            fs::read_link(format!("/proc/self/fd/{fd}"))
+                .is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]")
+        };
+        let all = fs::read_dir("/proc/self/fd").ok()?;
+        let all = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+        let epoll: Vec<i32> =
+            all.filter(is_epoll).filter(|epoll| watched(*epoll).contains(&(probe.0, probe.1))).collect();
+        let wakers =
+            watched(*epoll.first()?).into_iter().map(|(fd, _)| fd).filter(|fd| socket(*fd).is_none());
+        Some(Self { wakers: wakers.collect(), epoll })
+    }
+
+    /// In the child of a fork, once: closes its copies of these and of the sockets that the parent's runtime polls.
+    pub(crate) fn close_inherited(self) {
+        let sockets = self.epoll.first().map_or_else(Vec::new, |epoll| watched(*epoll));
+        // The parent goes on meanwhile, and what it has opened since may have the number of something else here.
+        let sockets = sockets.into_iter().filter(|(fd, inode)| socket(*fd) == Some(*inode)).map(|(fd, _)| fd);
+        for fd in sockets.chain(self.wakers).chain(self.epoll) {
+            // SAFETY: close takes a number. It is the child's copy of a descriptor of the parent's runtime, which is
+            // leaked in the child: nothing here uses it.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
