@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod arrows;
+mod budgets;
 mod check;
 mod conformance;
 mod demo;
@@ -29,7 +30,8 @@ usage: cargo xtask <verb> [flags]
                     down with equal hashes at both ends, 1,000 calls in flight, cancel, deadline, SIGTERM in mid-stream;
                     and the conformance cases as one table
   matrix            set-up, packages, then the conformance cases in every language as one table
-  package [--dist]  builds what users install into dist/ and installs each into a fresh place under target/fresh/;
+  package [--dist]  builds what users install into dist/, installs each into a fresh place under target/fresh/, and
+                    compares sizes and imports with tests/budgets.json;
                     --dist: with the profile of a release, smaller and slower to build
   lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, ruff
   fmt               formats the Rust and Python sources in place
@@ -54,8 +56,8 @@ usage: cargo xtask <verb> [flags]
 
 Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
 A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.
-VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROMIUM names another browser than
-/usr/bin/chromium.";
+VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROMIUM and VALKYRIE_FIREFOX name other
+browsers than /usr/bin/chromium and /usr/bin/firefox-esr.";
 
 const FUZZ: &str = "no input crashes a target, or makes it take more memory than it may";
 
@@ -76,6 +78,7 @@ fn main() -> ExitCode {
             steps.add("fuzz", FUZZ, &[], || fuzz::fuzz(&project, Plan::all(5)));
             web::add_check(&mut steps, &project);
             package::add(&mut steps, &project, Profile::Release);
+            budgets::add(&mut steps, &project);
             check::add_packages(&mut steps, &project);
             demo::add(&mut steps, &project);
             conformance::add(&mut steps, &project);
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
             setup::add(&mut steps, &project);
             let profile = if words.len() == 2 { Profile::Dist } else { Profile::Release };
             package::add(&mut steps, &project, profile);
+            budgets::add(&mut steps, &project);
         }
         ["lint"] => {
             steps.add("python tools", "ruff, in target/venv", &[], || setup::python_tools(&project));

@@ -11,7 +11,8 @@ use crate::web;
 
 /// Where each package is installed: `rust/bin`, `python` (a virtual environment), `node`, `web` and `c` (a prefix).
 pub(crate) const FRESH: &str = "target/fresh";
-const DIST: &str = "dist";
+/// Where the packages lie that are published.
+pub(crate) const DIST: &str = "dist";
 /// What is laid out before it is packed.
 const STAGE: &str = "target/package";
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::budgets;
 use crate::conformance::Server;
 use crate::package::{FRESH, copy_folder, fresh_folder, npm_install, npm_pack};
 use crate::setup::{NODE_TOOLS, chromium, wasm_rustc};
@@ -12,8 +13,6 @@ use crate::step::{During, Outcome, Project, Steps, failed, output, run};
 /// other's work.
 const TARGET_DIR: &str = "target/wasm";
 const TARGET: &str = "wasm32-unknown-unknown";
-/// The module that a page downloads may have this many bytes after brotli.
-const LIMIT_BYTES: u64 = 150_000;
 
 /// What browsers have had for years, one by one: `--all-features` makes a module that Chromium refuses.
 const FEATURES: [&str; 8] = [
@@ -76,15 +75,11 @@ pub(crate) fn package(project: &Project) -> Outcome {
     optimise.args(["-Os", "--strip-debug", "--strip-producers"]).args(FEATURES);
     run(optimise.arg(&module).arg("-o").arg(&module))?;
     let sizes = Sizes::of(project, &module)?;
-    if sizes.brotli > LIMIT_BYTES {
-        return failed(format!(
-            "the module has {} bytes after brotli, and {LIMIT_BYTES} is the limit",
-            sizes.brotli
-        ));
-    }
+    let brotli =
+        budgets::within(project, "browser_module_brotli_bytes", "the browser's module", sizes.brotli)?;
     leaks_no_path(project, &module)?;
     npm_install(project, "web", &[npm_pack(project, &stage)?])?;
-    Ok(format!("module: {} bytes, {} gzip, {} brotli", sizes.raw, sizes.gzip, sizes.brotli))
+    Ok(format!("module: {} bytes, {} gzip, {brotli} brotli", sizes.raw, sizes.gzip))
 }
 
 /// `cargo` for wasm32: small code, no unwinding, no folder of this machine in what comes out.
