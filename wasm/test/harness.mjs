@@ -17,7 +17,8 @@ export async function run() {
       console.log(`ok ${name}`);
     } catch (error) {
       failed++;
-      console.log(`not ok ${name}\n${error?.stack ?? error}`);
+      // Firefox leaves the message out of the stack.
+      console.log(`not ok ${name}\n${error}\n${error?.stack}`);
     }
   }
   if (failed > 0) throw new Error(`${failed} of ${tests.length} tests failed`);

@@ -1,29 +1,20 @@
-// Runs one module in a page of headless Chromium, as a user of the installed package would write it.
+// Runs one module in a page of a headless browser, as a user of the installed package would write it.
 //
-//   node page.mjs PROJECT MODULE
+//   node page.mjs BROWSER PROJECT MODULE
 //
-// PROJECT is a folder with node_modules; every package in it can be imported by name, without a bundler. MODULE lies
-// below the working directory, whose files the page finds under /page/. It exports a default async function, which gets
-// the VALKYRIE_… variables of the environment as an object. What the page prints with console.log goes to stdout line
-// by line, its other output to stderr. Exit code: 0 when the function returns, 1 when it throws. VALKYRIE_CHROMIUM
-// names the browser (default: /usr/bin/chromium).
+// BROWSER is chromium or firefox. PROJECT is a folder with node_modules; every package in it can be imported by name,
+// without a bundler. MODULE lies below the working directory, whose files the page finds under /page/. It exports a
+// default async function, which gets the VALKYRIE_… variables of the environment as an object. What the page prints with
+// console.log goes to stdout line by line, its other output to stderr. Exit code: 0 when the function returns, 1 when it
+// throws.
 import { readFile, readdir } from 'node:fs/promises';
-import { createServer } from 'node:http';
-import { extname, join, relative, resolve, sep } from 'node:path';
-import { chromium } from 'playwright-core';
+import { join, relative, resolve } from 'node:path';
+import { file, launch, newPage, serve } from './browser.mjs';
 
-const TYPES = {
-  '.css': 'text/css',
-  '.html': 'text/html',
-  '.js': 'text/javascript',
-  '.json': 'application/json',
-  '.mjs': 'text/javascript',
-  '.wasm': 'application/wasm',
-};
-
-const [project, module] = process.argv.slice(2).map((path) => resolve(path));
+const [name, ...paths] = process.argv.slice(2);
+const [project, module] = paths.map((path) => resolve(path));
 if (!module) {
-  console.error('usage: node page.mjs PROJECT MODULE');
+  console.error('usage: node page.mjs BROWSER PROJECT MODULE');
   process.exit(2);
 }
 
@@ -55,31 +46,14 @@ async function answer(path) {
     const page = `<!doctype html><link rel="icon" href="data:,"><script type="importmap">${map}</script>`;
     return [page, 'text/html'];
   }
-  const [folder, inside] = path.startsWith('/page/') ? [process.cwd(), path.slice(6)] : [project, path.slice(1)];
-  const file = resolve(folder, decodeURIComponent(inside));
-  if (!file.startsWith(folder + sep)) throw new Error('outside of the project');
-  return [await readFile(file), TYPES[extname(file)] ?? 'application/octet-stream'];
+  return path.startsWith('/page/') ? await file(process.cwd(), path.slice(5)) : await file(project, path);
 }
 
-const server = createServer((request, response) => {
-  answer(new URL(request.url, 'http://page').pathname).then(
-    ([body, type]) => response.writeHead(200, { 'content-type': type }).end(body),
-    (error) => response.writeHead(404, { 'content-type': 'text/plain' }).end(String(error)),
-  );
-});
-await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
-
-const browser = await chromium.launch({
-  executablePath: process.env.VALKYRIE_CHROMIUM ?? '/usr/bin/chromium',
-  // Chromium's sandbox refuses to run as root, which is what containers are; the page is our own.
-  args: process.getuid?.() === 0 ? ['--no-sandbox'] : [],
-});
-let code = 0;
+const server = await serve(answer);
+const browser = await launch(name);
 try {
-  const page = await browser.newPage();
-  page.on('console', (message) => (message.type() === 'log' ? console.log : console.error)(message.text()));
-  page.on('pageerror', (error) => console.error(error));
-  await page.goto(`http://127.0.0.1:${server.address().port}/`);
+  const page = await newPage(browser);
+  await page.goto(server.origin);
   const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith('VALKYRIE_')));
   await page.evaluate(
     async ({ url, environment }) => (await import(url)).default(environment),
@@ -87,9 +61,8 @@ try {
   );
 } catch (error) {
   console.error(error);
-  code = 1;
+  process.exitCode = 1;
 } finally {
   await browser.close();
   server.close();
 }
-process.exitCode = code;

@@ -89,9 +89,15 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     );
     steps.add("c", "C99, C++17 and valgrind against the installed tree", &["package: c"], || c(project));
     if web::exists(project) {
-        steps.add("web", "the package's tests in a page of headless Chromium", &["package: web"], || {
+        steps.add("web", "the package's tests in pages of Chromium and Firefox", &["package: web"], || {
             web::check(project)
         });
+        steps.add(
+            "bundles",
+            "an app as Vite, webpack and esbuild build it, and as no bundler does, in both browsers",
+            &["package: web"],
+            || web::bundles(project),
+        );
     }
     steps.add(
         "one core",
@@ -337,7 +343,7 @@ fn one_core(project: &Project) -> Outcome {
     c.args(["-c", FROM_C]).arg(library);
     let mut packages = vec![("python", python), ("node", node), ("c", c)];
     if web::exists(project) {
-        packages.push(("browser", web::page(project, "xtask/node/version.mjs")?));
+        packages.push(("browser", web::page(project, "chromium", "xtask/node/version.mjs")?));
     }
     let mut told: Vec<(&str, String)> = Vec::new();
     for (language, mut command) in packages {
@@ -387,7 +393,7 @@ fn examples(project: &Project) -> Outcome {
             }
             ("web", Some("mjs")) => {
                 scheme = "ws";
-                web::page(project, &file)?
+                web::page(project, "chromium", &file)?
             }
             (_, Some("md")) => continue,
             _ => return failed(format!("nothing runs {file}")),

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::check;
 use crate::package::{FRESH, read_json};
+use crate::setup::BROWSERS;
 use crate::step::{During, Outcome, Project, Steps, failed, read_lines, run};
 use crate::web;
 
@@ -48,7 +49,7 @@ impl Column {
 const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
 
 /// Every language over every transport that it has, and each with a peer of another version.
-const COLUMNS: [Column; 20] = [
+const COLUMNS: [Column; 22] = [
     Column::new("rust", "tcp", Peers::Same),
     Column::new("rust", "unix", Peers::Same),
     Column::new("rust", "ws", Peers::Same),
@@ -62,12 +63,14 @@ const COLUMNS: [Column; 20] = [
     Column::new("c", "tcp", Peers::Same),
     Column::new("c", "unix", Peers::Same),
     Column::new("c", "quic", Peers::Same),
-    Column::new("browser", "ws", Peers::Same),
+    Column::new("chromium", "ws", Peers::Same),
+    Column::new("firefox", "ws", Peers::Same),
     Column::new("rust", "tcp", Peers::NewerServer),
     Column::new("python", "tcp", Peers::NewerServer),
     Column::new("node", "tcp", Peers::NewerServer),
     Column::new("c", "tcp", Peers::NewerServer),
-    Column::new("browser", "ws", Peers::NewerServer),
+    Column::new("chromium", "ws", Peers::NewerServer),
+    Column::new("firefox", "ws", Peers::NewerServer),
     Column::new("rust", "tcp", Peers::NewerClient),
 ];
 
@@ -153,7 +156,7 @@ fn matrix(project: &Project) -> Outcome {
     let newer = Server::run(newer)?;
     let mut columns = Vec::new();
     let shown: Vec<&Column> =
-        COLUMNS.iter().filter(|column| column.language != "browser" || web::exists(project)).collect();
+        COLUMNS.iter().filter(|column| !is_browser(column.language) || web::exists(project)).collect();
     for column in &shown {
         let mut cells = BTreeMap::new();
         let server = if column.peers == Peers::NewerServer { &newer } else { &server };
@@ -180,6 +183,11 @@ fn matrix(project: &Project) -> Outcome {
     report(project, &cases, &shown, &columns)
 }
 
+/// Whether this is the package for browsers, in one of them.
+fn is_browser(language: &str) -> bool {
+    BROWSERS.iter().any(|(name, ..)| *name == language)
+}
+
 /// The program that runs the cases in a language.
 fn runner(project: &Project, language: &str) -> Outcome<Command> {
     let fresh = project.path(FRESH);
@@ -201,8 +209,8 @@ fn runner(project: &Project, language: &str) -> Outcome<Command> {
             run(&mut check::c_compiler(project, "gcc", "-std=c99", &runner, &program)?)?;
             project.command(program)
         }
-        "browser" => {
-            let mut page = web::page(project, "tests/conformance/web/runner.mjs")?;
+        browser if is_browser(browser) => {
+            let mut page = web::page(project, browser, "tests/conformance/web/runner.mjs")?;
             page.env("VALKYRIE_CONFORMANCE_CASES", format!("/page/{CASES}"));
             return Ok(page);
         }

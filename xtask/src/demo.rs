@@ -119,7 +119,7 @@ fn programs(project: &Project, files: &[PathBuf]) -> Outcome<Vec<(&'static str, 
     node.arg(script);
     let compiled = project.path("target/package/c-demo");
     run(&mut c_compiler(project, "gcc", "-std=c99", &project.path("examples/c/demo.c"), &compiled)?)?;
-    let mut page = web::page(project, "examples/web/demo.mjs")?;
+    let mut page = web::page(project, "chromium", "examples/web/demo.mjs")?;
     page.env("VALKYRIE_FILE", "/demo.data");
     head(&files[0], &fresh.join("web/demo.data"))?;
     Ok(vec![

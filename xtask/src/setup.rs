@@ -1,7 +1,7 @@
 //! Set-up: what the checks need from the machine, brought there step by step. Each step is quick when there is
 //! nothing to do, and says in one sentence what is missing when it can do nothing about it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::step::{During, OWN_NODE, Outcome, Project, Steps, Stop, failed, output, run, succeeds};
@@ -11,11 +11,14 @@ pub(crate) const VENV: &str = "target/venv";
 /// The tools of npm that the checks use.
 pub(crate) const NODE_TOOLS: &str = "xtask/node/node_modules";
 
-/// The environment variable that names another browser than Debian's Chromium.
-const BROWSER: &str = "VALKYRIE_CHROMIUM";
+/// The browsers that the checks drive: the name, Debian's program, and the environment variable that names another.
+pub(crate) const BROWSERS: [(&str, &str, &str); 2] = [
+    ("chromium", "/usr/bin/chromium", "VALKYRIE_CHROMIUM"),
+    ("firefox", "/usr/bin/firefox-esr", "VALKYRIE_FIREFOX"),
+];
 
 /// Programs that the checks call, with the Debian package that has each.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
     ("pkg-config", "pkg-config"),
@@ -25,14 +28,13 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("python3", "python3"),
     ("node", "nodejs"),
     ("npm", "npm"),
-    ("chromium", "chromium"),
 ];
 
 /// Adds every set-up step.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add(
         "setup: programs",
-        "compilers, Python, Node and Chromium, from Debian where missing",
+        "compilers, Python, Node and browsers, from Debian where missing",
         &[],
         || programs(project),
     );
@@ -55,14 +57,16 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 }
 
 pub(crate) fn programs(project: &Project) -> Outcome {
-    // Who names another browser needs none of Debian's.
-    let named = std::env::var_os(BROWSER).is_some();
     let mut missing: Vec<&str> = PROGRAMS
         .iter()
-        .filter(|(program, _)| !(named && *program == "chromium"))
         .filter(|(program, _)| !succeeds(project.command(program).arg("--version")))
         .map(|(_, package)| *package)
         .collect();
+    // Who names another browser needs none of Debian's. It calls the program as it does the package.
+    let lacking = BROWSERS.iter().filter(|(_, program, variable)| {
+        std::env::var_os(variable).is_none() && !Path::new(program).is_file()
+    });
+    missing.extend(lacking.map(|(_, program, _)| program.trim_start_matches("/usr/bin/")));
     // Debian splits these two modules off the interpreter.
     if !succeeds(project.command("python3").args(["-c", "import venv, ensurepip"])) {
         missing.push("python3-venv");
@@ -180,9 +184,12 @@ pub(crate) fn wasm_rustc(project: &Project) -> Outcome<Option<PathBuf>> {
     Ok(said.lines().find_map(|line| line.strip_prefix("RUSTC=")).map(PathBuf::from))
 }
 
-/// Where the browser is; the environment variable `VALKYRIE_CHROMIUM` names another one.
-pub(crate) fn chromium() -> Outcome<PathBuf> {
-    let named = std::env::var_os(BROWSER).map(PathBuf::from);
-    let path = named.unwrap_or_else(|| PathBuf::from("/usr/bin/chromium"));
-    if path.is_file() { Ok(path) } else { Err(Stop::Skipped(format!("no browser at {}", path.display()))) }
+/// Skips where a browser is not to be had; the last word of its row in [`BROWSERS`] names another one.
+pub(crate) fn browser(name: &str) -> Outcome<()> {
+    let Some((_, program, variable)) = BROWSERS.iter().find(|(known, ..)| *known == name) else {
+        return failed(format!("there is no browser {name}"));
+    };
+    let named = std::env::var_os(variable).map(PathBuf::from);
+    let path = named.unwrap_or_else(|| PathBuf::from(program));
+    if path.is_file() { Ok(()) } else { Err(Stop::Skipped(format!("no browser at {}", path.display()))) }
 }

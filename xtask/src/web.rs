@@ -6,8 +6,8 @@ use std::process::Command;
 use crate::budgets;
 use crate::conformance::Server;
 use crate::package::{FRESH, copy_folder, fresh_folder, npm_install, npm_pack};
-use crate::setup::{NODE_TOOLS, chromium, wasm_rustc};
-use crate::step::{During, Outcome, Project, Steps, failed, output, run};
+use crate::setup::{BROWSERS, NODE_TOOLS, browser, wasm_rustc};
+use crate::step::{During, Outcome, Project, Steps, failed, output, run, run_and_read};
 
 /// Wasm is compiled by another rustc where the ordinary one lacks the target: apart, so that neither throws out the
 /// other's work.
@@ -40,22 +40,40 @@ pub(crate) fn add_check<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     });
 }
 
-/// Runs a module in a page of headless Chromium, which imports the package from `target/fresh/web`.
-pub(crate) fn page(project: &Project, module: &str) -> Outcome<Command> {
-    chromium()?;
+/// Runs a module in a page of a headless browser, which imports the package from `target/fresh/web`.
+pub(crate) fn page(project: &Project, name: &str, module: &str) -> Outcome<Command> {
+    browser(name)?;
     let mut node = project.command("node");
-    node.arg("xtask/node/page.mjs").arg(project.path(FRESH).join("web")).arg(project.path(module));
+    node.args(["xtask/node/page.mjs", name]).arg(project.path(FRESH).join("web")).arg(project.path(module));
     Ok(node)
 }
 
-/// The package's tests, each a module that runs in a page.
+/// The package's tests, each a module that runs in a page, in every browser.
 pub(crate) fn check(project: &Project) -> Outcome {
     let server = Server::start(project)?;
     let tests = project.files(&["wasm/test/*.test.mjs"])?;
-    for test in &tests {
-        run(page(project, test)?.envs(server.variables("ws")))?;
+    let mut pages = 0;
+    for (name, ..) in BROWSERS {
+        for test in &tests {
+            run(page(project, name, test)?.envs(server.variables("ws")))?;
+            pages += 1;
+        }
     }
-    if tests.is_empty() { failed("wasm/test has no test") } else { Ok(format!("{} pages", tests.len())) }
+    if pages == 0 { failed("wasm/test has no test") } else { Ok(format!("{pages} pages")) }
+}
+
+/// A small app, built from the installed package with each bundler and without any, in every browser.
+pub(crate) fn bundles(project: &Project) -> Outcome {
+    let server = Server::start(project)?;
+    let mut node = project.command("node");
+    node.arg("xtask/node/bundles.mjs").arg(project.path(FRESH).join("web")).arg("wasm/test/app");
+    for (name, ..) in BROWSERS {
+        browser(name)?;
+        node.arg(name);
+    }
+    let mut pages = 0;
+    run_and_read(node.envs(server.variables("ws")), |line| pages += usize::from(line.starts_with("ok ")))?;
+    Ok(format!("{pages} pages"))
 }
 
 /// Builds the package into `dist/` and installs it into `target/fresh/web`; the note has the module's sizes.

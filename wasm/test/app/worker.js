@@ -1,0 +1,8 @@
+import { hello } from './hello.js';
+
+onmessage = ({ data: endpoint }) =>
+  hello(endpoint).then(postMessage, (error) =>
+    setTimeout(() => {
+      throw error;
+    }),
+  );

@@ -1,0 +1,55 @@
+// A headless browser, and a server of files for what runs in it: used by page.mjs and bundles.mjs.
+import { readFile } from 'node:fs/promises';
+import { createServer } from 'node:http';
+import { extname, resolve, sep } from 'node:path';
+import puppeteer from 'puppeteer-core';
+
+const TYPES = {
+  '.css': 'text/css',
+  '.html': 'text/html',
+  '.js': 'text/javascript',
+  '.json': 'application/json',
+  '.mjs': 'text/javascript',
+  '.wasm': 'application/wasm',
+};
+
+/** Starts `chromium` or `firefox`; VALKYRIE_CHROMIUM and VALKYRIE_FIREFOX name others than Debian's. */
+export async function launch(name) {
+  const common = { headless: true, protocolTimeout: 600_000 };
+  if (name === 'firefox') {
+    const executablePath = process.env.VALKYRIE_FIREFOX ?? '/usr/bin/firefox-esr';
+    return await puppeteer.launch({ ...common, browser: 'firefox', executablePath });
+  }
+  if (name !== 'chromium') throw new Error(`there is no browser ${name}: chromium or firefox`);
+  const executablePath = process.env.VALKYRIE_CHROMIUM ?? '/usr/bin/chromium';
+  // Chromium's sandbox refuses to run as root, which is what containers are; the page is our own.
+  const args = process.getuid?.() === 0 ? ['--no-sandbox'] : [];
+  return await puppeteer.launch({ ...common, browser: 'chrome', executablePath, args });
+}
+
+/** A page whose console.log goes to stdout line by line, and its other output to stderr. */
+export async function newPage(browser) {
+  const page = await browser.newPage();
+  page.on('console', (message) => (message.type() === 'log' ? console.log : console.error)(message.text()));
+  page.on('pageerror', (error) => console.error(error));
+  return page;
+}
+
+/** Serves what `answer(path)` gives, `[body, type]`, on a port of its own; what it throws is a 404. */
+export async function serve(answer) {
+  const server = createServer((request, response) => {
+    answer(new URL(request.url, 'http://page').pathname).then(
+      ([body, type]) => response.writeHead(200, { 'content-type': type }).end(body),
+      (error) => response.writeHead(404, { 'content-type': 'text/plain' }).end(String(error)),
+    );
+  });
+  await new Promise((listening) => server.listen(0, '127.0.0.1', listening));
+  return { origin: `http://127.0.0.1:${server.address().port}`, close: () => server.close() };
+}
+
+/** A file below a folder, as `serve` wants it. */
+export async function file(folder, path) {
+  const found = resolve(folder, `.${decodeURIComponent(path)}`);
+  if (!found.startsWith(folder + sep)) throw new Error('outside of the project');
+  return [await readFile(found), TYPES[extname(found)] ?? 'application/octet-stream'];
+}
