@@ -1,6 +1,12 @@
 //! The evil peers: they run a script over real sockets and keep what they see. What must be seen is compared at the end.
 
-use std::{collections::BTreeMap, future::Future, io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use bytes::{Buf, BytesMut};
 use tokio::{
@@ -66,24 +72,27 @@ pub async fn attack(name: &str, endpoint: &str) {
     attacks(name, &Script::read(name), endpoint, Carrier::Tcp).await;
 }
 
-/// Runs a script of an evil client again and again until an honest client beside it has called often enough: how often,
-/// and the honest client's 99th percentiles alone and beside.
+/// Has an evil client attack a server again and again until an honest client beside it has called often enough: the what
+/// the evil one prints at its end, and the honest client's 99th percentiles alone and beside. `attacker` makes the process
+/// that attacks an endpoint and ends with its input.
 ///
 /// # Panics
-/// When something else is seen than must be.
-pub async fn flood(name: &str) -> (usize, Duration, Duration) {
+/// When the attacker cannot be started, or ends before its input does.
+pub async fn flood(name: &str, attacker: impl FnOnce(&str) -> Command) -> (String, Duration, Duration) {
     let script = Script::read(name);
     let server = target(&script).await;
     let endpoint = server.endpoint("tcp");
     let client = async || Client::connect(endpoint).await.expect("an honest client connects");
     let alone = Honest::alone(client().await).await;
-    let honest = Honest::start(client().await);
-    let mut floods = 0;
-    while !honest.has_enough() {
-        attacks(name, &script, endpoint, Carrier::Tcp).await;
-        floods += 1;
-    }
-    (floods, alone, honest.stop().await)
+    let mut attacker = attacker(endpoint);
+    let attacker = attacker.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut attacker = attacker.spawn().expect("the attacker starts");
+    let beside = Honest::alone(client().await).await;
+    assert!(attacker.try_wait().expect("it is ours").is_none(), "{name}: the attacker gave up");
+    drop(attacker.stdin.take());
+    let ended = attacker.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{name}: the attacker saw something else");
+    (String::from_utf8_lossy(&ended.stdout).trim().to_owned(), alone, beside)
 }
 
 async fn target(script: &Script) -> Server {

@@ -220,7 +220,6 @@ impl Server {
 /// An honest client that calls without a pause, and how long its calls take.
 pub struct Honest {
     over: Arc<AtomicBool>,
-    enough: Arc<AtomicBool>,
     task: JoinHandle<Vec<Duration>>,
 }
 
@@ -241,22 +240,14 @@ impl Honest {
     pub fn start(client: Client) -> Honest {
         let over = Arc::new(AtomicBool::new(false));
         let stop = over.clone();
-        let enough = Arc::new(AtomicBool::new(false));
-        let reached = enough.clone();
         let task = tokio::spawn(async move {
             let mut times = Vec::new();
             while times.len() < CALLS || !stop.load(Relaxed) {
                 times.push(call(&client).await);
-                reached.store(times.len() >= CALLS, Relaxed);
             }
             times
         });
-        Honest { over, enough, task }
-    }
-
-    /// Whether it has called as often as is needed for a figure.
-    pub fn has_enough(&self) -> bool {
-        self.enough.load(Relaxed) || self.task.is_finished()
+        Honest { over, task }
     }
 
     /// The 99th percentile of all its calls, each of which was answered.
