@@ -5,7 +5,6 @@ import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
-import { Worker } from 'node:worker_threads';
 import * as esm from 'valkyrie-sdk';
 import { runModule, runNode, startServer } from './server.mjs';
 
@@ -68,37 +67,40 @@ test('process.exit with calls in flight is a clean exit', async () => {
   succeeds(await runModule(source, server.tcp), '');
 });
 
-test('workers have their own loop; one that is terminated in a call harms nobody', async () => {
-  const worker = (body) =>
-    new Worker(
-      `const { parentPort, workerData } = require('node:worker_threads');
-       const { connect } = require('valkyrie-sdk');
-       connect(workerData).then(async (client) => { ${body} });`,
-      { eval: true, workerData: server.tcp },
-    );
-  const message = (worker) => new Promise((resolve, reject) => worker.once('message', resolve).once('error', reject));
-  const exit = (worker) => new Promise((resolve) => worker.once('exit', resolve));
-
-  const busy = `
-    const calls = Array.from({ length: 500 }, (_, i) => client.request(String(i)));
-    const replies = await Promise.all(calls);
-    parentPort.postMessage(replies.every((reply, i) => String(reply) === String(i)));`;
-  const workers = [worker(busy), worker(busy), worker(busy)];
-  const ends = workers.map(exit);
-  assert.deepEqual(await Promise.all(workers.map(message)), [true, true, true]);
-  assert.deepEqual(await Promise.all(ends), [0, 0, 0]);
-
-  const client = await connect(server.tcp);
-  const hung = worker(`
-    client.call('/test/hang', 'node-worker', { timeoutMs: Infinity }).catch(() => {});
-    for (let i = 0; i < 1000; i++) client.request('x').catch(() => {});
-    parentPort.postMessage('calling');`);
-  await message(hung);
-  await client.call('/test/hang_stats', 'node-worker', { metadata: { until: 'started' }, timeoutMs: 30_000 });
-  await hung.terminate();
-  await client.call('/test/hang_stats', 'node-worker', { metadata: { until: 'dropped' }, timeoutMs: 30_000 });
-  assert.equal((await client.request('alive')).toString(), 'alive');
-  await client.close();
+test('a failure that was caught is unhandled nowhere else', async () => {
+  // An unhandled rejection ends a process with code 1 and its text on standard error.
+  const source = `
+    import { connect } from 'valkyrie-sdk';
+    const client = await connect(process.argv[1]);
+    const failures = [];
+    const caught = (promise) => promise.then(() => failures.push('none'), (error) => failures.push(error.name));
+    const aborted = new AbortController();
+    const hang = client.call('/test/hang', 'caught', { signal: aborted.signal });
+    aborted.abort();
+    await caught(hang);
+    await caught(client.call('/no/such/method', ''));
+    await caught(client.call('/test/hang', 'caught', { timeoutMs: 1 }));
+    const stream = client.stream('/test/stream_then_status', '', { metadata: { code: '10' } });
+    await caught(stream.recv());
+    const left = client.open('/test/hang', { signal: aborted.signal });
+    await caught(left.send('caught'));
+    const cancelled = client.open('/echo');
+    await cancelled.send('x');
+    const pending = cancelled.recv().then(() => cancelled.recv());
+    cancelled.cancel();
+    await caught(pending);
+    const busy = Array.from({ length: 100 }, () => caught(client.call('/test/hang', 'caught', { timeoutMs: 50 })));
+    const closing = client.close();
+    await caught(client.request('x'));
+    await closing;
+    await Promise.all(busy);
+    await caught(client.stream('/echo', 'x').recv());
+    await caught(connect('tcp://127.0.0.1:1'));
+    await caught(connect('nonsense'));
+    // What is unhandled is told after the microtasks of a turn.
+    await new Promise(setImmediate);
+    console.log(new Set(failures));`;
+  succeeds(await runModule(source, server.tcp), "Set(2) { 'AbortError', 'StatusError' }\n");
 });
 
 test('a missing native part is told with platform, package and fix', async () => {

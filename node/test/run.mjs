@@ -1,5 +1,6 @@
 // Installs both packages into a fresh project and runs everything there: the tests of this folder, the types, the
-// examples. node test/run.mjs [--keep]; it needs `cargo build -p valkyrie-node -p valkyrie-conformance` first.
+// examples. node test/run.mjs [--keep] [--long]; it needs `cargo build -p valkyrie-node -p valkyrie-conformance` first.
+// --long: with the counts of a soak, for minutes instead of seconds.
 //
 // VALKYRIE_NODE_LIBRARY and VALKYRIE_TEST_SERVER name other builds; VALKYRIE_NODE_TOOLS another folder with typescript
 // and @types/node installed. Without it the folder is xtask/node, filled by `npm ci` there.
@@ -16,14 +17,15 @@ const library = resolve(process.env.VALKYRIE_NODE_LIBRARY ?? join(root, 'target/
 const server = resolve(process.env.VALKYRIE_TEST_SERVER ?? join(root, 'target/debug/valkyrie-conformance-server'));
 const tools = resolve(process.env.VALKYRIE_NODE_TOOLS ?? join(root, 'xtask/node'));
 
-const tests = ['test/client.test.mjs', 'test/process.test.mjs'];
+const long = process.argv.includes('--long');
+const tests = ['client', 'process', 'worker'].map((name) => `test/${name}.test.mjs`);
 
 const project = mkdtempSync(join(tmpdir(), 'valkyrie-node-'));
 const run = (command, ...args) =>
   execFileSync(command, args, {
     cwd: project,
     stdio: 'inherit',
-    env: { ...process.env, VALKYRIE_TEST_SERVER: server },
+    env: { ...process.env, VALKYRIE_TEST_SERVER: server, VALKYRIE_TEST_LONG: long ? '1' : '' },
   });
 try {
   writeFileSync(join(project, 'package.json'), '{ "private": true }\n');
@@ -31,7 +33,7 @@ try {
   run('npm', 'install', '--offline', '--no-audit', '--no-fund', '--loglevel=error', ...tarballs);
   cpSync(here, join(project, 'test'), { recursive: true });
   cpSync(join(root, 'examples/node'), join(project, 'examples'), { recursive: true });
-  run(process.execPath, '--expose-gc', '--test', '--test-timeout=120000', '--test-reporter=spec', ...tests);
+  run(process.execPath, '--expose-gc', '--test', `--test-timeout=${long ? 3_600_000 : 120_000}`, '--test-reporter=spec', ...tests);
 
   if (!existsSync(join(tools, 'node_modules/typescript')))
     execFileSync('npm', ['ci'], { cwd: tools, stdio: 'inherit' });

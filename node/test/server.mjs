@@ -1,7 +1,14 @@
 // A conformance server for a test file, and child processes that use the installed package.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
+
+/** The counts of `node test/run.mjs --long`, instead of those that fit into every run. */
+export const LONG = process.env.VALKYRIE_TEST_LONG === '1';
+
+/** Operations of this process, of all its environments, that the native part has accepted and not completed. */
+export const { inFlight } = createRequire(import.meta.url)('valkyrie-sdk-linux-x64-gnu');
 
 /** Starts a server; it ends with this process. */
 export async function startServer() {

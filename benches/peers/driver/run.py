@@ -104,7 +104,7 @@ def specs(group, name, caps, lang):
     def u(l, size, infl, **k): out.append(dict(w="unary", size=size, inflight=infl, secs=SECS, label=l, **k))
     if group == "unary":
         if "u" in caps: u("u1_32", 32, 1); u("u1_1k", 1024, 1); u("u1_64k", 65536, 1); u("u1_1m", 1 << 20, 1)
-        if "m" in caps: u("u64_32", 32, 64); u("u512_32", 32, 512); u("u64_1k", 1024, 64); u("u64_64k", 65536, 64)
+        if "m" in caps: u("u64_32", 32, 64); u("u256_32", 32, 256); u("u512_32", 32, 512); u("u64_1k", 1024, 64); u("u64_64k", 65536, 64)
     elif group == "stream":
         n = 300000 if slow and "grpc" not in name and "nats" not in name and "zenoh" not in name else 20000 if slow or "nats" in name or "zenoh" in name else 1000000 if name.startswith("c-") or "tokio-raw" in name else 100000
         if "s" in caps: out.append(dict(w="sstream", size=32, count=n // (5 if q else 1), label="sstream_32"))
@@ -196,8 +196,8 @@ def table(rows):
     def lat(l): return lambda p: "/".join(g(p, l, k, "{:.0f}") for k in ("p50_us", "p99_us", "p999_us")) if (p, l, "p50_us") in agg else g(p, l, "p50_us")
     def rps(l): return lambda p: g(p, l, "rps", "{:.1f}", 1e-3)
     t("(a) unary, 1 in flight: latency p50/p99/p99.9, us", [("32 B", lat("u1_32")), ("1 KiB", lat("u1_1k")), ("64 KiB", lat("u1_64k")), ("1 MiB", lat("u1_1m"))])
-    def each(k, scale, f): return lambda p: " / ".join(g(p, f"u{n}_32", k, f, scale) for n in (1, 64, 512))
-    t("(b) unary 32 B on one connection at 1 / 64 / 512 in flight: thousand requests/s, p50 in us, CPU us per request; larger messages in thousand requests/s", [
+    def each(k, scale, f): return lambda p: " / ".join(g(p, f"u{n}_32", k, f, scale) for n in (1, 64, 256, 512))
+    t("(b) unary 32 B on one connection at 1 / 64 / 256 / 512 in flight: thousand requests/s, p50 in us, CPU us per request; larger messages in thousand requests/s", [
         ("k req/s", each("rps", 1e-3, "{:.1f}")), ("p50", each("p50_us", 1, "{:.0f}")), ("server CPU", each("srv_cpu_s_per_M", 1, "{:.2f}")), ("client CPU", each("cli_cpu_s_per_M", 1, "{:.2f}")),
         ("64 x 1 KiB", rps("u64_1k")), ("64 x 64 KiB", rps("u64_64k"))])
     t("(c,h) streams", [("server stream 32 B, k msg/s", lambda p: g(p, "sstream_32", "mps", "{:.0f}", 1e-3)), ("bidi ping-pong us p50/p99/p99.9", lat("pingpong_32")), ("bulk 64 KiB, GB/s", lambda p: g(p, "bulk_64k", "gbps", "{:.2f}"))])
@@ -213,10 +213,10 @@ def table(rows):
         def ratio(l, k): return lambda p: over(p, l, k)
         def ratios(k):
             def cell(p):
-                c = [over(p, f"u{n}_32", k) for n in (1, 64, 512)]
-                return "-" if c == ["-"] * 3 else " / ".join(c)
+                c = [over(p, f"u{n}_32", k) for n in (1, 64, 256, 512)]
+                return "-" if c == ["-"] * 4 else " / ".join(c)
             return cell
-        t(f"{ours} / peer: medians of this run, as ratios (p50 and CPU: lower is better; rates: higher); 32 B at 1 / 64 / 512 in flight", [
+        t(f"{ours} / peer: medians of this run, as ratios (p50 and CPU: lower is better; rates: higher); 32 B at 1 / 64 / 256 / 512 in flight", [
             ("req/s", ratios("rps")), ("p50", ratios("p50_us")), ("server CPU", ratios("srv_cpu_s_per_M")), ("client CPU", ratios("cli_cpu_s_per_M")),
             ("p50, 1 x 64 KiB", ratio("u1_64k", "p50_us")), ("req/s, 64 x 64 KiB", ratio("u64_64k", "rps")), ("server stream", ratio("sstream_32", "mps")), ("bulk", ratio("bulk_64k", "gbps")),
             ("1,000 conns", ratio("conns1000", "rps")), ("server RSS/idle conn", ratio("idle10k", "srv_rss_per_conn")), ("connect", ratio("connect", "p50_us"))])
