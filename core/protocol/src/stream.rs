@@ -9,12 +9,12 @@ use crate::{Limits, Metadata, Status, Time, connection::Finish};
 /// Priority class of a call. Critical frames do not wait behind bulk ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Priority {
-    /// Goes first.
+    /// Goes first, and an eighth of a connection's credit is its own.
     Critical = 0,
     /// The default.
     #[default]
     Normal = 1,
-    /// Takes what is left, and a small share always.
+    /// Takes what is left, up to half of a connection's credit, and a small share always.
     Bulk = 2,
 }
 
