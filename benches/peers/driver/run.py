@@ -6,6 +6,7 @@ import argparse, json, os, resource, shutil, signal, socket, statistics, subproc
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 R = f"{ROOT}/rust/target/release/peer-"; C = f"{ROOT}/c/"; PY = f"{ROOT}/python/venv/bin/python"; PYD = f"{ROOT}/python/"; ND = f"{ROOT}/node/"
 FRESH = os.path.join(os.path.dirname(os.path.dirname(ROOT)), "target/fresh")  # where `cargo xtask package` installs
+UV = f"{ROOT}/python/venv/lib/python{sys.version_info[0]}.{sys.version_info[1]}/site-packages"  # uvloop for the fresh place, which has Valkyrie only
 CERT, KEY, CA = (f"{ROOT}/certs/{x}" for x in ("srv.pem", "srv.key", "ca.pem"))
 ap = argparse.ArgumentParser()
 ap.add_argument("--quick", action="store_true"); ap.add_argument("--rounds", type=int); ap.add_argument("--only", default=""); ap.add_argument("--groups", default="")
@@ -61,6 +62,7 @@ PEERS = [
     ("c-valkyrie", "valkyrie", [C + "valkyrie", "bench"], "umskb", "c"),
     ("py-valkyrie-sync", "valkyrie", [f"{FRESH}/python/bin/python", PYD + "valkyrie_peer.py", "--mode", "sync"], "umskb", "py"),
     ("py-valkyrie-aio", "valkyrie", [f"{FRESH}/python/bin/python", PYD + "valkyrie_peer.py", "--mode", "aio"], "umspckb", "py"),
+    ("py-valkyrie-uvloop", "valkyrie", ["env", f"PYTHONPATH={UV}", f"{FRESH}/python/bin/python", PYD + "valkyrie_peer.py", "--mode", "aio", "--uvloop"], "umspckb", "py"),
     ("node-valkyrie", "valkyrie", js("valkyrie.js"), "umspckb", "node"),
     ("py-raw-blocking", "raw", py("raw.py", "--mode", "blocking"), "uk", "py"),
     ("py-asyncio-streams", "raw", py("raw.py", "--mode", "streams"), "umspcktb", "py"),
@@ -89,7 +91,7 @@ def needs(peer):
         if part.startswith(R): words.add("rust:" + part[len(R):])
         elif part.startswith(C): words.add("c:" + part[len(C):])
         elif part.startswith(FRESH): words.add("package:python")
-        elif part == PY: words.add("python")
+        elif part == PY or part.endswith(UV): words.add("python")
         elif part == CERT: words.add("certs")
         elif part == ND + "valkyrie.js": words.add("package:node")
         elif part.startswith(ND): words.add("node")

@@ -1,6 +1,7 @@
-"""Valkyrie: `--mode aio`, or `--mode sync` (many in flight from threads)."""
+"""Valkyrie: `--mode aio`, with `--uvloop` on that loop, or `--mode sync` (many in flight from threads)."""
 
 import struct
+import sys
 import threading
 
 import harness
@@ -75,4 +76,9 @@ class Sync:
 
 
 if __name__ == "__main__":
-    harness.main({"sync": Sync, "aio": Aio}[arg("--mode")])
+    loop_factory = None
+    if "--uvloop" in sys.argv:
+        import uvloop
+
+        loop_factory = uvloop.new_event_loop
+    harness.main({"sync": Sync, "aio": Aio}[arg("--mode")], loop_factory)
