@@ -5,8 +5,6 @@ Importing starts no thread, opens no socket and loads no asyncio.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from . import _native
 from ._errors import (
     Aborted,
@@ -31,6 +29,8 @@ from ._errors import (
 )
 from ._values import Metadata, MetadataLike, Response
 
+# What a type checker takes for true, without the import of typing.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import sync
     from ._aio import Client, Connecting, Stream

@@ -1,96 +1,29 @@
-"""The asyncio face: one completion queue per loop, drained in one crossing per wake."""
+"""The asyncio face. Whatever is awaited is one operation of the native part, which knows the loop that runs."""
 
 from __future__ import annotations
 
-import asyncio
 import weakref
 from collections.abc import AsyncIterator, Generator
 from types import TracebackType
 from typing import Any
 
 from . import _native
-from ._errors import from_status
-from ._values import (
-    Metadata,
-    MetadataLike,
-    Response,
-    as_message,
-    check_certificates,
-    check_endpoint,
-    check_method,
-    milliseconds,
-    pairs,
-    response,
-    timeout_ms,
-)
+from ._errors import ClientClosed
+from ._values import Metadata, MetadataLike, Response, as_message, response
 
 # Messages that one crossing may bring.
 _BATCH = 64
-
-
-class _Hub:
-    """One loop's queue and the futures that wait on it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.queue = _native.Queue()
-        self.waiting: dict[int, asyncio.Future[Any]] = {}
-        loop.add_reader(self.queue.fileno(), self.drain)
-
-    def drain(self) -> None:
-        while completions := self.queue.drain():
-            for op, kind, value in completions:
-                future = self.waiting.pop(op, None)
-                if future is None or future.done():
-                    continue
-                if kind == _native.ERROR:
-                    future.set_exception(from_status(value))
-                else:
-                    future.set_result(value)
-
-
-_hubs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Hub] = weakref.WeakKeyDictionary()
-
-
-def _hub() -> tuple[_Hub, asyncio.AbstractEventLoop]:
-    loop = asyncio.get_running_loop()
-    hub = _hubs.get(loop)
-    if hub is None:
-        hub = _hubs[loop] = _Hub(loop)
-    return hub, loop
-
-
-async def _completion(hub: _Hub, loop: asyncio.AbstractEventLoop, op: int) -> Any:
-    future: asyncio.Future[Any] = loop.create_future()
-    hub.waiting[op] = future
-    try:
-        return await future
-    except asyncio.CancelledError:
-        hub.waiting.pop(op, None)
-        _native.cancel(op)
-        raise
 
 
 class Connecting:
     """A connection to be: ``await`` it or enter it with ``async with``."""
 
     def __init__(self, endpoint: str, timeout: float, connect_timeout: float, trusted_certificates: str | None) -> None:
-        self._endpoint = check_endpoint(endpoint)
-        self._timeout_ms = milliseconds(timeout)
-        self._connect_timeout_ms = milliseconds(connect_timeout, "connect_timeout")
-        self._trusted = check_certificates(trusted_certificates)
+        self._operation = _native.connect(endpoint, timeout, connect_timeout, trusted_certificates)
         self._client: Client | None = None
 
     async def _connect(self) -> Client:
-        hub, loop = _hub()
-        try:
-            handle, op = _native.connect(
-                hub.queue, self._endpoint, self._timeout_ms, self._connect_timeout_ms, self._trusted
-            )
-        except _native.Refused as refused:
-            raise from_status(refused.args) from None
-        client = Client(handle)
-        await _completion(hub, loop, op)
-        return client
+        return Client(await self._operation)
 
     def __await__(self) -> Generator[Any, None, Client]:
         return self._connect().__await__()
@@ -115,11 +48,11 @@ class Client:
         # The process's end frees more than this could.
         self._free.atexit = False
 
-    async def request(self, message: str | bytes | bytearray | memoryview) -> bytes:
-        """Sends a message to ``/echo`` and gives the answer. Text is sent as UTF-8."""
-        return await self.call("/echo", as_message(message))  # type: ignore[arg-type]
+    def request(self, message: str | bytes | bytearray | memoryview) -> _native.Operation[bytes]:
+        """Sends a message to ``/echo`` and gives the answer; see ``call``. Text is sent as UTF-8."""
+        return self.call("/echo", as_message(message))
 
-    async def call(
+    def call(
         self,
         method: str,
         message: bytes | bytearray | memoryview = b"",
@@ -127,13 +60,13 @@ class Client:
         timeout: float | None = None,
         metadata: MetadataLike | None = None,
         priority: str | None = None,
-    ) -> bytes:
-        """One message out, one message back.
+    ) -> _native.Operation[bytes]:
+        """One message out, one message back: a coroutine, which begins when it is awaited or made a task.
 
         ``timeout`` in seconds; the client's (5.0) without one, ``math.inf`` for no limit. Cancelling the task cancels
         the call and the server's handler. Raises ``StatusError`` and its subclasses.
         """
-        return (await self._call(method, message, timeout, metadata, priority))[0]  # type: ignore[no-any-return]
+        return _native.call(self._handle, method, message, timeout, metadata, priority)
 
     async def call_with_response(
         self,
@@ -145,30 +78,7 @@ class Client:
         priority: str | None = None,
     ) -> Response:
         """As ``call``, with the metadata and trailers that came with the answer."""
-        return response(await self._call(method, message, timeout, metadata, priority))
-
-    async def _call(
-        self,
-        method: str,
-        message: Any,
-        timeout: float | None,
-        metadata: MetadataLike | None,
-        priority: str | None,
-    ) -> Any:
-        hub, loop = _hub()
-        try:
-            op = _native.call(
-                hub.queue,
-                self._handle,
-                check_method(method),
-                message,
-                timeout_ms(timeout),
-                pairs(metadata),
-                priority,
-            )
-        except _native.Refused as refused:
-            raise from_status(refused.args) from None
-        return await _completion(hub, loop, op)
+        return response(await _native.call_whole(self._handle, method, message, timeout, metadata, priority))
 
     def open(
         self,
@@ -179,14 +89,7 @@ class Client:
         priority: str | None = None,
     ) -> Stream:
         """Opens a stream of any shape; without ``timeout`` it has no limit."""
-        hub, _ = _hub()
-        try:
-            handle = _native.open(
-                hub.queue, self._handle, check_method(method), timeout_ms(timeout), pairs(metadata), priority
-            )
-        except _native.Refused as refused:
-            raise from_status(refused.args) from None
-        return Stream(handle)
+        return Stream(_native.open(self._handle, method, timeout, metadata, priority))
 
     async def stream(
         self,
@@ -206,14 +109,10 @@ class Client:
 
     async def aclose(self) -> None:
         """Closes gracefully: calls in flight may finish within 5 s. Idempotent."""
-        if not self._free.alive:
-            return
-        hub, loop = _hub()
         try:
-            op = _native.close(hub.queue, self._handle)
-        except _native.Refused:
-            return
-        await _completion(hub, loop, op)
+            await _native.close(self._handle)
+        except ClientClosed:
+            pass
 
     async def __aenter__(self) -> Client:
         return self
@@ -238,26 +137,18 @@ class Stream:
         self.trailers = Metadata()
         """Trailers; empty before the end."""
 
-    async def _run(self, submit: Any, *arguments: Any) -> Any:
-        hub, loop = _hub()
-        try:
-            op = submit(hub.queue, self._handle, *arguments)
-        except _native.Refused as refused:
-            raise from_status(refused.args) from None
-        return await _completion(hub, loop, op)
+    def send(self, message: bytes | bytearray | memoryview) -> _native.Operation[None]:
+        """Sends a message; waits while the peer's credit is used up. Nothing is sent before this is awaited."""
+        return _native.send(self._handle, message)
 
-    async def send(self, message: bytes | bytearray | memoryview) -> None:
-        """Sends a message; waits while the peer's credit is used up."""
-        await self._run(_native.send, message)
-
-    async def half_close(self) -> None:
+    def half_close(self) -> _native.Operation[None]:
         """No more messages from this side."""
-        await self._run(_native.half_close)
+        return _native.half_close(self._handle)
 
     async def recv(self) -> bytes | None:
         """The next message; ``None`` once the call has ended well. Raises the status it ended with otherwise."""
         if not self._ready and not self._ended:
-            messages, end = await self._run(_native.recv, _BATCH)
+            messages, end = await _native.recv(self._handle, _BATCH)
             messages.reverse()
             self._ready = messages
             if end is not None:

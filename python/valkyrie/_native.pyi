@@ -1,46 +1,68 @@
-from typing import Any
+from collections.abc import Coroutine, Generator
+from typing import Any, Never, TypeVar, final
 
 from typing_extensions import Buffer
 
-DONE: int
-MESSAGE: int
-MESSAGES: int
-ERROR: int
+from ._values import MetadataLike
 
-class Refused(Exception): ...
+__all__ = [
+    "Operation",
+    "call",
+    "call_whole",
+    "client_free",
+    "close",
+    "connect",
+    "half_close",
+    "in_flight",
+    "open",
+    "recv",
+    "send",
+    "stream_free",
+    "version",
+]
 
-class Queue:
-    def __new__(cls, *, blocking: bool = False) -> Queue: ...
-    def fileno(self) -> int: ...
-    def drain(self) -> list[tuple[int, int, Any]]: ...
-    def wait(self) -> None: ...
+_T = TypeVar("_T", covariant=True)
+_Entries = list[tuple[str, bytes]]
+
+@final
+class Operation(Coroutine[Any, Any, _T]):
+    """Something to await, once; it begins when it is awaited."""
+
+    def __await__(self) -> Generator[Any, Any, _T]: ...
+    def __iter__(self) -> Generator[Any, Any, _T]: ...
+    def __next__(self) -> Any: ...
+    def send(self, value: None) -> Any: ...
+    def throw(self, kind: Any, value: Any = None, traceback: Any = None) -> Never: ...
     def close(self) -> None: ...
+    def wait(self) -> _T:
+        """Blocks instead of being awaited."""
 
 def connect(
-    queue: Queue, endpoint: str, timeout_ms: int, connect_timeout_ms: int, trusted_certificates: str | None
-) -> tuple[int, int]: ...
+    endpoint: str, timeout: float, connect_timeout: float, trusted_certificates: str | None
+) -> Operation[int]: ...
 def call(
-    queue: Queue,
     client: int,
     method: str,
     message: Buffer,
-    timeout_ms: int | None = None,
-    metadata: list[tuple[str, str | bytes]] | None = None,
-    priority: str | None = None,
-) -> int: ...
-def open(
-    queue: Queue,
+    timeout: float | None,
+    metadata: MetadataLike | None,
+    priority: str | None,
+) -> Operation[bytes]: ...
+def call_whole(
     client: int,
     method: str,
-    timeout_ms: int | None = None,
-    metadata: list[tuple[str, str | bytes]] | None = None,
-    priority: str | None = None,
+    message: Buffer,
+    timeout: float | None,
+    metadata: MetadataLike | None,
+    priority: str | None,
+) -> Operation[tuple[bytes, _Entries, _Entries]]: ...
+def open(
+    client: int, method: str, timeout: float | None, metadata: MetadataLike | None, priority: str | None
 ) -> int: ...
-def send(queue: Queue, stream: int, message: Buffer) -> int: ...
-def half_close(queue: Queue, stream: int) -> int: ...
-def recv(queue: Queue, stream: int, max: int) -> int: ...
-def close(queue: Queue, client: int) -> int: ...
-def cancel(op: int) -> None: ...
+def send(stream: int, message: Buffer) -> Operation[None]: ...
+def half_close(stream: int) -> Operation[None]: ...
+def recv(stream: int, max: int) -> Operation[tuple[list[bytes], tuple[_Entries, _Entries] | None]]: ...
+def close(client: int) -> Operation[None]: ...
 def stream_free(stream: int) -> None: ...
 def client_free(client: int) -> None: ...
 def in_flight() -> int: ...

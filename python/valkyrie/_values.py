@@ -1,12 +1,10 @@
-"""Metadata, responses and the checks of what a caller passes."""
+"""Metadata and responses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
 MetadataLike = Mapping[str, "str | bytes"] | Iterable[tuple[str, "str | bytes"]]
-
-NO_TIMEOUT = 2**64 - 1
 
 
 class Metadata:
@@ -56,49 +54,11 @@ class Response:
         return f"Response({len(self.message)} bytes, {self.metadata!r}, trailers={self.trailers!r})"
 
 
-def check_endpoint(endpoint: object) -> str:
-    if not isinstance(endpoint, str):
-        raise TypeError(f"endpoint is a str such as 'tcp://host:port', not {type(endpoint).__name__}")
-    return endpoint
-
-
-def check_certificates(pem: object) -> str | None:
-    if pem is not None and not isinstance(pem, str):
-        raise TypeError(f"trusted_certificates is a str of PEM text, not {type(pem).__name__}")
-    return pem
-
-
-def check_method(method: object) -> str:
-    if not isinstance(method, str):
-        raise TypeError(f"method is a str such as '/echo', not {type(method).__name__}")
-    return method
-
-
-def milliseconds(timeout: object, name: str = "timeout") -> int:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
-        raise TypeError(f"{name} is a number of seconds, not {type(timeout).__name__}")
-    if timeout == float("inf"):
-        return NO_TIMEOUT
-    if not timeout > 0:
-        raise ValueError(f"{name} {timeout} is not above 0 seconds")
-    return min(max(1, round(timeout * 1000)), NO_TIMEOUT)
-
-
-def timeout_ms(timeout: float | None) -> int | None:
-    return None if timeout is None else milliseconds(timeout)
-
-
-def pairs(metadata: MetadataLike | None) -> list[tuple[str, str | bytes]] | None:
-    if metadata is None:
-        return None
-    return list(metadata.items() if isinstance(metadata, Mapping) else metadata)
-
-
-def as_message(message: object) -> object:
+def as_message(message: str | bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
     """Text is allowed where a person writes it: in ``request``."""
     return message.encode() if isinstance(message, str) else message
 
 
-def response(value: tuple[bytes, list[tuple[str, bytes]] | None, list[tuple[str, bytes]] | None]) -> Response:
+def response(value: tuple[bytes, list[tuple[str, bytes]], list[tuple[str, bytes]]]) -> Response:
     message, metadata, trailers = value
-    return Response(message, Metadata(metadata or ()), Metadata(trailers or ()))
+    return Response(message, Metadata(metadata), Metadata(trailers))

@@ -2,64 +2,18 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any
 
 from . import _native
-from ._errors import from_status
-from ._values import (
-    Metadata,
-    MetadataLike,
-    Response,
-    as_message,
-    check_certificates,
-    check_endpoint,
-    check_method,
-    milliseconds,
-    pairs,
-    response,
-    timeout_ms,
-)
+from ._errors import ClientClosed
+from ._values import Metadata, MetadataLike, Response, as_message, response
 
 __all__ = ["Client", "Stream", "connect"]
 
+# Messages that one crossing may bring.
 _BATCH = 64
-
-
-class _Thread(threading.local):
-    """Each thread waits on a queue of its own."""
-
-    def __init__(self) -> None:
-        self.queue = _native.Queue(blocking=True)
-
-
-_thread = _Thread()
-
-
-def _run(submit: Any, *arguments: Any) -> Any:
-    queue = _thread.queue
-    try:
-        submitted = submit(queue, *arguments)
-    except _native.Refused as refused:
-        raise from_status(refused.args) from None
-    handle, op = submitted if isinstance(submitted, tuple) else (None, submitted)
-    try:
-        while True:
-            queue.wait()
-            for done, kind, value in queue.drain():
-                # Anything else was given up by an earlier exception.
-                if done == op:
-                    if kind == _native.ERROR:
-                        raise from_status(value)
-                    return value if handle is None else handle
-    except BaseException:
-        _native.cancel(op)
-        if handle is not None:
-            _native.client_free(handle)
-        raise
 
 
 def connect(
@@ -70,14 +24,7 @@ def connect(
     trusted_certificates: str | None = None,
 ) -> Client:
     """Connects; see ``valkyrie.connect``."""
-    handle = _run(
-        _native.connect,
-        check_endpoint(endpoint),
-        milliseconds(timeout),
-        milliseconds(connect_timeout, "connect_timeout"),
-        check_certificates(trusted_certificates),
-    )
-    return Client(handle)
+    return Client(_native.connect(endpoint, timeout, connect_timeout, trusted_certificates).wait())
 
 
 class Client:
@@ -90,7 +37,7 @@ class Client:
 
     def request(self, message: str | bytes | bytearray | memoryview) -> bytes:
         """Sends a message to ``/echo`` and gives the answer. Text is sent as UTF-8."""
-        return self.call("/echo", as_message(message))  # type: ignore[arg-type]
+        return self.call("/echo", as_message(message))
 
     def call(
         self,
@@ -102,7 +49,7 @@ class Client:
         priority: str | None = None,
     ) -> bytes:
         """One message out, one message back; see ``valkyrie.Client.call``."""
-        return self._call(method, message, timeout, metadata, priority)[0]  # type: ignore[no-any-return]
+        return _native.call(self._handle, method, message, timeout, metadata, priority).wait()
 
     def call_with_response(
         self,
@@ -114,25 +61,7 @@ class Client:
         priority: str | None = None,
     ) -> Response:
         """As ``call``, with the metadata and trailers that came with the answer."""
-        return response(self._call(method, message, timeout, metadata, priority))
-
-    def _call(
-        self,
-        method: str,
-        message: Any,
-        timeout: float | None,
-        metadata: MetadataLike | None,
-        priority: str | None,
-    ) -> Any:
-        return _run(
-            _native.call,
-            self._handle,
-            check_method(method),
-            message,
-            timeout_ms(timeout),
-            pairs(metadata),
-            priority,
-        )
+        return response(_native.call_whole(self._handle, method, message, timeout, metadata, priority).wait())
 
     def open(
         self,
@@ -143,18 +72,7 @@ class Client:
         priority: str | None = None,
     ) -> Stream:
         """Opens a stream of any shape; without ``timeout`` it has no limit."""
-        try:
-            handle = _native.open(
-                _thread.queue,
-                self._handle,
-                check_method(method),
-                timeout_ms(timeout),
-                pairs(metadata),
-                priority,
-            )
-        except _native.Refused as refused:
-            raise from_status(refused.args) from None
-        return Stream(handle)
+        return Stream(_native.open(self._handle, method, timeout, metadata, priority))
 
     def stream(
         self,
@@ -174,10 +92,9 @@ class Client:
     def close(self) -> None:
         """Closes gracefully: calls in flight may finish within 5 s. Idempotent."""
         try:
-            _run(_native.close, self._handle)
-        except Exception as error:
-            if getattr(error, "reason", None) != "CLIENT_CLOSED":
-                raise
+            _native.close(self._handle).wait()
+        except ClientClosed:
+            pass
 
     def __enter__(self) -> Client:
         return self
@@ -204,16 +121,16 @@ class Stream:
 
     def send(self, message: bytes | bytearray | memoryview) -> None:
         """Sends a message; waits while the peer's credit is used up."""
-        _run(_native.send, self._handle, message)
+        _native.send(self._handle, message).wait()
 
     def half_close(self) -> None:
         """No more messages from this side."""
-        _run(_native.half_close, self._handle)
+        _native.half_close(self._handle).wait()
 
     def recv(self) -> bytes | None:
         """The next message; ``None`` once the call has ended well. Raises the status it ended with otherwise."""
         if not self._ready and not self._ended:
-            messages, end = _run(_native.recv, self._handle, _BATCH)
+            messages, end = _native.recv(self._handle, _BATCH).wait()
             messages.reverse()
             self._ready = messages
             if end is not None:

@@ -78,9 +78,12 @@ pub(crate) fn add_rust<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 
 /// The tests of each language against its installed package, the examples, and the README.
 pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
-    steps.add("python", "mypy --strict and pytest against the installed wheel", &["package: python"], || {
-        python(project)
-    });
+    steps.add(
+        "python",
+        "mypy --strict, stubtest and pytest against the installed wheel",
+        &["package: python"],
+        || python(project),
+    );
     steps.add(
         "node",
         "node --test and tsc --strict against the installed packages",
@@ -208,6 +211,10 @@ fn python(project: &Project) -> Outcome {
     for file in project.files(&["python/tests/*.py", "examples/python/*.py", "tests/conformance/*.py"])? {
         run(mypy().arg(project.path(&file)))?;
     }
+    // What the binary has is what the .pyi says; stubtest reads it from the interpreter that it runs in.
+    let mut stubtest = Command::new(&python);
+    stubtest.current_dir(&fresh).args(["-P", "-m", "mypy.stubtest", "valkyrie"]);
+    run(stubtest.env("PYTHONPATH", site_packages(project)?))?;
     let server = Server::start(project)?;
     let mut note = String::new();
     let mut pytest = Command::new(&python);

@@ -1,0 +1,268 @@
+//! One operation: a coroutine for a task to await, or a call that blocks. It begins when it is awaited or waited for.
+
+use std::{cell::Cell, mem, sync::Arc, time::Duration};
+
+use pyo3::{
+    PyTraverseError, PyVisit,
+    exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
+    intern,
+    prelude::*,
+    types::{PyString, PyTuple, PyType},
+};
+use valkyrie_bridge::{self as bridge, Bytes, CallOptions, ClientOptions, Handle, Queue, Status, Value};
+
+use crate::{
+    hub::Hub,
+    values::{raised, take_back, value_out},
+};
+
+/// How long a blocked thread waits before it looks for signals such as Ctrl-C.
+const SIGNAL_SLICE: Duration = Duration::from_millis(50);
+
+/// What an operation does.
+pub(crate) enum Start {
+    Connect { endpoint: String, options: ClientOptions },
+    Call { client: Handle, method: Py<PyString>, message: Bytes, options: CallOptions, whole: bool },
+    Send { stream: Handle, message: Bytes },
+    HalfClose { stream: Handle },
+    Recv { stream: Handle, max: usize },
+    Close { client: Handle },
+}
+
+/// An operation that was accepted.
+struct Accepted {
+    op: u64,
+    /// The client that it connects.
+    client: Option<Handle>,
+    whole: bool,
+}
+
+impl Start {
+    fn submit(self, py: Python<'_>, queue: &Arc<Queue>) -> PyResult<Accepted> {
+        let (mut client, mut whole) = (None, false);
+        let accepted = match self {
+            Self::Connect { endpoint, options } => {
+                py.detach(|| bridge::connect(queue, &endpoint, options)).map(|(handle, op)| {
+                    client = Some(handle);
+                    op
+                })
+            }
+            Self::Call { client, method, message, options, whole: all } => {
+                whole = all;
+                bridge::call(client, queue, method.bind(py).to_str()?, message, options)
+            }
+            Self::Send { stream, message } => bridge::send(stream, queue, message),
+            Self::HalfClose { stream } => bridge::half_close(stream, queue),
+            Self::Recv { stream, max } => bridge::recv(stream, queue, max),
+            Self::Close { client } => bridge::close(client, queue),
+        };
+        let op = accepted.map_err(|status| raised(py, &status))?;
+        Ok(Accepted { op, client, whole })
+    }
+}
+
+impl Accepted {
+    /// Nobody waits for it any more.
+    fn abandon(&self) {
+        bridge::cancel(self.op);
+        if let Some(client) = self.client {
+            bridge::client_free(client);
+        }
+    }
+
+    /// The handle of what was connected, or else the value that completed it.
+    fn value(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<Py<PyAny>> {
+        match self.client {
+            Some(client) => Ok(client.to_raw().into_pyobject(py)?.into_any().unbind()),
+            None => Ok(value),
+        }
+    }
+}
+
+enum State {
+    New(Start),
+    /// A task waits for the future.
+    Waiting(Accepted, Py<PyAny>),
+    Over,
+}
+
+#[pyclass(module = "valkyrie._native")]
+pub(crate) struct Operation(State);
+
+impl Operation {
+    pub(crate) fn new(start: Start) -> Self {
+        Self(State::New(start))
+    }
+
+    fn take(&mut self) -> State {
+        mem::replace(&mut self.0, State::Over)
+    }
+
+    /// Ends it where it stands.
+    fn abandon(&mut self) {
+        if let State::Waiting(accepted, _) = self.take() {
+            accepted.abandon();
+        }
+    }
+}
+
+#[pymethods]
+impl Operation {
+    fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __iter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    fn __next__(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self.take() {
+            State::New(start) => {
+                take_back(py);
+                let hub =
+                    Hub::running(py)?.ok_or_else(|| PyRuntimeError::new_err("no running event loop"))?;
+                let future = hub.future(py)?;
+                let accepted = start.submit(py, hub.queue())?;
+                hub.expect(accepted.op, future.clone().unbind(), accepted.whole);
+                self.0 = State::Waiting(accepted, future.clone().unbind());
+                Ok(future.unbind())
+            }
+            State::Waiting(accepted, future) => {
+                let result = future.call_method0(py, intern!(py, "result"));
+                match result.and_then(|value| accepted.value(py, value)) {
+                    // A tuple would be taken for the arguments of the exception.
+                    Ok(value) if value.bind(py).is_instance_of::<PyTuple>() => {
+                        Err(PyStopIteration::new_err((value,)))
+                    }
+                    Ok(value) => Err(PyStopIteration::new_err(value)),
+                    Err(error) => {
+                        accepted.abandon();
+                        Err(error)
+                    }
+                }
+            }
+            State::Over => Err(PyRuntimeError::new_err("cannot await an operation twice")),
+        }
+    }
+
+    fn send(&mut self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
+        if value.is_none() {
+            self.__next__(py)
+        } else {
+            Err(PyTypeError::new_err("an operation takes no values"))
+        }
+    }
+
+    #[pyo3(signature = (kind, value = None, traceback = None))]
+    fn throw(
+        &mut self,
+        kind: &Bound<'_, PyAny>,
+        value: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        self.abandon();
+        let exception = match (kind.cast::<PyType>(), value) {
+            (Err(_), _) => kind.clone(),
+            (Ok(kind), Some(value)) if value.is_instance(kind)? => value.clone(),
+            (Ok(kind), Some(value)) => kind.call1((value,))?,
+            (Ok(kind), None) => kind.call0()?,
+        };
+        if let Some(traceback) = traceback {
+            exception.setattr(intern!(kind.py(), "__traceback__"), traceback)?;
+        }
+        Err(PyErr::from_value(exception))
+    }
+
+    fn close(&mut self) {
+        self.abandon();
+        self.take();
+    }
+
+    /// Blocks until it is complete, with the GIL released, and lets signal handlers run meanwhile.
+    fn wait(&mut self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let State::New(start) = self.take() else {
+            return Err(PyRuntimeError::new_err("cannot wait for an operation twice"));
+        };
+        with_blocking_queue(|queue| {
+            let accepted = start.submit(py, queue)?;
+            let outcome = block(py, queue, accepted.op).and_then(|outcome| {
+                take_back(py);
+                value_out(py, outcome, accepted.whole)
+            });
+            match outcome {
+                Ok(value) => accepted.value(py, value),
+                Err(error) => {
+                    accepted.abandon();
+                    Err(error)
+                }
+            }
+        })
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match &self.0 {
+            State::Waiting(_, future) => visit.call(future),
+            State::New(_) | State::Over => Ok(()),
+        }
+    }
+
+    fn __clear__(&mut self) {
+        self.abandon();
+    }
+}
+
+/// As Python's own coroutines: one that is given up is cancelled, one that never began is said.
+impl Drop for Operation {
+    fn drop(&mut self) {
+        match self.take() {
+            State::New(start) => {
+                let warned = Python::try_attach(|py| {
+                    let raised = PyErr::take(py);
+                    let kind = py.get_type::<PyRuntimeWarning>();
+                    if let Err(error) = PyErr::warn(py, &kind, c"an operation was never awaited", 1) {
+                        error.write_unraisable(py, None);
+                    }
+                    if let Some(raised) = raised {
+                        raised.restore(py);
+                    }
+                });
+                let _ = warned;
+                drop(start);
+            }
+            State::Waiting(accepted, _) => accepted.abandon(),
+            State::Over => {}
+        }
+    }
+}
+
+thread_local! {
+    /// The queue that this thread blocks on, while it does not.
+    static IDLE: Cell<Option<Arc<Queue>>> = const { Cell::new(None) };
+}
+
+/// Runs `work` with a queue of this thread. A signal handler or a finaliser may come here again: it gets another.
+pub(crate) fn with_blocking_queue<T>(work: impl FnOnce(&Arc<Queue>) -> T) -> T {
+    let queue = IDLE.take().unwrap_or_else(Queue::blocking);
+    let result = work(&queue);
+    IDLE.set(Some(queue));
+    result
+}
+
+fn block(py: Python<'_>, queue: &Arc<Queue>, op: u64) -> PyResult<Result<Value, Status>> {
+    let mut taken = Vec::new();
+    loop {
+        let ready = py.detach(|| {
+            let ready = queue.wait(Some(SIGNAL_SLICE));
+            queue.drain(&mut taken, usize::MAX);
+            ready
+        });
+        // Anything else was given up by an earlier exception.
+        if let Some(completion) = taken.drain(..).find(|completion| completion.op == op) {
+            return Ok(completion.outcome);
+        }
+        if !ready {
+            py.check_signals()?;
+        }
+    }
+}

@@ -1,0 +1,187 @@
+"""Every loop and every way to give a call up."""
+
+# mypy: allow-untyped-decorators
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import os
+import sys
+import warnings
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest  # type: ignore[import-not-found, unused-ignore]
+import uvloop  # type: ignore[import-not-found, unused-ignore]
+
+import valkyrie
+from valkyrie import _native
+
+ENDPOINT = os.environ["VALKYRIE_CONFORMANCE_ENDPOINT"]
+
+LOOPS: list[Callable[[], asyncio.AbstractEventLoop]] = [asyncio.new_event_loop, uvloop.new_event_loop]
+
+
+@pytest.fixture(params=LOOPS, ids=["asyncio", "uvloop"])
+def run(request: Any) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    def run(main: Coroutine[Any, Any, Any]) -> Any:
+        with asyncio.Runner(loop_factory=request.param) as runner:
+            return runner.run(main)
+
+    return run
+
+
+async def until(client: valkyrie.Client, key: bytes, state: str) -> None:
+    await client.call("/test/hang_stats", key, metadata={"until": state}, timeout=60)
+
+
+def test_every_shape(run: Any) -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            assert await client.request("Hello") == b"Hello"
+            assert [message async for message in client.stream("/test/count", b"200 1")] == [
+                bytes([i]) for i in range(200)
+            ]
+            async with client.open("/echo") as stream:
+                for number in range(3):
+                    await stream.send(str(number).encode())
+                    assert await stream.recv() == str(number).encode()
+                await stream.half_close()
+                assert await stream.recv() is None
+            answers = await asyncio.gather(*(client.call("/echo", b"%d" % i) for i in range(300)))
+            assert answers == [b"%d" % i for i in range(300)]
+
+    run(main())
+
+
+def test_a_call_is_a_coroutine(run: Any) -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(client.call("/echo", b"%d" % i)) for i in range(5)]
+            assert [task.result() for task in tasks] == [b"%d" % i for i in range(5)]
+            assert await asyncio.ensure_future(client.call("/echo", b"x")) == b"x"
+            call = client.call("/echo", b"once")
+            assert await call == b"once"
+            with pytest.raises(RuntimeError, match="twice"):
+                await call
+            call = client.call("/echo")
+            with pytest.raises(TypeError):
+                call.send(1)  # type: ignore[arg-type]
+            call.close()
+
+    run(main())
+    with pytest.raises(RuntimeError, match="no running event loop"):
+        _native.recv(0, 1).send(None)
+
+
+def test_a_call_that_is_never_awaited_is_said() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _native.recv(0, 1)
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == ["an operation was never awaited"]
+
+
+async def by_timeout(client: valkyrie.Client, key: bytes) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(None) as limit:
+            call = asyncio.ensure_future(until(client, key, "started"))
+            call.add_done_callback(lambda _: limit.reschedule(0))
+            await client.call("/test/hang", key, timeout=math.inf)
+
+
+async def by_wait_for(client: valkyrie.Client, key: bytes) -> None:
+    call = asyncio.ensure_future(asyncio.wait_for(client.call("/test/hang", key, timeout=math.inf), 600))
+    await until(client, key, "started")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+
+
+async def by_task_group(client: valkyrie.Client, key: bytes) -> None:
+    async def fail() -> None:
+        await until(client, key, "started")
+        raise LookupError
+
+    with pytest.raises(ExceptionGroup):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(client.call("/test/hang", key, timeout=math.inf))
+            group.create_task(fail())
+
+
+async def by_close(client: valkyrie.Client, key: bytes) -> None:
+    call = client.call("/test/hang", key, timeout=math.inf)
+    call.send(None)
+    await until(client, key, "started")
+    call.close()
+    with pytest.raises(RuntimeError, match="twice"):
+        call.send(None)
+
+
+async def by_drop(client: valkyrie.Client, key: bytes) -> None:
+    call = client.call("/test/hang", key, timeout=math.inf)
+    call.send(None)
+    await until(client, key, "started")
+    del call
+
+
+async def by_throw(client: valkyrie.Client, key: bytes) -> None:
+    call = client.call("/test/hang", key, timeout=math.inf)
+    call.send(None)
+    await until(client, key, "started")
+    with pytest.raises(LookupError, match="thrown"):
+        call.throw(LookupError("thrown"))
+
+
+@pytest.mark.parametrize("way", [by_timeout, by_wait_for, by_task_group, by_close, by_drop, by_throw])
+def test_giving_up_stops_the_servers_handler(run: Any, way: Any) -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            key = f"{way.__name__} {id(run)}".encode()
+            await way(client, key)
+            await until(client, key, "dropped")
+        assert _native.in_flight() == 0
+
+    run(main())
+
+
+@pytest.mark.parametrize("make", LOOPS, ids=["asyncio", "uvloop"])
+def test_a_loop_that_ends_cancels_what_it_left(make: Any) -> None:
+    key = make.__module__.encode()
+
+    async def main() -> tuple[valkyrie.Client, asyncio.Task[bytes]]:
+        client = await valkyrie.connect(ENDPOINT)
+        call = asyncio.ensure_future(client.call("/test/hang", key, timeout=math.inf))
+        await until(client, key, "started")
+        return client, call
+
+    loop = make()
+    loop.set_exception_handler(lambda loop, context: None)
+    client, call = loop.run_until_complete(main())
+    loop.close()
+    asyncio.run(until(client, key, "dropped"))
+    assert _native.in_flight() == 0
+    left = weakref.ref(loop)
+    del loop, call
+    gc.collect()
+    assert left() is None
+
+
+def test_a_large_message_is_lent_and_given_back(run: Any) -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            message = os.urandom(1 << 20)
+            before = sys.getrefcount(message)
+            for _ in range(3):
+                assert await client.call("/echo", message) == message
+            # The reply shows that all was read; the next crossing takes back what was lent.
+            await client.call("/echo", b"")
+            assert sys.getrefcount(message) == before
+            call = client.call("/echo", message)
+            assert sys.getrefcount(message) == before + 1
+            call.close()
+
+    run(main())
