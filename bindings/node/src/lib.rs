@@ -37,6 +37,12 @@ pub fn version() -> &'static str {
     bridge::version()
 }
 
+/// Operations of the whole process that are accepted and not complete.
+#[napi]
+pub fn in_flight() -> u32 {
+    u32::try_from(bridge::in_flight()).unwrap_or(u32::MAX)
+}
+
 /// One JavaScript environment's (main thread's or worker's) side of the boundary: one queue, one wake function.
 #[napi]
 pub struct Loop {
