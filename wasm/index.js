@@ -60,7 +60,7 @@ export class Client {
     if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
     this.#id = id;
     this.#endpoint = endpoint;
-    clients.register(this, id);
+    clients.register(this, id, this);
   }
 
   get endpoint() {
@@ -124,6 +124,7 @@ export class Client {
 
   async close() {
     await operation((slot) => core.close(this.#id, slot), undefined, this);
+    clients.unregister(this);
   }
 
   async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {

@@ -6,9 +6,13 @@
 // without a bundler. MODULE lies below the working directory, whose files the page finds under /page/. It exports a
 // default async function, which gets the VALKYRIE_… variables of the environment as an object. What the page prints with
 // console.log goes to stdout line by line, its other output to stderr. Exit code: 0 when the function returns, 1 when it
-// throws.
+// throws. `await server('start')` starts a program of the page's own, VALKYRIE_TEST_SERVER, always at the same port, and
+// gives its endpoint; `await server('stop')` cuts it off.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { readFile, readdir } from 'node:fs/promises';
 import { join, relative, resolve } from 'node:path';
+import { createInterface } from 'node:readline';
 import { file, launch, newPage, serve } from './browser.mjs';
 
 const [name, ...paths] = process.argv.slice(2);
@@ -49,11 +53,29 @@ async function answer(path) {
   return path.startsWith('/page/') ? await file(process.cwd(), path.slice(5)) : await file(project, path);
 }
 
-const server = await serve(answer);
+let child;
+let address = '127.0.0.1:0';
+
+async function server(what) {
+  if (what === 'stop') {
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+    return undefined;
+  }
+  const env = { ...process.env, VALKYRIE_CONFORMANCE_BIND: address };
+  child = spawn(process.env.VALKYRIE_TEST_SERVER, { env, stdio: ['pipe', 'pipe', 'inherit'] });
+  const [line] = await once(createInterface(child.stdout), 'line');
+  const { ws } = JSON.parse(line);
+  address = new URL(ws).host;
+  return ws;
+}
+
+const pages = await serve(answer);
 const browser = await launch(name);
 try {
   const page = await newPage(browser);
-  await page.goto(server.origin);
+  await page.exposeFunction('server', server);
+  await page.goto(pages.origin);
   const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith('VALKYRIE_')));
   await page.evaluate(
     async ({ url, environment }) => (await import(url)).default(environment),
@@ -64,5 +86,6 @@ try {
   process.exitCode = 1;
 } finally {
   await browser.close();
-  server.close();
+  pages.close();
+  child?.kill();
 }

@@ -50,12 +50,14 @@ pub(crate) fn page(project: &Project, name: &str, module: &str) -> Outcome<Comma
 
 /// The package's tests, each a module that runs in a page, in every browser.
 pub(crate) fn check(project: &Project) -> Outcome {
+    let program = Server::build(project)?;
     let server = Server::start(project)?;
     let tests = project.files(&["wasm/test/*.test.mjs"])?;
     let mut pages = 0;
     for (name, ..) in BROWSERS {
         for test in &tests {
-            run(page(project, name, test)?.envs(server.variables("ws")))?;
+            let mut page = page(project, name, test)?;
+            run(page.envs(server.variables("ws")).env("VALKYRIE_TEST_SERVER", &program))?;
             pages += 1;
         }
     }

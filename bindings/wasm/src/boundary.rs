@@ -233,15 +233,17 @@ pub fn stream_free(stream: u32) {
     }
 }
 
-/// Begins to close a client gracefully.
+/// Begins to close a client gracefully. Once closed it is forgotten: JavaScript's collector comes whenever it likes.
 #[wasm_bindgen]
-pub fn close(client: u32, slot: u32) {
-    match find(client) {
+pub fn close(id: u32, slot: u32) {
+    match find(id) {
         Ok(client) => run(slot, async move {
             client.close().await;
+            boundary(|boundary| boundary.clients.remove(&id));
             Ok(Value::Done)
         }),
-        Err(status) => complete(slot, Err(status)),
+        // It was closed before.
+        Err(_) => complete(slot, Ok(Value::Done)),
     }
 }
 

@@ -27,9 +27,10 @@ async fn serve() -> Result<(), Box<dyn Error>> {
     let (certificates, key) = identity();
     let trusted = path.with_extension("pem");
     std::fs::write(&trusted, certificates)?;
+    let bind = std::env::var("VALKYRIE_CONFORMANCE_BIND").unwrap_or_else(|_| "127.0.0.1:0".into());
     let builder = ServerBuilder::new()
         .versions(versions())
-        .bind("127.0.0.1:0")
+        .bind(bind)
         .bind(format!("unix://{}", path.display()))
         .bind("quic://127.0.0.1:0")
         .identity(certificates.as_str(), key.as_str());
