@@ -12,7 +12,7 @@ use pyo3::{
 use valkyrie_bridge::{self as bridge, Bytes, CallOptions, ClientOptions, Handle, Queue, Status, Value};
 
 use crate::{
-    hub::Hub,
+    hub::{Hub, Wait},
     values::{raised, take_back, value_out},
 };
 
@@ -81,8 +81,8 @@ impl Accepted {
 
 enum State {
     New(Start),
-    /// A task waits for the future.
-    Waiting(Accepted, Py<PyAny>),
+    /// A task waits.
+    Waiting(Accepted, Py<Wait>),
     Over,
 }
 
@@ -122,15 +122,16 @@ impl Operation {
                 take_back(py);
                 let hub =
                     Hub::running(py)?.ok_or_else(|| PyRuntimeError::new_err("no running event loop"))?;
-                let future = hub.future(py)?;
                 let accepted = start.submit(py, hub.queue())?;
-                hub.expect(accepted.op, future.clone().unbind(), accepted.whole);
-                self.0 = State::Waiting(accepted, future.clone().unbind());
-                Ok(future.unbind())
+                let wait = hub.wait(py, accepted.op, accepted.whole).inspect_err(|_| accepted.abandon())?;
+                self.0 = State::Waiting(accepted, wait.clone_ref(py));
+                Ok(wait.into_any())
             }
-            State::Waiting(accepted, future) => {
-                let result = future.call_method0(py, intern!(py, "result"));
-                match result.and_then(|value| accepted.value(py, value)) {
+            State::Waiting(accepted, wait) => {
+                let outcome = wait.borrow_mut(py).take();
+                let outcome =
+                    outcome.unwrap_or_else(|| Err(PyRuntimeError::new_err("the operation is not complete")));
+                match outcome.and_then(|value| accepted.value(py, value)) {
                     // A tuple would be taken for the arguments of the exception.
                     Ok(value) if value.bind(py).is_instance_of::<PyTuple>() => {
                         Err(PyStopIteration::new_err((value,)))
@@ -202,7 +203,7 @@ impl Operation {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match &self.0 {
-            State::Waiting(_, future) => visit.call(future),
+            State::Waiting(_, wait) => visit.call(wait),
             State::New(_) | State::Over => Ok(()),
         }
     }
