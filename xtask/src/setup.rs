@@ -40,7 +40,7 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     );
     steps.add(
         "setup: python tools",
-        "maturin, mypy, ruff and pytest in target/venv",
+        "maturin, mypy, ruff, pytest and what the tests run Valkyrie under, in target/venv",
         &["setup: programs"],
         || python_tools(project),
     );

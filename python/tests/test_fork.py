@@ -1,0 +1,210 @@
+"""Clients that were made before a fork, as web servers and job runners use them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ENDPOINT = os.environ["VALKYRIE_CONFORMANCE_ENDPOINT"]
+EXAMPLES = Path(__file__).parents[2] / "examples/python/fork"
+
+# Forks while an asyncio loop and two threads call; each message is one of a kind.
+FORKS = """
+import asyncio, itertools, os, signal, sys, threading
+import valkyrie, valkyrie.sync
+
+endpoint, forks = sys.argv[1], int(sys.argv[2])
+client = valkyrie.sync.connect(endpoint)
+async def connected():
+    return await valkyrie.connect(endpoint)
+
+loop_client = asyncio.run(connected())
+stop = threading.Event()
+calls = []
+
+def nonces(who):
+    return (f"{os.getpid()} {who} {number}" for number in itertools.count())
+
+def call(who):
+    for nonce in nonces(who):
+        if stop.is_set():
+            break
+        assert client.request(nonce) == nonce.encode()
+        calls.append(nonce)
+
+async def call_many(who):
+    async def one(who):
+        for nonce in nonces(who):
+            if stop.is_set():
+                break
+            assert await loop_client.request(nonce) == nonce.encode()
+            calls.append(nonce)
+    await asyncio.gather(*(one(f"{who} {number}") for number in range(8)))
+
+def guarded(work, *arguments):
+    try:
+        work(*arguments)
+    except BaseException as error:
+        failed.append(error)
+
+failed = []
+threads = [threading.Thread(target=guarded, args=(call, f"thread {number}")) for number in range(2)]
+threads.append(threading.Thread(target=guarded, args=(lambda: asyncio.run(call_many("loop")),)))
+for thread in threads:
+    thread.start()
+stream = client.open("/echo")
+stream.send(b"parent's")
+
+async def in_childs_loop():
+    nonce = f"{os.getpid()} loop"
+    answers = await asyncio.gather(*(loop_client.request(f"{nonce} {i}") for i in range(5)))
+    assert answers == [f"{nonce} {i}".encode() for i in range(5)], answers
+
+def child():
+    signal.alarm(60)
+    try:
+        stream.recv()
+        raise AssertionError("the parent's stream goes on in the child")
+    except valkyrie.Unavailable as error:
+        assert error.reason == "FORKED", error.reason
+    for nonce in itertools.islice(nonces("child"), 3):
+        assert client.request(nonce) == nonce.encode()
+    asyncio.run(in_childs_loop())
+
+for number in range(forks):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            child()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0)[1] == 0, number
+assert stream.recv() == b"parent's"
+stop.set()
+for thread in threads:
+    thread.join()
+assert not failed, failed
+assert len(calls) == len(set(calls)) > forks, len(calls)
+print("ok", len(calls))
+"""
+
+# A child that is made in a task's step has a loop of its own.
+IN_A_TASK = """
+import asyncio, os, signal, sys
+import valkyrie
+
+async def main():
+    async with valkyrie.connect(sys.argv[1]) as client:
+        pending = [asyncio.ensure_future(client.call("/test/hang", b"py-fork-task", timeout=600)) for _ in range(3)]
+        await client.request("before")
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                signal.alarm(60)
+                assert asyncio.run(in_child(client)) == b"child"
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert await client.request("parent") == b"parent"
+        for call in pending:
+            assert not call.done()
+            call.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    print("ok")
+
+async def in_child(client):
+    await asyncio.gather(*(client.request(str(number)) for number in range(3)))
+    return await client.request("child")
+
+asyncio.run(main())
+"""
+
+
+def script(text: str, *arguments: str) -> str:
+    command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-c", text, ENDPOINT, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+def test_200_forks_under_load() -> None:
+    assert script(FORKS, "200").startswith("ok")
+
+
+def test_a_fork_in_a_task() -> None:
+    assert script(IN_A_TASK) == "ok\n"
+
+
+def test_multiprocessing() -> None:
+    command = [sys.executable, "-P", str(EXAMPLES / "pool.py"), ENDPOINT]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert re.fullmatch(r"before the fork\n100 jobs in [234] processes\nafter the fork\n", ended.stdout), ended
+
+
+def test_gunicorn_preload() -> None:
+    command = [sys.executable, "-m", "gunicorn", "--preload", "--workers", "4", "--bind", "127.0.0.1:0"]
+    process = subprocess.Popen(
+        [*command, "--chdir", str(EXAMPLES), "web:application"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "VALKYRIE_ENDPOINT": ENDPOINT},
+    )
+    try:
+        assert process.stderr is not None
+        log = []
+        found = None
+        for line in process.stderr:
+            log.append(line)
+            found = found or re.search(r"Listening at: (http://\S+)", line)
+            if sum("Booting worker" in line for line in log) == 4:
+                break
+        assert found, log
+
+        def get(number: int) -> None:
+            with urllib.request.urlopen(f"{found[1]}/{number}", timeout=60) as answer:
+                assert answer.read() == f"/{number}".encode()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(get, range(400)))
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=60)[1]
+        assert process.returncode == 0, rest
+        assert "Traceback" not in rest, rest
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_celery_prefork(tmp_path: Path) -> None:
+    env = {**os.environ, "VALKYRIE_ENDPOINT": ENDPOINT, "JOBS_FOLDER": str(tmp_path)}
+    options = ["--pool", "prefork", "--concurrency", "4", "--loglevel", "WARNING", "--without-mingle"]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "celery", "--workdir", str(EXAMPLES), "--app", "jobs", "worker", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**env, "C_FORCE_ROOT": "1"},
+    )
+    try:
+        sender = [sys.executable, str(EXAMPLES / "jobs.py")]
+        ended = subprocess.run(sender, capture_output=True, text=True, timeout=300, env=env)
+        assert re.fullmatch(r"40 jobs in [234] processes\n", ended.stdout), ended
+        worker.send_signal(signal.SIGTERM)
+        errors = worker.communicate(timeout=60)[1]
+        assert worker.returncode == 0, errors
+    finally:
+        worker.kill()
+        worker.wait()
