@@ -451,21 +451,23 @@ impl Client {
 
     /// The connection, dialled when there is none that takes calls. Every caller joins the same attempt.
     async fn link(&self) -> Result<Arc<Link>, Status> {
-        let dial = {
+        let (dial, attempt) = {
             let mut state = lock(&self.0.state);
             match &*state {
                 State::Closed(_) => return Err(closed()),
                 State::Ready(link) if link.is_usable() => return Ok(link.clone()),
-                State::Dialing(dial) => dial.clone(),
+                State::Dialing(dial) => (dial.clone(), None),
                 State::Ready(_) | State::Idle => {
                     let dial = Arc::new(Dial::default());
                     *state = State::Dialing(dial.clone());
-                    let attempt = Attempt { inner: self.0.clone(), dial: dial.clone() };
-                    self.0.runtime.spawn(Box::pin(attempt.run()));
-                    dial
+                    (dial.clone(), Some(Attempt { inner: self.0.clone(), dial }))
                 }
             }
         };
+        if let Some(attempt) = attempt {
+            // With nothing locked: a runtime that has ended drops the task here.
+            self.0.runtime.spawn(Box::pin(attempt.run()));
+        }
         dial.wait().await
     }
 }

@@ -738,3 +738,25 @@ async fn closing_the_client_at_once_cancels_what_runs(bind: String) {
     assert_eq!((status.code(), status.reason()), (Code::Cancelled, Reason::CLIENT_CLOSED));
     watch.dropped.notified().await;
 }
+
+#[test]
+fn a_client_whose_runtime_has_ended_gives_an_error() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let client = {
+        let _entered = runtime.enter();
+        Client::builder().endpoint("tcp://127.0.0.1:1").connect_lazily().unwrap()
+    };
+    runtime.shutdown_background();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for _ in 0..2 {
+            tell.send(runtime.block_on(client.ready())).unwrap();
+        }
+    });
+    for _ in 0..2 {
+        // A thread that hangs is left behind.
+        let refused = told.recv_timeout(Duration::from_secs(60)).expect("it hangs").unwrap_err();
+        assert_eq!(refused.reason(), Reason::CONNECT_FAILED);
+    }
+}
