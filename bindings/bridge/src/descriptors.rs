@@ -12,7 +12,10 @@ use std::{
     },
 };
 
-use tokio::{net::UnixDatagram, runtime::Runtime};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    runtime::Runtime,
+};
 
 /// The descriptors that a runtime has from its beginning to its end.
 pub(crate) struct Descriptors {
@@ -34,29 +37,33 @@ fn watched(epoll: i32) -> Vec<(i32, u64)> {
     told.lines().filter_map(entry).collect()
 }
 
+fn metadata(fd: i32) -> Option<fs::Metadata> {
+    fs::metadata(format!("/proc/self/fd/{fd}")).ok()
+}
+
 /// The inode of a descriptor that is a socket: no other socket has it.
 fn socket(fd: i32) -> Option<u64> {
-    let metadata = fs::metadata(format!("/proc/self/fd/{fd}")).ok()?;
-    metadata.file_type().is_socket().then(|| metadata.ino())
+    metadata(fd).filter(|metadata| metadata.file_type().is_socket()).map(|metadata| metadata.ino())
 }
 
 impl Descriptors {
     /// Those of a runtime that runs nothing yet; `None` where the system does not tell (`/proc` is not there).
     pub(crate) fn of(runtime: &Runtime) -> Option<Self> {
         let _entered = runtime.enter();
-        // The instance that watches this is the runtime's.
-        let probe = UnixDatagram::unbound().ok()?;
-        let probe = (probe.as_raw_fd(), socket(probe.as_raw_fd())?, probe);
+        // The instance that watches this pipe is the runtime's.
+        let (reader, _writer) = std::io::pipe().ok()?;
+        // SAFETY: the result owns the reader, which so stays open until it is registered no more.
+        let probe = unsafe { AsyncFd::register_with_interest(reader, Interest::READABLE) }.ok()?;
+        let found = (probe.as_raw_fd(), metadata(probe.as_raw_fd())?.ino());
         let is_epoll = |fd: &i32| {
             fs::read_link(format!("/proc/self/fd/{fd}"))
                 .is_ok_and(|to| to.as_os_str() == "anon_inode:[eventpoll]")
         };
         let all = fs::read_dir("/proc/self/fd").ok()?;
         let all = all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
-        let epoll: Vec<i32> =
-            all.filter(is_epoll).filter(|epoll| watched(*epoll).contains(&(probe.0, probe.1))).collect();
-        let wakers =
-            watched(*epoll.first()?).into_iter().map(|(fd, _)| fd).filter(|fd| socket(*fd).is_none());
+        let epoll: Vec<i32> = all.filter(is_epoll).filter(|epoll| watched(*epoll).contains(&found)).collect();
+        let wakers = watched(*epoll.first()?).into_iter().filter(|watched| *watched != found);
+        let wakers = wakers.map(|(fd, _)| fd).filter(|fd| socket(*fd).is_none());
         Some(Self { wakers: wakers.collect(), epoll })
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use valkyrie_bridge::{
     Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Queue, Reason, Status, Value, call, cancel,
-    connect, in_flight, open, recv, send, stream_free,
+    client_free, connect, in_flight, open, recv, send, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -130,10 +130,18 @@ fn descriptors() -> Vec<(i32, std::path::PathBuf)> {
 
 #[cfg(target_os = "linux")]
 fn a_child_has_no_descriptor_of_its_parents_connections(server: &Server) {
+    use std::os::fd::AsRawFd;
     // In a process where nothing else opens and closes.
     let status = in_child(|| {
         let queue = Queue::blocking();
-        let before = descriptors();
+        let mut before = descriptors();
+        // The runtime begins, and what the host opens next is the host's.
+        let (absent, _) = connect(&queue, "tcp://127.0.0.1:1", ClientOptions::default()).unwrap();
+        assert_eq!(next(&queue).outcome.unwrap_err().reason(), Reason::CONNECT_FAILED);
+        client_free(absent);
+        let hosts = [(); 3].map(|()| std::fs::File::open("/dev/null").unwrap());
+        before.extend(hosts.iter().map(|file| (file.as_raw_fd(), "/dev/null".into())));
+        before.sort();
         let clients = [&server.tcp, &server.unix, &server.quic].map(|to| connected(&queue, server, to));
         let opened = descriptors().len() - before.len();
         // epoll twice, its eventfd, three sockets.
