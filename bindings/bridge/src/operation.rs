@@ -379,16 +379,32 @@ pub fn open(
         .insert(entry.clone())
         .ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many streams are alive"))?;
     let method = method.to_owned();
+    let opener = Opener(entry);
     start(&runtime, async move {
+        let Opener(entry) = &opener;
         let open = entry.unless_cancelled(client.open(&method, options.into()));
         *lock(&entry.opening) = match guarded(open).await {
             Some(Ok((sender, receiver))) => Opening::Open(Some(sender), Some(receiver)),
             Some(Err(status)) => Opening::Failed(status),
             None => Opening::Failed(panicked()),
         };
-        entry.changed.notify_waiters();
     });
     Ok(handle)
+}
+
+/// The right to open a stream. Dropped unused, as a runtime that ends does, it fails the stream's operations.
+struct Opener(Arc<StreamEntry>);
+
+impl Drop for Opener {
+    fn drop(&mut self) {
+        let mut opening = lock(&self.0.opening);
+        if matches!(*opening, Opening::Waiting) {
+            let message = "the stream was dropped before it was open";
+            *opening = Opening::Failed(Status::from_reason(Reason::ABANDONED, message));
+        }
+        drop(opening);
+        self.0.changed.notify_waiters();
+    }
 }
 
 impl StreamEntry {
