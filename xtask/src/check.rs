@@ -9,7 +9,7 @@ use crate::setup::VENV;
 use crate::step::{
     During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
-use crate::{arrows, simulation, spec, web};
+use crate::{arrows, pains, simulation, spec, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -28,6 +28,9 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
     steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
+    steps.add("pains", "every row of tests/PAINS.md names tests that exist, or a reason", &[], || {
+        pains::check(project)
+    });
     steps.add(
         "clippy",
         "every crate and target without a warning, the sdk without its features, the fuzz targets",

@@ -10,6 +10,7 @@ mod demo;
 mod fuzz;
 mod instrument;
 mod package;
+mod pains;
 mod setup;
 mod simulation;
 mod spec;
