@@ -9,7 +9,7 @@ use crate::setup::VENV;
 use crate::step::{
     During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
-use crate::{arrows, pains, simulation, spec, web};
+use crate::{arrows, pains, simulation, spec, support, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -30,6 +30,9 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
     steps.add("pains", "every row of tests/PAINS.md names tests that exist, or a reason", &[], || {
         pains::check(project)
+    });
+    steps.add("support", "every feature is in every language's API, or a reason why not", &[], || {
+        support::check(project)
     });
     steps.add(
         "clippy",

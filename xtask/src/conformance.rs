@@ -11,9 +11,9 @@ use crate::check;
 use crate::package::{FRESH, read_json};
 use crate::setup::BROWSERS;
 use crate::step::{During, Outcome, Project, Steps, failed, read_lines, run};
-use crate::web;
+use crate::{support, web};
 
-const CASES: &str = "tests/conformance/cases.json";
+pub(crate) const CASES: &str = "tests/conformance/cases.json";
 
 /// Which side offers a version of the protocol that the other does not know.
 #[derive(Clone, Copy, PartialEq)]
@@ -74,10 +74,18 @@ const COLUMNS: [Column; 22] = [
     Column::new("rust", "tcp", Peers::NewerClient),
 ];
 
+/// The heads of the columns, such as `python/tcp`.
+pub(crate) fn columns() -> Vec<String> {
+    COLUMNS.iter().map(Column::head).collect()
+}
+
 /// Adds the step that fills the matrix.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     // It needs no step: a package that was not made is a column of missing cells beside the columns that tell something.
     steps.add("conformance", "every case in every language: the support matrix", &[], || matrix(project));
+    steps.add("supported", "what SUPPORT.md says each language has passed there", &["conformance"], || {
+        support::check_results(project)
+    });
 }
 
 /// A conformance server, ended when dropped.

@@ -15,6 +15,7 @@ mod setup;
 mod simulation;
 mod spec;
 mod step;
+mod support;
 mod web;
 
 use std::process::ExitCode;
@@ -36,6 +37,7 @@ usage: cargo xtask <verb> [flags]
                     --dist: with the profile of a release, smaller and slower to build
   lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, ruff
   fmt               formats the Rust and Python sources in place
+  support           writes tests/conformance/SUPPORT.md: every feature in every language, from features.json and the APIs
   header            writes c/include/valkyrie/valkyrie.h from bindings/c
   bench [--peers | --copies]
                     builds the programs as released and prints their figures beside a raw TCP echo, critical calls beside
@@ -115,6 +117,9 @@ fn main() -> ExitCode {
         ["header"] => steps.add("header", "writes the C header from bindings/c", &[], || {
             package::write_c_header(&project, package::C_HEADER)
         }),
+        ["support"] => {
+            steps.add("support", "writes what each language has", &[], || support::write(&project))
+        }
         ["bench"] => {
             steps.add("bench", "figures of the programs as released", &[], || check::bench(&project))
         }
