@@ -20,6 +20,7 @@ lacks() {
     c:zmq) header zmq.h libzmq3-dev ;;
     python | ffi-py | package:python) python3 -c "import venv, ensurepip" 2>/dev/null || echo python3-venv ;;
     node | ffi-node | package:node) has node nodejs; has npm npm ;;
+    package:web) has node nodejs; has npm npm; has chromium chromium ;;
     nats) PATH=$PATH:/usr/sbin has nats-server nats-server ;;
     certs) has openssl openssl ;;
   esac
@@ -39,6 +40,7 @@ for word in "$@"; do
     rust:*) rust+=(-p "peer-${word#rust:}") ;;
     c:*) c+=("${word#c:}") ;;
     package:python) packages+=",setup: python tools,package: python" ;;
+    package:web) packages+=",setup: npm tools,setup: wasm toolchain,package: web" ;;
     package:*) packages+=",package: ${word#package:}" ;;
   esac
 done

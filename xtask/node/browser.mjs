@@ -36,10 +36,10 @@ export async function newPage(browser) {
 }
 
 /** Serves what `answer(path)` gives, `[body, type]`, on a port of its own; what it throws is a 404. */
-export async function serve(answer) {
+export async function serve(answer, headers = {}) {
   const server = createServer((request, response) => {
     answer(new URL(request.url, 'http://page').pathname).then(
-      ([body, type]) => response.writeHead(200, { 'content-type': type }).end(body),
+      ([body, type]) => response.writeHead(200, { ...headers, 'content-type': type }).end(body),
       (error) => response.writeHead(404, { 'content-type': 'text/plain' }).end(String(error)),
     );
   });

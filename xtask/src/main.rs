@@ -42,7 +42,7 @@ usage: cargo xtask <verb> [flags]
   bench [--peers | --copies]
                     builds the programs as released and prints their figures beside a raw TCP echo, critical calls beside
                     bulk, and 19,000 connections at rest; --peers: every language beside what its users would pick
-                    instead (benches/peers), in about 4 minutes; --copies: how often each language copies a message
+                    instead (benches/peers), in about 6 minutes; --copies: how often each language copies a message
   simulate [--seconds N] [--seed S] [--jobs J] [--log]
                     the protocol in a simulated network with seeded faults and an auditor: N simulated seconds from seed
                     S on; 2,000,000 take about 15 minutes on 2 cores. The last lines are the log to keep

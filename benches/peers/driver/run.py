@@ -12,7 +12,7 @@ ap = argparse.ArgumentParser()
 ap.add_argument("--quick", action="store_true"); ap.add_argument("--rounds", type=int); ap.add_argument("--only", default=""); ap.add_argument("--groups", default="")
 ap.add_argument("--prio", choices=["none", "nice", "rt"], default="none", help="scheduling class of servers and clients")
 ap.add_argument("--out", default=f"{ROOT}/results"); ap.add_argument("--report", help="only re-print the table of a JSON-lines file")
-ap.add_argument("--lang", default="", help="of the selected peers only those in these languages: rust, c, py, node")
+ap.add_argument("--lang", default="", help="of the selected peers only those in these languages: rust, c, py, node, web")
 ap.add_argument("--needs", action="store_true", help="only print what the selection needs built, for setup.sh")
 ap.add_argument("--without", default="", help="lines 'WORD PACKAGE...' of setup.sh: peers that need these words are left out")
 ap.add_argument("--server-core", default="0"); ap.add_argument("--client-core", default="1")
@@ -37,11 +37,13 @@ SERVERS = {
     "tarpc": lambda a, b: [[R + "tarpc", "serve", "--port", str(a)]], "connect": lambda a, b: [[R + "connect", "serve", "--port", str(a)]],
     "capnp": lambda a, b: [[R + "capnp", "serve", "--port", str(a)]], "zenoh": lambda a, b: [[R + "zenoh", "serve", "--port", str(a)]],
     "nats": nats, "cblock": lambda a, b: [[C + "raw", "serve", "--port", str(a)]], "cspin": lambda a, b: [[C + "raw", "serve", "--port", str(a), "--spin"]],
+    "ws": lambda a, b: [[R + "ws", "serve", "--port", str(a)]],
     "nng": lambda a, b: [[C + "nng", "serve", "--port", str(a)]], "zmq": lambda a, b: [[C + "zmq", "serve", "--port", str(a)]],
 }
 def rs(p, *x): return [R + p, "bench", *x]
 def py(f, *x): return [PY, PYD + f, *x]
 def js(f, *x): return ["node", ND + f, *x]
+def web(mode): return ["node", f"{ROOT}/web/bench.mjs", mode]
 # name, server, client command, capabilities: u unary1, m many in flight, s server stream, p ping-pong, c conns, i idle, k connect, t TLS, b bulk
 PEERS = [
     ("c-spin (floor)", "cspin", [C + "raw", "bench", "--spin"], "umpskb", "c"),
@@ -83,6 +85,8 @@ PEERS = [
     ("node-net-raw", "raw", js("raw.js"), "umspcktb", "node"),
     ("node-grpc-js", "tonic", js("grpc.js"), "umspcktb", "node"),
     ("node-nats", "nats", js("nats.js"), "umspckb", "node"),
+    ("web-valkyrie", "valkyrie", web("valkyrie"), "um", "web"),
+    ("web-websocket", "ws", web("websocket"), "um", "web"),
 ]
 def needs(peer):
     """Words for setup.sh: rust:NAME, c:NAME, python, node, ffi-py, ffi-node, nats, certs, package:LANGUAGE (Valkyrie's own)."""
@@ -95,6 +99,7 @@ def needs(peer):
         elif part == CERT: words.add("certs")
         elif part == ND + "valkyrie.js": words.add("package:node")
         elif part.startswith(ND): words.add("node")
+        elif part.endswith("/web/bench.mjs"): words.add("package:web")
         elif part.endswith("nats-server"): words.add("nats")
         if part == C + "valkyrie": words.add("package:c")
         if part.endswith(("ffi_peer.py", "ffi_peer.js")): words.add("ffi-py" if part.endswith("py") else "ffi-node")
@@ -170,6 +175,45 @@ def one(name, server, cmd, sp, log):
         return res + [dict(label=s["label"], error="client died") for s in sp if s["label"] not in seen]
     finally: stop(ps)
 
+# What is to be reached: a figure, ours, the specification and its value, at most or at least, how often the yardstick's.
+# Without a yardstick the number stands for itself. Several yardsticks with a factor each: the least of the products.
+TARGETS = [
+    ("Rust: p50", "rust-valkyrie", "u1_32", "p50_us", "<=", 1.10, "rust-tokio-raw"), ("Rust: p50", "rust-valkyrie", "u1_32", "p50_us", "<=", .75, "rust-tonic"),
+    ("Rust, spinning: p50", "rust-valkyrie-spin", "u1_32", "p50_us", "<=", 2, "c-spin (floor)"), ("Rust, spinning: p50", "rust-valkyrie-spin", "u1_32", "p50_us", "<=", .15, "rust-tonic"),
+    ("Rust: 64 in flight", "rust-valkyrie", "u64_32", "rps", ">=", 6, "rust-tonic"), ("Rust: 64 in flight", "rust-valkyrie", "u64_32", "rps", ">=", 1.5, "rust-tarpc"), ("Rust: 64 in flight", "rust-valkyrie", "u64_32", "rps", ">=", .6, "rust-tokio-raw"),
+    ("Rust: 512 in flight", "rust-valkyrie", "u512_32", "rps", ">=", 12, "rust-tonic"), ("Rust: 512 in flight", "rust-valkyrie", "u512_32", "rps", ">=", 2, "rust-tarpc"), ("Rust: 512 in flight", "rust-valkyrie", "u512_32", "rps", ">=", .5, "rust-tokio-raw"),
+    ("Rust: server stream", "rust-valkyrie", "sstream_32", "mps", ">=", 2.5, "rust-tonic"), ("Rust: bulk", "rust-valkyrie", "bulk_64k", "gbps", ">=", 1.2, "rust-tonic"),
+    ("Rust: 64 x 64 KiB", "rust-valkyrie", "u64_64k", "rps", ">=", .9, "c-zmq"), ("Rust: 64 x 64 KiB", "rust-valkyrie", "u64_64k", "rps", ">=", 2, "rust-tonic"),
+    ("Rust: 1,000 connections", "rust-valkyrie", "conns1000", "rps", ">=", 4.5, "rust-tonic"), ("Rust: 1,000 connections", "rust-valkyrie", "conns1000", "rps", ">=", .8, "rust-tokio-raw"),
+    ("Rust: server RSS of an idle connection", "rust-valkyrie", "idle10k", "srv_rss_per_conn", "<=", .4, "rust-tonic"),
+    ("Rust: connect", "rust-valkyrie", "connect", "p50_us", "<=", .8, "rust-tonic"), ("Rust: connect", "rust-valkyrie", "connect", "p50_us", "<=", 1.15, "rust-tokio-raw"),
+    ("asyncio: 64 in flight", "py-valkyrie-aio", "u64_32", "rps", ">=", 12, "py-grpcio-aio"), ("asyncio: 64 in flight", "py-valkyrie-aio", "u64_32", "rps", ">=", 1, "py-asyncio-protocol"),
+    ("asyncio: 64 in flight", "py-valkyrie-aio", "u64_32", "rps", ">=", (.5, .9), ("rust-valkyrie", "py-asyncio-protocol")),
+    ("uvloop: 64 in flight", "py-valkyrie-uvloop", "u64_32", "rps", ">=", 16, "py-grpcio-aio"), ("asyncio: p50", "py-valkyrie-aio", "u1_32", "p50_us", "<=", 1.10, "py-asyncio-protocol"),
+    ("Python, blocking: p50", "py-valkyrie-sync", "u1_32", "p50_us", "<=", 1.10, "py-raw-blocking"), ("asyncio: CPU us per call, 256 in flight", "py-valkyrie-aio", "u256_32", "cli_cpu_s_per_M", "<=", 4, None),
+    ("Node: 64 in flight", "node-valkyrie", "u64_32", "rps", ">=", 20, "node-grpc-js"), ("Node: 64 in flight", "node-valkyrie", "u64_32", "rps", ">=", .75, "node-net-raw"),
+    ("Node: 64 in flight", "node-valkyrie", "u64_32", "rps", ">=", (.5, .9), ("rust-valkyrie", "node-net-raw")), ("Node: CPU us per call, 256 in flight", "node-valkyrie", "u256_32", "cli_cpu_s_per_M", "<=", 2.5, None),
+    ("C: p50", "c-valkyrie", "u1_32", "p50_us", "<=", 1.10, "c-raw-blocking"), ("C: 64 in flight", "c-valkyrie", "u64_32", "rps", ">=", 1, "c-zmq"),
+    ("C: 64 in flight", "c-valkyrie", "u64_32", "rps", ">=", (.5, .9), ("rust-valkyrie", "c-blocking (floor)")),
+    ("browser: 64 in flight", "web-valkyrie", "u64_32", "rps", ">=", .8, "web-websocket"),
+]
+def verdicts(m):
+    """A line for each target whose figures are all in this run. `m` gives the median of (peer, label, value), or None."""
+    lines = []
+    for figure, ours, label, value, op, factors, yardsticks in TARGETS:
+        a = m(ours, label, value)
+        if a is None: continue
+        if yardsticks is None: target, reached, text = factors, a, f"{op} {factors:g}"
+        else:
+            if isinstance(yardsticks, str): factors, yardsticks = (factors,), (yardsticks,)
+            b = [m(y, label, value) for y in yardsticks]
+            if None in b: continue
+            least = min(f * y for f, y in zip(factors, b)); i = [f * y for f, y in zip(factors, b)].index(least)
+            target, reached = factors[i], a / b[i]
+            text = f"{op} " + ("min of " if len(b) > 1 else "") + ", ".join(f"{f:g} x {y}" for f, y in zip(factors, yardsticks))
+        lines.append(f"| {figure} | {text} | {reached:.2f} | {'yes' if (reached <= target if op == '<=' else reached >= target) else 'no'} |")
+    if lines: print("\ntargets, medians of this run (reached: the ratio to the yardstick, of several to the one that decides)\n\n| figure | target | reached | |\n|---|---|---:|---|\n" + "\n".join(lines))
+
 def table(rows):
     agg = {}
     for r in rows:
@@ -222,6 +266,7 @@ def table(rows):
             ("req/s", ratios("rps")), ("p50", ratios("p50_us")), ("server CPU", ratios("srv_cpu_s_per_M")), ("client CPU", ratios("cli_cpu_s_per_M")),
             ("p50, 1 x 64 KiB", ratio("u1_64k", "p50_us")), ("req/s, 64 x 64 KiB", ratio("u64_64k", "rps")), ("server stream", ratio("sstream_32", "mps")), ("bulk", ratio("bulk_64k", "gbps")),
             ("1,000 conns", ratio("conns1000", "rps")), ("server RSS/idle conn", ratio("idle10k", "srv_rss_per_conn")), ("connect", ratio("connect", "p50_us"))])
+    verdicts(m)
     peers = everyone
     fc = {}
     for (p, l, k), v in agg.items():
