@@ -1,11 +1,12 @@
 // Builds wasm/test/app with each bundler, and without any, over the installed package, and opens what came out in each
 // browser.
 //
-//   node bundles.mjs PROJECT APP BROWSER…
+//   node bundles.mjs PROJECT NODE_PROJECT APP BROWSER…
 //
-// PROJECT is the folder where the package was installed; the sites are left in PROJECT/sites. VALKYRIE_CONFORMANCE_ENDPOINT
-// names the server that the page calls. Prints a line for each site in each browser. Exit code: 0 when every page and its
-// worker was told what it should be.
+// PROJECT is the folder where the package was installed, NODE_PROJECT the one of `valkyrie-sdk`, whose `browser` condition
+// leads a bundler to it; the sites are left in PROJECT/sites. VALKYRIE_CONFORMANCE_ENDPOINT names the server that the page
+// calls. Prints a line for each site in each browser. Exit code: 0 when every page and its worker was told what it should
+// be.
 import { cp, mkdir, readFile, readdir, rm, writeFile } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { build as esbuild } from 'esbuild';
@@ -20,8 +21,8 @@ const EXPECTED = JSON.stringify([
   ['Hello', 'one', 'two'],
 ]);
 
-const [project, source] = process.argv.slice(2, 4).map((path) => resolve(path));
-const browsers = process.argv.slice(4);
+const [project, nodeProject, source] = process.argv.slice(2, 5).map((path) => resolve(path));
+const browsers = process.argv.slice(5);
 const [app, sites, modules] = ['app', 'sites', 'node_modules'].map((name) => join(project, name));
 
 // What each gets is what its users write: nothing that names the package, unless the README says so.
@@ -33,50 +34,61 @@ const builds = {
     await writeFile(join(site, 'hello.js'), hello.replace(`'${PACKAGE}'`, `'./${PACKAGE}/index.js'`));
   },
 
-  async vite(site) {
-    await vite({ root: app, logLevel: 'warn', worker: { format: 'es' }, build: { outDir: site, emptyOutDir: true } });
+  async vite(site, root = app) {
+    await vite({ root, logLevel: 'warn', worker: { format: 'es' }, build: { outDir: site, emptyOutDir: true } });
   },
 
-  async webpack(site) {
-    const settings = { mode: 'production', context: app, entry: './app.js', output: { path: site, filename: 'app.js' } };
+  async webpack(site, context = app) {
+    const settings = { mode: 'production', context, entry: './app.js', output: { path: site, filename: 'app.js' } };
     const stats = await new Promise((done, failed) =>
       webpack(settings, (error, stats) => (error ? failed(error) : done(stats))),
     );
     if (stats.hasErrors() || stats.hasWarnings()) throw new Error(stats.toString());
     // Its output is a classic script.
-    const html = await readFile(join(app, 'index.html'), 'utf8');
+    const html = await readFile(join(context, 'index.html'), 'utf8');
     await writeFile(join(site, 'index.html'), html.replace('type="module"', 'defer'));
   },
 
   // esbuild leaves `new URL(…, import.meta.url)` as it is: the module lies beside the bundle.
-  async esbuild(site) {
-    await bundle(site);
+  async esbuild(site, absWorkingDir = app) {
+    await bundle(site, { absWorkingDir });
     await cp(join(modules, WASM), join(site, 'valkyrie_bg.wasm'));
   },
 
   // Or its loader copies the module, and load() is told where to.
   async 'esbuild-loader'(site) {
-    const hello = await readFile(join(app, 'hello.js'), 'utf8');
-    const told = hello
-      .replace('{ connect }', '{ connect, load }')
-      .replace('\n', `\nimport module from '${WASM}';\n`)
-      .replace('await connect', 'await (load(new URL(module, import.meta.url)), connect)');
-    const folder = join(project, 'app-loader');
-    await cp(app, folder, { recursive: true });
-    await writeFile(join(folder, 'hello.js'), told);
-    await bundle(site, { absWorkingDir: folder, loader: { '.wasm': 'file' } });
+    const absWorkingDir = await changed('app-loader', (hello) =>
+      hello
+        .replace('{ connect }', '{ connect, load }')
+        .replace('\n', `\nimport module from '${WASM}';\n`)
+        .replace('await connect', 'await (load(new URL(module, import.meta.url)), connect)'),
+    );
+    await bundle(site, { absWorkingDir, loader: { '.wasm': 'file' } });
   },
 };
+
+/** The app with another hello.js. */
+async function changed(name, change) {
+  const folder = join(project, name);
+  await rm(folder, { recursive: true, force: true });
+  await cp(app, folder, { recursive: true });
+  await writeFile(join(folder, 'hello.js'), change(await readFile(join(app, 'hello.js'), 'utf8')));
+  return folder;
+}
 
 async function bundle(site, more) {
   // Of a year before top-level await, so that esbuild refuses one.
   const settings = { bundle: true, format: 'esm', target: 'es2021', logLevel: 'warning', outdir: site };
-  await esbuild({ absWorkingDir: app, entryPoints: ['app.js', 'worker.js'], ...settings, ...more });
+  await esbuild({ entryPoints: ['app.js', 'worker.js'], ...settings, ...more });
   await cp(join(app, 'index.html'), join(site, 'index.html'));
 }
 
-for (const folder of [app, sites, join(project, 'app-loader')]) await rm(folder, { recursive: true, force: true });
+for (const folder of [app, sites]) await rm(folder, { recursive: true, force: true });
 await cp(source, app, { recursive: true });
+// The same app with the package for Node and for pages.
+const both = await changed('app-both', (hello) => hello.replace(`'${PACKAGE}'`, "'valkyrie-sdk'"));
+await cp(join(nodeProject, 'node_modules/valkyrie-sdk'), join(both, 'node_modules/valkyrie-sdk'), { recursive: true });
+for (const name of ['vite', 'webpack', 'esbuild']) builds[`${name}, valkyrie-sdk`] = (site) => builds[name](site, both);
 const pages = [];
 for (const [name, build] of Object.entries(builds)) {
   const site = join(sites, name);

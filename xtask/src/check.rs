@@ -104,7 +104,7 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         steps.add(
             "bundles",
             "an app as Vite, webpack and esbuild build it, and as no bundler does, in both browsers",
-            &["package: web"],
+            &["package: web", "package: node"],
             || web::bundles(project),
         );
     }

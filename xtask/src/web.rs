@@ -68,7 +68,8 @@ pub(crate) fn check(project: &Project) -> Outcome {
 pub(crate) fn bundles(project: &Project) -> Outcome {
     let server = Server::start(project)?;
     let mut node = project.command("node");
-    node.arg("xtask/node/bundles.mjs").arg(project.path(FRESH).join("web")).arg("wasm/test/app");
+    let fresh = project.path(FRESH);
+    node.arg("xtask/node/bundles.mjs").args([fresh.join("web"), fresh.join("node")]).arg("wasm/test/app");
     for (name, ..) in BROWSERS {
         browser(name)?;
         node.arg(name);
