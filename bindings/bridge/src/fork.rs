@@ -8,7 +8,7 @@
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -23,7 +23,17 @@ pub(crate) fn generation() -> u64 {
 }
 
 /// Locks that are held over a fork, in the order they were taken.
-pub(crate) type Held = Vec<Box<dyn Any>>;
+pub type Held = Vec<Box<dyn Any>>;
+
+/// What an adapter locks.
+static ADAPTER: OnceLock<fn(&mut Held)> = OnceLock::new();
+
+/// Before each fork from now on, `hold` takes the locks of the one adapter of this library and adds their guards, which
+/// are dropped after the fork. It runs before the boundary takes its own, so an adapter may call in with its own held.
+pub fn hold_over_forks(hold: fn(&mut Held)) {
+    let _ = ADAPTER.set(hold);
+    watch();
+}
 
 /// A lock that is held without a scope, with what the lock is a part of. The guard is dropped first.
 pub(crate) struct OwnedGuard<O: 'static, T: 'static> {
@@ -53,7 +63,7 @@ mod unix {
         sync::{Once, atomic::Ordering},
     };
 
-    use super::{GENERATION, Held};
+    use super::{ADAPTER, GENERATION, Held};
     use crate::{operation, queue, runtime};
 
     thread_local! {
@@ -74,6 +84,9 @@ mod unix {
         // The order in which every other place takes them. A thread that is already ending holds nothing.
         let _ = HELD.try_with(|held| {
             let held = &mut *held.borrow_mut();
+            if let Some(hold) = ADAPTER.get() {
+                hold(held);
+            }
             runtime::hold(held);
             operation::hold(held);
             queue::hold(held);

@@ -24,10 +24,11 @@ mod sync {
 }
 
 // The public interface is:
+pub use fork::{Held, hold_over_forks};
 pub use handle::Handle;
 pub use operation::{
-    CallOptions, ClientOptions, call, cancel, client_free, close, connect, half_close, in_flight, open, recv,
-    send, shutdown, stream_cancel, stream_free,
+    CallOptions, ClientOptions, call, cancel, client_free, close, connect, done, half_close, in_flight, open,
+    recv, send, shutdown, stream_cancel, stream_free,
 };
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{Bytes, Class, Code, Detail, Metadata, Priority, Reason, Response, Status, VERSION};

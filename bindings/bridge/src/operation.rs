@@ -328,6 +328,16 @@ pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Re
     }
 }
 
+/// Accepts an operation that is complete: the adapter had its outcome already.
+///
+/// # Errors
+/// CLIENT_CLOSED for a queue that is closed.
+pub fn done(queue: &Arc<Queue>, value: Value) -> Result<u64, Status> {
+    let token = Token::new(queue, Work::Unary(None))?;
+    token.complete(Ok(value));
+    Ok(token.op)
+}
+
 /// Begins a unary call.
 ///
 /// # Errors
