@@ -69,11 +69,11 @@ static void print_status(const char *what, const valkyrie_call *call) {
 
 static void unary(const valkyrie_client *client) {
     valkyrie_error *error = NULL;
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     check(valkyrie_client_request(client, text("Hello, World!"), &response, &error), error);
-    valkyrie_bytes message = valkyrie_response_message(response);
+    valkyrie_bytes message = valkyrie_message_bytes(response);
     printf("call %.*s\n", (int)message.len, (const char *)message.data);
-    valkyrie_response_free(response);
+    valkyrie_message_free(response);
 }
 
 /* What is written to it is hashed; closing it prints the line "<name> <hash>". */
@@ -173,7 +173,7 @@ static void *run_cancelled(void *argument) {
 /* A call that waits for an answer is given up; the same connection goes on. */
 static void cancel(const valkyrie_client *client) {
     valkyrie_call *call = open_echo(client, NULL);
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     void *code = NULL;
     pthread_t waiting;
     if (pthread_create(&waiting, NULL, run_cancelled, call) != 0) exit(1);
@@ -181,7 +181,7 @@ static void cancel(const valkyrie_client *client) {
     pthread_join(waiting, &code);
     valkyrie_call_free(call);
     check(valkyrie_client_request(client, text("still here"), &response, NULL), NULL);
-    valkyrie_response_free(response);
+    valkyrie_message_free(response);
     printf("cancelled %s\n", *(valkyrie_code *)code == VALKYRIE_CODE_CANCELLED ? "true" : "false");
 }
 
@@ -202,11 +202,11 @@ static void server_stops(const valkyrie_client *client) {
     valkyrie_message_free(receive(stays));
     printf("ready\n");
     fflush(stdout);
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_error *error = NULL;
     valkyrie_code code;
     while ((code = valkyrie_client_request(client, text("anyone there?"), &response, &error)) == 0)
-        valkyrie_response_free(response);
+        valkyrie_message_free(response);
     valkyrie_bytes reason = valkyrie_error_reason(error);
     printf("refused %s %.*s\n", valkyrie_code_name(code), (int)reason.len, (const char *)reason.data);
     valkyrie_error_free(error);

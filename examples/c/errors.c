@@ -4,7 +4,7 @@
 
 int main(int argc, char **argv) {
     valkyrie_client *client = NULL;
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_error *error = NULL;
     valkyrie_bytes nothing = {NULL, 0};
     valkyrie_code code = valkyrie_client_connect(argc > 1 ? argv[1] : "tcp://localhost:8080", NULL, &client, &error);
@@ -13,7 +13,7 @@ int main(int argc, char **argv) {
     printf("%s %.*s %s\n", valkyrie_code_name(code), (int)reason.len, (const char *)reason.data,
            valkyrie_error_message(error));
     valkyrie_error_free(error);
-    valkyrie_response_free(response);
+    valkyrie_message_free(response);
     valkyrie_client_free(client);
     return code == VALKYRIE_CODE_UNIMPLEMENTED ? 0 : 1;
 }

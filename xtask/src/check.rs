@@ -9,7 +9,7 @@ use crate::setup::VENV;
 use crate::step::{
     During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
-use crate::{arrows, pains, simulation, spec, support, web};
+use crate::{arrows, c, pains, simulation, spec, support, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -96,7 +96,7 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         &["package: node"],
         || node(project),
     );
-    steps.add("c", "C99, C++17 and valgrind against the installed tree", &["package: c"], || c(project));
+    steps.add("c", "the header, its symbols, C99, C++17 and valgrind", &["package: c"], || c::check(project));
     if web::exists(project) {
         steps.add("web", "the package's tests in pages of Chromium and Firefox", &["package: web"], || {
             web::check(project)
@@ -286,60 +286,6 @@ pub(crate) fn c_compiler(
     command.args(output(&mut flags)?.split_whitespace());
     command.arg(format!("-Wl,-rpath,{}", prefix.join("lib").display())).arg("-pthread");
     Ok(command)
-}
-
-fn c(project: &Project) -> Outcome {
-    let programs = package::fresh_folder(project, "target/package/c-programs")?;
-    let mut tests = Vec::new();
-    for source in project.files(&["c/tests/*.c", "examples/c/*.c"])? {
-        let name = source.trim_end_matches(".c").replace('/', "-");
-        for (compiler, standard) in [("gcc", "-std=c99"), ("g++", "-std=c++17")] {
-            let program = programs.join(format!("{name}-{compiler}"));
-            run(&mut c_compiler(project, compiler, standard, &project.path(&source), &program)?)?;
-            if source.starts_with("c/tests/") {
-                tests.push(program);
-            }
-        }
-    }
-    if tests.is_empty() {
-        return failed("c/tests has no program");
-    }
-    let server = Server::start(project)?;
-    for program in &tests {
-        let mut valgrind = project.command("valgrind");
-        valgrind.args([
-            "--quiet",
-            "--leak-check=full",
-            "--errors-for-leak-kinds=definite",
-            "--error-exitcode=99",
-        ]);
-        run(valgrind.arg(program).arg(server.endpoint("tcp")).envs(server.variables("tcp")))?;
-    }
-    other_ways_to_link(project, &programs)?;
-    Ok(format!("{} programs under valgrind", tests.len()))
-}
-
-/// Links one example through CMake's find_package, and one with the static library.
-fn other_ways_to_link(project: &Project, programs: &Path) -> Outcome<()> {
-    let prefix = project.path(FRESH).join("c");
-    let hello = project.path("examples/c/hello.c");
-    let lists = format!(
-        "cmake_minimum_required(VERSION 3.16)\nproject(hello C)\nfind_package(valkyrie {} REQUIRED)\n\
-         add_executable(hello {})\ntarget_link_libraries(hello PRIVATE valkyrie::valkyrie)\n",
-        project.version(),
-        hello.display()
-    );
-    let source = programs.join("cmake");
-    std::fs::create_dir_all(&source).during(source.display())?;
-    std::fs::write(source.join("CMakeLists.txt"), lists).during("CMakeLists.txt")?;
-    let build = source.join("build");
-    let mut configure = project.command("cmake");
-    configure.arg("-S").arg(&source).arg("-B").arg(&build);
-    run(configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix.display())))?;
-    run(project.command("cmake").arg("--build").arg(&build))?;
-    let mut link = project.command("gcc");
-    link.arg(hello).arg("-I").arg(prefix.join("include/valkyrie")).arg(prefix.join("lib/libvalkyrie.a"));
-    run(link.args(["-lpthread", "-ldl", "-lm", "-o"]).arg(programs.join("hello-static")))
 }
 
 /// Asks each installed package for its version: a package that was left behind by a change of the core differs.

@@ -4,6 +4,7 @@
 
 mod arrows;
 mod budgets;
+mod c;
 mod check;
 mod conformance;
 mod demo;

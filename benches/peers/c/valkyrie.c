@@ -11,11 +11,11 @@ static void *open_client(const char *host, int port) {
 }
 
 static int echo(void *client, const void *p, size_t n) {
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_bytes message = {p, n};
     if (valkyrie_client_call(client, "/echo", message, NULL, &response, NULL) != 0) return -1;
-    int differs = valkyrie_response_message(response).len != n;
-    valkyrie_response_free(response);
+    int differs = valkyrie_message_bytes(response).len != n;
+    valkyrie_message_free(response);
     return differs;
 }
 
@@ -33,20 +33,25 @@ struct call {
 };
 
 static void start(struct call *call);
-static void done(valkyrie_code code, valkyrie_response *response, valkyrie_error *error, void *data) {
+static void done(const valkyrie_completion *completion, void *data) {
     struct call *call = data;
     uint64_t at = now_ns();
-    if (code != 0 || valkyrie_response_message(response).len != call->load->message.len) call->load->failed = 1;
-    valkyrie_response_free(response);
-    valkyrie_error_free(error);
+    if (completion->code != 0 || valkyrie_message_bytes(completion->message).len != call->load->message.len)
+        call->load->failed = 1;
+    valkyrie_message_free(completion->message);
+    valkyrie_error_free(completion->error);
     rec_add(call->load->rec, at - call->began);
     if (at < call->load->end) start(call);
     else call->load->left--;
 }
 static void start(struct call *call) {
     struct load *load = call->load;
+    valkyrie_operation operation = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_CALL);
+    operation.client = load->client;
+    operation.target = "/echo";
+    operation.message = load->message;
     call->began = now_ns();
-    if (valkyrie_client_call_start(load->client, load->queue, "/echo", load->message, NULL, NULL, NULL, done, call) != 0) {
+    if (valkyrie_operation_start(load->queue, &operation, NULL, NULL, done, call) != 0) {
         load->failed = 1;
         load->left--;
     }

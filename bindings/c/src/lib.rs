@@ -1,26 +1,29 @@
 //! The C library over the bridge. The header that is made from this file is its documentation.
 //!
-//! Every exported function is wrapped by [`guard`]: a panic becomes INTERNAL and never leaves `extern "C"`.
+//! Every exported function is wrapped by [`guard`] or [`quiet`]: a panic becomes INTERNAL and never leaves `extern "C"`.
+//! No lock is held while a callback of the host's runs, and nothing of this library has to be dropped then, so that a
+//! C++ exception or a longjmp may leave through it.
 #![allow(non_camel_case_types, reason = "the names are C's")]
 #![allow(clippy::missing_safety_doc, reason = "the header's head states the rules of every pointer")]
+
+mod table;
 
 use std::{
     collections::{HashMap, VecDeque},
     ffi::{CStr, CString, c_char, c_void},
-    mem::offset_of,
+    mem::{MaybeUninit, offset_of},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
 use valkyrie_bridge::{
     self as bridge, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Metadata, Priority, Queue,
-    Reason, Response, Status, Value,
+    Reason, Status, Value,
 };
+
+use table::{Object, Part};
 
 /// A status code: gRPC's numbers, VALKYRIE_CODE_…. A number without a name here is passed on as it came.
 pub type valkyrie_code = u32;
@@ -67,6 +70,19 @@ pub const VALKYRIE_PRIORITY_CRITICAL: u32 = 1;
 /// Behind everything else, with a small share always.
 pub const VALKYRIE_PRIORITY_BULK: u32 = 2;
 
+/// valkyrie_operation_start: makes a client. Needs target, the endpoint; client_options may be NULL.
+pub const VALKYRIE_OPERATION_CONNECT: u32 = 1;
+/// valkyrie_operation_start: closes a client, as valkyrie_client_close. Needs client.
+pub const VALKYRIE_OPERATION_CLOSE: u32 = 2;
+/// valkyrie_operation_start: one message out, one back. Needs client and target, the method; call_options may be NULL.
+pub const VALKYRIE_OPERATION_CALL: u32 = 3;
+/// valkyrie_operation_start: sends message on a stream. Needs call.
+pub const VALKYRIE_OPERATION_SEND: u32 = 4;
+/// valkyrie_operation_start: half-closes a stream. Needs call.
+pub const VALKYRIE_OPERATION_HALF_CLOSE: u32 = 5;
+/// valkyrie_operation_start: takes the next message of a stream. Needs call.
+pub const VALKYRIE_OPERATION_RECV: u32 = 6;
+
 /// Bytes that belong to somebody else. {NULL, 0} is empty.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -88,6 +104,7 @@ pub struct Entry {
 
 /// Options of a client: begin with VALKYRIE_CLIENT_OPTIONS_INIT. NULL instead of them means every default.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct valkyrie_client_options {
     /// sizeof of this structure as the program knows it.
     pub struct_size: u32,
@@ -103,6 +120,7 @@ pub struct valkyrie_client_options {
 
 /// Options of a call: begin with VALKYRIE_CALL_OPTIONS_INIT. NULL instead of them means every default.
 #[repr(C)]
+#[derive(Clone, Copy)]
 pub struct valkyrie_call_options {
     /// sizeof of this structure as the program knows it.
     pub struct_size: u32,
@@ -112,98 +130,172 @@ pub struct valkyrie_call_options {
     pub timeout_ms: u64,
     /// metadata_len entries, copied; may be NULL when that is 0.
     pub metadata: *const Entry,
-    /// How many entries.
+    /// How many entries, at most 128.
     pub metadata_len: usize,
 }
 
+/// What valkyrie_operation_start begins: make it with VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_…) and fill in what that
+/// kind needs. Everything in it is copied.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct valkyrie_operation {
+    /// sizeof of this structure as the program knows it.
+    pub struct_size: u32,
+    /// VALKYRIE_OPERATION_…
+    pub kind: u32,
+    /// For CALL and CLOSE.
+    pub client: *const valkyrie_client,
+    /// For SEND, HALF_CLOSE and RECV.
+    pub call: *const valkyrie_call,
+    /// The endpoint for CONNECT, the method for CALL; ended by NUL.
+    pub target: *const c_char,
+    /// For CALL and SEND.
+    pub message: valkyrie_bytes,
+    /// For CONNECT.
+    pub client_options: *const valkyrie_client_options,
+    /// For CALL.
+    pub call_options: *const valkyrie_call_options,
+}
+
+/// How an operation ended. Lives until the callback returns. Later versions may have more fields behind these.
+#[repr(C)]
+pub struct valkyrie_completion {
+    /// The number that valkyrie_operation_start gave.
+    pub operation: u64,
+    /// VALKYRIE_OPERATION_…
+    pub kind: u32,
+    /// 0, or why it failed.
+    pub code: valkyrie_code,
+    /// The client after a CONNECT that succeeded, else NULL. The callback's: free it with valkyrie_client_free.
+    pub client: *mut valkyrie_client,
+    /// The answer of a CALL or the message of a RECV; NULL for others, on failure, and at the end of a stream. The
+    /// callback's: free it with valkyrie_message_free.
+    pub message: *mut valkyrie_message,
+    /// NULL when code is 0. The callback's: free it with valkyrie_error_free.
+    pub error: *mut valkyrie_error,
+}
+
 /// Metadata that was received. Borrowed from the object it came from.
-pub struct valkyrie_metadata(Metadata);
+pub struct valkyrie_metadata {
+    _name: (),
+}
 
 /// Why something failed. Immutable.
 pub struct valkyrie_error {
-    status: Status,
-    message: CString,
-    metadata: valkyrie_metadata,
-    trailers: valkyrie_metadata,
+    _name: (),
 }
 
-/// The answer of a unary call. Immutable.
-pub struct valkyrie_response {
-    message: Bytes,
-    metadata: valkyrie_metadata,
-    trailers: valkyrie_metadata,
+/// A message that was received: the answer of a call, or one message of a stream. Immutable.
+pub struct valkyrie_message {
+    _name: (),
 }
-
-/// A message that was received. Immutable.
-pub struct valkyrie_message(Bytes);
 
 /// Makes calls to one endpoint.
 pub struct valkyrie_client {
-    handle: Handle,
-    closed: AtomicBool,
+    _name: (),
 }
 
 /// One stream of any shape.
 pub struct valkyrie_call {
-    handle: Handle,
-    inner: Mutex<CallInner>,
-    metadata: std::sync::OnceLock<valkyrie_metadata>,
-    trailers: std::sync::OnceLock<valkyrie_metadata>,
+    _name: (),
 }
-
-#[derive(Default)]
-struct CallInner {
-    ready: VecDeque<Bytes>,
-    ended: bool,
-}
-
-/// Called from valkyrie_queue_dispatch, exactly once per accepted call: code 0 with the response, or another code with
-/// the error. Whichever it is belongs to the callback, which frees it.
-pub type valkyrie_callback = Option<
-    extern "C" fn(
-        code: valkyrie_code,
-        response: *mut valkyrie_response,
-        error: *mut valkyrie_error,
-        user_data: *mut c_void,
-    ),
->;
 
 /// Completions on their way to the host's own loop.
 pub struct valkyrie_queue {
-    queue: Arc<Queue>,
-    waiting: Mutex<HashMap<u64, Waiting>>,
+    _name: (),
 }
 
+/// Called from valkyrie_queue_dispatch or valkyrie_queue_free, exactly once per operation that was begun. It may call
+/// any function, free the queue, and leave by a C++ exception or longjmp: the callbacks behind it run in the next dispatch.
+pub type valkyrie_callback =
+    Option<unsafe extern "C-unwind" fn(completion: *const valkyrie_completion, user_data: *mut c_void)>;
+
+struct Failure {
+    status: Status,
+    message: CString,
+}
+
+#[derive(Default)]
+struct Message {
+    bytes: Bytes,
+    metadata: Metadata,
+    trailers: Metadata,
+}
+
+struct Call {
+    stream: Handle,
+    /// What one crossing brought and nobody has asked for yet.
+    ready: VecDeque<Bytes>,
+    /// How the stream ended well.
+    end: Option<bridge::End>,
+}
+
+/// What completes an operation that valkyrie_operation_start began.
 struct Waiting {
-    callback: extern "C" fn(valkyrie_code, *mut valkyrie_response, *mut valkyrie_error, *mut c_void),
+    queue: usize,
+    kind: u32,
+    /// The client that is being made.
+    client: Option<Handle>,
+    call: *const valkyrie_call,
+    callback: unsafe extern "C-unwind" fn(*const valkyrie_completion, *mut c_void),
     user_data: *mut c_void,
 }
 
-// SAFETY: the library only hands `user_data` back; what it points to is the host's, whose callback runs on the thread
-// that dispatches.
+// SAFETY: `call` is a number that is never read through. The library only hands `user_data` back; what it points to is
+// the host's, whose callback runs on the thread that dispatches.
 unsafe impl Send for Waiting {}
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Operations with a callback, by number, in one map for each of so many queues: two of them may share one.
+static WAITING: [OnceLock<Mutex<HashMap<u64, Waiting>>>; 16] = [const { OnceLock::new() }; 16];
+
+/// Callbacks that one dispatch runs at most.
+const MAX_CALLBACKS: usize = 1024;
+/// Messages that one crossing may bring.
+const BATCH: usize = 64;
+
+fn waiting(queue: *const valkyrie_queue) -> MutexGuard<'static, HashMap<u64, Waiting>> {
+    let map = WAITING[queue.addr() / 16 % 16].get_or_init(Mutex::default);
+    map.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps everything of this file and of the table locked over a fork.
+fn hold(held: &mut bridge::Held) {
+    for map in &WAITING {
+        held.push(Box::new(map.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)));
+    }
+    table::hold(held);
 }
 
 fn invalid(message: impl Into<String>) -> Status {
     Status::from_reason(Reason::INVALID_ARGUMENT, message.into())
 }
 
-fn closed() -> Status {
-    Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed")
+/// What a pointer says that finds nothing.
+fn dead<T>(pointer: *const T, name: &str) -> Status {
+    if pointer.is_null() {
+        return invalid(format!("{name} is NULL"));
+    }
+    invalid(format!("{name} is not alive: it was freed, or is no such object"))
 }
 
-/// A status as the object that C sees.
+fn full() -> Status {
+    Status::from_reason(Reason::QUEUE_FULL, "too many objects are alive: free some")
+}
+
+/// The number of a code; never 0, which a status of the server's own may carry no more than this may.
+fn failure_code(status: &Status) -> valkyrie_code {
+    let code = if status.code() == Code::Ok { Code::Unknown } else { status.code() };
+    code.number()
+}
+
+/// A status as the object that C sees; NULL when there is no room for it.
 fn error(status: Status) -> *mut valkyrie_error {
-    let message = status.message().replace('\0', " ");
-    Box::into_raw(Box::new(valkyrie_error {
-        message: CString::new(message).unwrap_or_default(),
-        metadata: valkyrie_metadata(status.metadata().clone()),
-        trailers: valkyrie_metadata(status.trailers().clone()),
-        status,
-    }))
+    let message = CString::new(status.message().replace('\0', " ")).unwrap_or_default();
+    table::insert(Object::Failure(Box::new(Failure { status, message }))).unwrap_or(ptr::null_mut())
+}
+
+fn message(bytes: Bytes, metadata: Metadata, trailers: Metadata) -> Result<*mut valkyrie_message, Status> {
+    table::insert(Object::Message(Box::new(Message { bytes, metadata, trailers }))).map_err(|_| full())
 }
 
 /// Runs the body of an exported function: a status becomes the code and the error, a panic INTERNAL.
@@ -216,20 +308,97 @@ unsafe fn guard(out: *mut *mut valkyrie_error, body: impl FnOnce() -> Result<(),
         Ok(Err(status)) => status,
         Err(_) => Status::from_reason(Reason::INTERNAL, "the library panicked"),
     };
-    // A status of the server's own may carry the number 0 no more than this may.
-    let code = if status.code() == Code::Ok { Code::Unknown } else { status.code() };
+    let code = failure_code(&status);
     if !out.is_null() {
         // SAFETY: the caller passes NULL or a writable pointer.
         unsafe { *out = error(status) };
     }
-    code.number()
+    code
 }
 
-/// # Safety
-/// `pointer` is NULL or a live object of this library.
-unsafe fn object<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Status> {
-    // SAFETY: the caller passes NULL or a live object.
-    unsafe { pointer.as_ref() }.ok_or_else(|| invalid(format!("{name} is NULL")))
+/// Runs the body of an exported function that cannot fail.
+fn quiet<T>(otherwise: T, body: impl FnOnce() -> T) -> T {
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or(otherwise)
+}
+
+/// What [`guard`] is for an exported function that gives a code and no error.
+fn code(body: impl FnOnce() -> Result<(), Status>) -> valkyrie_code {
+    // SAFETY: NULL is allowed.
+    unsafe { guard(ptr::null_mut(), body) }
+}
+
+fn client(pointer: *const valkyrie_client) -> Result<Handle, Status> {
+    let found = table::with(pointer, |object| match object {
+        Object::Client(handle) => Some(*handle),
+        _ => None,
+    });
+    found.ok_or_else(|| dead(pointer, "client"))
+}
+
+fn with_call<R>(pointer: *const valkyrie_call, read: impl FnOnce(&mut Call) -> R) -> Result<R, Status> {
+    let found = table::with(pointer, |object| match object {
+        Object::Call(call) => Some(read(call)),
+        _ => None,
+    });
+    found.ok_or_else(|| dead(pointer, "call"))
+}
+
+fn stream(pointer: *const valkyrie_call) -> Result<Handle, Status> {
+    with_call(pointer, |call| call.stream)
+}
+
+fn queue(pointer: *const valkyrie_queue) -> Result<Arc<Queue>, Status> {
+    let found = table::with(pointer, |object| match object {
+        Object::Queue(queue) => Some(queue.clone()),
+        _ => None,
+    });
+    found.ok_or_else(|| dead(pointer, "queue"))
+}
+
+fn with_message<R>(pointer: *const valkyrie_message, read: impl FnOnce(&Message) -> R) -> Option<R> {
+    table::with(pointer, |object| match object {
+        Object::Message(message) => Some(read(message)),
+        _ => None,
+    })
+}
+
+fn with_failure<R>(pointer: *const valkyrie_error, read: impl FnOnce(&Failure) -> Option<R>) -> Option<R> {
+    table::with(pointer, |object| match object {
+        Object::Failure(failure) => read(failure),
+        _ => None,
+    })
+}
+
+fn with_metadata<R>(
+    pointer: *const valkyrie_metadata,
+    read: impl FnOnce(&Metadata) -> Option<R>,
+) -> Option<R> {
+    let (whole, part) = table::whole(pointer);
+    let part = part?;
+    table::with(whole, |object| {
+        let (metadata, trailers) = match object {
+            Object::Message(message) => (&message.metadata, &message.trailers),
+            Object::Failure(failure) => (failure.status.metadata(), failure.status.trailers()),
+            Object::Call(call) => call.end.as_ref().map(|end| (&end.metadata, &end.trailers))?,
+            _ => return None,
+        };
+        read(match part {
+            Part::Metadata => metadata,
+            Part::Trailers => trailers,
+        })
+    })
+}
+
+/// Takes an object back; a pointer to none is an error, NULL is nothing.
+fn free<T>(
+    pointer: *const T,
+    name: &str,
+    wanted: impl FnOnce(&Object) -> bool,
+) -> Result<Option<Object>, Status> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    table::remove(pointer, wanted).map(Some).ok_or_else(|| dead(pointer, name))
 }
 
 /// # Safety
@@ -263,6 +432,68 @@ fn lend(bytes: &[u8]) -> valkyrie_bytes {
     valkyrie_bytes { data: if bytes.is_empty() { ptr::null() } else { bytes.as_ptr() }, len: bytes.len() }
 }
 
+/// Reads a structure that begins with its size as the program knows it. A shorter one, which ends where a field does,
+/// is an older one: what it lacks is zero. A longer one is a newer one: it must be zero behind what this library knows.
+///
+/// # Safety
+/// `structure` points to as many readable bytes as its first field says. All zeros are a `T`, and so is any pattern of
+/// bits in one of its fields. `starts` are the offsets of its fields that an older structure may end before.
+unsafe fn grown<T: Copy>(structure: *const T, name: &str, starts: &[usize]) -> Result<T, Status> {
+    /// No structure will ever be larger.
+    const MAX: usize = 4096;
+    let known = size_of::<T>();
+    // SAFETY: every version of the structure begins with its size.
+    let size = unsafe { structure.cast::<u32>().read_unaligned() } as usize;
+    if size > MAX || (size < known && !starts.contains(&size)) {
+        let macros = "begin with the INIT macro";
+        return Err(invalid(format!("struct_size {size} of the {name} is the size of no version; {macros}")));
+    }
+    let mut out = MaybeUninit::<T>::zeroed();
+    // SAFETY: both have as many bytes, and zeros behind them are a T.
+    let out = unsafe {
+        ptr::copy_nonoverlapping(structure.cast::<u8>(), out.as_mut_ptr().cast(), size.min(known));
+        out.assume_init()
+    };
+    for at in known..size {
+        // SAFETY: the structure has `size` bytes.
+        if unsafe { structure.cast::<u8>().add(at).read() } != 0 {
+            return Err(invalid(format!(
+                "byte {at} of the {name} is set, and this library knows {known}: the program asks for what only a newer \
+                 library has"
+            )));
+        }
+    }
+    Ok(out)
+}
+
+/// # Safety
+/// `options` is NULL or points to as many bytes as its first field says.
+unsafe fn client_options(options: *const valkyrie_client_options) -> Result<ClientOptions, Status> {
+    let mut out = ClientOptions::default();
+    if options.is_null() {
+        return Ok(out);
+    }
+    let starts = [
+        offset_of!(valkyrie_client_options, timeout_ms),
+        offset_of!(valkyrie_client_options, connect_timeout_ms),
+        offset_of!(valkyrie_client_options, trusted_certificates),
+    ];
+    // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
+    let options = unsafe { grown(options, "client options", &starts)? };
+    if options.timeout_ms != 0 {
+        out.timeout_ms = options.timeout_ms;
+    }
+    if options.connect_timeout_ms != 0 {
+        out.connect_timeout_ms = options.connect_timeout_ms;
+    }
+    if !options.trusted_certificates.is_null() {
+        // SAFETY: the caller vouches for the string.
+        let pem = unsafe { text(options.trusted_certificates, "trusted_certificates")? };
+        out.trusted_certificates = Some(pem.to_owned().into());
+    }
+    Ok(out)
+}
+
 /// # Safety
 /// `options` is NULL or points to as many bytes as its first field says.
 unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOptions, Status> {
@@ -270,15 +501,9 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
     if options.is_null() {
         return Ok(out);
     }
-    // SAFETY: not NULL, and every version of the structure begins with its size.
-    let size = unsafe { ptr::addr_of!((*options).struct_size).read() } as usize;
-    if size < size_of::<valkyrie_call_options>() {
-        return Err(invalid(format!(
-            "struct_size {size} of the call options is too small; use the INIT macro"
-        )));
-    }
-    // SAFETY: the structure is at least as large as ours.
-    let options = unsafe { &*options };
+    let starts = [offset_of!(valkyrie_call_options, timeout_ms), offset_of!(valkyrie_call_options, metadata)];
+    // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
+    let options = unsafe { grown(options, "call options", &starts)? };
     out.priority = match options.priority {
         VALKYRIE_PRIORITY_NORMAL => Priority::Normal,
         VALKYRIE_PRIORITY_CRITICAL => Priority::Critical,
@@ -310,58 +535,187 @@ thread_local! {
 }
 
 /// Submits an operation and blocks this thread until it completes.
-fn run<T>(submit: impl FnOnce(&Arc<Queue>) -> Result<(T, u64), Status>) -> Result<(T, Value), Status> {
-    QUEUE.with(|queue| {
-        let (extra, op) = submit(queue)?;
-        let mut taken = Vec::new();
-        loop {
-            queue.wait(None);
-            queue.drain(&mut taken, usize::MAX);
-            for Completion { op: done, outcome } in taken.drain(..) {
-                if done == op {
-                    return outcome.map(|value| (extra, value));
-                }
+fn run(submit: impl FnOnce(&Arc<Queue>) -> Result<u64, Status>) -> Result<Value, Status> {
+    // A thread that is ending may have none left.
+    let queue = QUEUE.try_with(Arc::clone).unwrap_or_else(|_| Queue::blocking());
+    let op = submit(&queue)?;
+    let mut taken = Vec::new();
+    loop {
+        queue.wait(None);
+        queue.drain(&mut taken, usize::MAX);
+        for Completion { op: done, outcome } in taken.drain(..) {
+            if done == op {
+                return outcome;
             }
         }
-    })
+    }
 }
 
-fn response(value: Value) -> Result<*mut valkyrie_response, Status> {
+/// The reply of a unary call.
+fn reply(value: Value) -> Result<*mut valkyrie_message, Status> {
     match value {
-        Value::Response(Response { message, metadata, trailers, .. }) => {
-            Ok(Box::into_raw(Box::new(valkyrie_response {
-                message,
-                metadata: valkyrie_metadata(metadata),
-                trailers: valkyrie_metadata(trailers),
-            })))
-        }
+        Value::Response(response) => message(response.message, response.metadata, response.trailers),
         _ => Err(Status::from_reason(Reason::INTERNAL, "a unary call completed with something else")),
     }
 }
 
-/// The version and a hash of the core, which is the same in every language. Lives for ever.
+/// Whether a stream's next message or its end needs no crossing.
+fn is_here(call: *const valkyrie_call) -> Result<bool, Status> {
+    with_call(call, |call| !call.ready.is_empty() || call.end.is_some())
+}
+
+/// The next message, `None` at the end, after what came has joined what was here; the rest waits for who asks next.
+fn first(call: *const valkyrie_call, came: Value) -> Result<Option<Bytes>, Status> {
+    let Value::Messages { messages, end } = came else { return Ok(None) };
+    with_call(call, |call| {
+        call.ready.extend(messages);
+        if call.end.is_none() {
+            call.end = end;
+        }
+        match call.ready.pop_front() {
+            None if call.end.is_none() => Err(Status::from_reason(
+                Reason::STREAM_MISUSE,
+                "another receive took the message: one at a time",
+            )),
+            next => Ok(next),
+        }
+    })?
+}
+
+fn one_message(bytes: Option<Bytes>) -> Result<*mut valkyrie_message, Status> {
+    bytes.map_or(Ok(ptr::null_mut()), |bytes| message(bytes, Metadata::default(), Metadata::default()))
+}
+
+fn made(handle: Handle) -> Result<*mut valkyrie_client, Status> {
+    table::insert(Object::Client(handle)).map_err(|_| {
+        bridge::client_free(handle);
+        full()
+    })
+}
+
+/// What the callback of an operation gets.
+fn completion(operation: u64, waiting: &Waiting, outcome: Result<Value, Status>) -> valkyrie_completion {
+    let mut out = valkyrie_completion {
+        operation,
+        kind: waiting.kind,
+        code: VALKYRIE_CODE_OK,
+        client: ptr::null_mut(),
+        message: ptr::null_mut(),
+        error: ptr::null_mut(),
+    };
+    let filled = outcome.and_then(|value| {
+        match waiting.kind {
+            VALKYRIE_OPERATION_CONNECT => {
+                out.client = waiting.client.map_or(Ok(ptr::null_mut()), made)?;
+            }
+            VALKYRIE_OPERATION_CALL => out.message = reply(value)?,
+            VALKYRIE_OPERATION_RECV => out.message = one_message(first(waiting.call, value)?)?,
+            _ => {}
+        }
+        Ok(())
+    });
+    if let Err(status) = filled {
+        if out.client.is_null()
+            && let Some(handle) = waiting.client
+        {
+            bridge::client_free(handle);
+        }
+        out.code = failure_code(&status);
+        out.error = error(status);
+    }
+    out
+}
+
+/// A completion and who gets it: nothing that has to be dropped, since the callback may not come back.
+struct Due {
+    callback: unsafe extern "C-unwind" fn(*const valkyrie_completion, *mut c_void),
+    user_data: *mut c_void,
+    completion: valkyrie_completion,
+}
+
+impl Due {
+    fn new(operation: u64, waiting: &Waiting, outcome: Result<Value, Status>) -> Self {
+        Self {
+            callback: waiting.callback,
+            user_data: waiting.user_data,
+            completion: completion(operation, waiting, outcome),
+        }
+    }
+
+    fn run(&self) {
+        // SAFETY: the host gave the function with this data, and the completion lives until it returns.
+        unsafe { (self.callback)(&raw const self.completion, self.user_data) }
+    }
+}
+
+/// Submits with the callback's map locked until the callback is in it, so that a dispatch on another thread finds it.
+fn accept(
+    queue: *const valkyrie_queue,
+    mut entry: Waiting,
+    submit: impl FnOnce(&mut Waiting) -> Result<u64, Status>,
+) -> Result<u64, Status> {
+    let mut all = waiting(queue);
+    let op = submit(&mut entry)?;
+    all.insert(op, entry);
+    Ok(op)
+}
+
+/// Takes the next completion of a queue that has a callback.
+fn next_due(pointer: *const valkyrie_queue) -> Option<Due> {
+    let queue = queue(pointer).ok()?;
+    let mut taken = Vec::with_capacity(1);
+    while queue.drain(&mut taken, 1) > 0 {
+        let Completion { op, outcome } = taken.pop()?;
+        // In a child of a fork the thread that began it may have left between.
+        let Some(found) = waiting(pointer).remove(&op) else { continue };
+        return Some(Due::new(op, &found, outcome));
+    }
+    None
+}
+
+/// Takes the next operation of a queue that ends before it is complete.
+fn next_abandoned(pointer: *const valkyrie_queue) -> Option<Due> {
+    let (op, found) = {
+        let mut all = waiting(pointer);
+        let op = all.iter().find(|(_, waiting)| waiting.queue == pointer.addr()).map(|(op, _)| *op)?;
+        (op, all.remove(&op)?)
+    };
+    Some(Due::new(op, &found, Err(Status::from_reason(Reason::CANCELLED, "the queue was freed"))))
+}
+
+/// The version and a hash of the core, which is the same in every language.
+///
+/// Thread: any. Owner: the library; the string lives for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_version() -> *const c_char {
-    static VERSION: std::sync::OnceLock<CString> = std::sync::OnceLock::new();
+    static VERSION: OnceLock<CString> = OnceLock::new();
     VERSION.get_or_init(|| CString::new(bridge::version()).unwrap_or_default()).as_ptr()
 }
 
 /// The version of the interface that the library has; equal to VALKYRIE_ABI_VERSION or the header does not fit.
+///
+/// Thread: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_abi_version() -> u32 {
     1
 }
 
-/// The name of a code, such as "DEADLINE_EXCEEDED"; "UNKNOWN" for a number without one. Lives for ever.
+/// The name of a code, such as "DEADLINE_EXCEEDED"; "UNKNOWN" for a number without one.
+///
+/// Thread: any. Owner: the library; the string lives for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_code_name(code: valkyrie_code) -> *const c_char {
-    static NAMES: std::sync::OnceLock<Vec<CString>> = std::sync::OnceLock::new();
+    static NAMES: OnceLock<Vec<CString>> = OnceLock::new();
     let names = NAMES
         .get_or_init(|| Code::ALL.iter().map(|code| CString::new(code.name()).unwrap_or_default()).collect());
     names.get(code as usize).unwrap_or(&names[2]).as_ptr()
 }
 
-/// Makes a client and its first connection. Blocks. endpoint: "tcp://host:port", "unix:///path", "ws://host:port".
+/// Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path" or
+/// "quic://host:port", which needs trusted_certificates. options may be NULL.
+///
+/// Thread: any; blocks until the connection stands or connect_timeout_ms has passed.
+/// Owner: *out is the caller's, freed with valkyrie_client_free; *error with valkyrie_error_free; the rest is copied.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_client_connect(
     endpoint: *const c_char,
@@ -372,55 +726,35 @@ pub unsafe extern "C" fn valkyrie_client_connect(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let endpoint = text(endpoint, "endpoint")?;
+            let (endpoint, options) = (text(endpoint, "endpoint")?, client_options(options)?);
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
-            let mut chosen = ClientOptions::default();
-            if !options.is_null() {
-                let size = ptr::addr_of!((*options).struct_size).read() as usize;
-                // What was there first; a program that knows no more leaves the rest at its default.
-                if size < offset_of!(valkyrie_client_options, trusted_certificates) {
-                    return Err(invalid(format!(
-                        "struct_size {size} of the client options is too small; use the INIT macro"
-                    )));
-                }
-                if (*options).timeout_ms != 0 {
-                    chosen.timeout_ms = (*options).timeout_ms;
-                }
-                if (*options).connect_timeout_ms != 0 {
-                    chosen.connect_timeout_ms = (*options).connect_timeout_ms;
-                }
-                if size >= size_of::<valkyrie_client_options>() && !(*options).trusted_certificates.is_null()
-                {
-                    let pem = text((*options).trusted_certificates, "trusted_certificates")?;
-                    chosen.trusted_certificates = Some(pem.to_owned().into());
-                }
-            }
-            let mut made = None;
+            let mut connecting = None;
             let result = run(|queue| {
-                let (handle, op) = bridge::connect(queue, endpoint, chosen)?;
-                made = Some(handle);
-                Ok((handle, op))
+                let (handle, op) = bridge::connect(queue, endpoint, options)?;
+                connecting = Some(handle);
+                Ok(op)
             });
-            match result {
-                Ok((handle, _)) => {
-                    *out =
-                        Box::into_raw(Box::new(valkyrie_client { handle, closed: AtomicBool::new(false) }));
-                    Ok(())
-                }
+            let handle = connecting.ok_or_else(|| Status::from_reason(Reason::INTERNAL, "no client"));
+            match result.and(handle) {
+                Ok(handle) => *out = made(handle)?,
                 Err(status) => {
-                    if let Some(handle) = made {
+                    if let Some(handle) = connecting {
                         bridge::client_free(handle);
                     }
-                    Err(status)
+                    return Err(status);
                 }
             }
+            Ok(())
         })
     }
 }
 
-/// Closes gracefully: calls in flight may finish within 5 s. Blocks. Idempotent. Later calls fail with CANCELLED.
+/// Closes gracefully: calls in flight may finish within 5 s. Later calls fail with CANCELLED. A second close succeeds.
+///
+/// Thread: any; blocks until the calls in flight have ended.
+/// Owner: client stays the caller's; *error is the caller's, freed with valkyrie_error_free.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_client_close(
     client: *const valkyrie_client,
@@ -429,71 +763,81 @@ pub unsafe extern "C" fn valkyrie_client_close(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let client = object(client, "client")?;
-            client.closed.store(true, Ordering::Release);
-            run(|queue| bridge::close(client.handle, queue).map(|op| ((), op))).map(drop)
+            let client = self::client(client)?;
+            run(|queue| bridge::close(client, queue)).map(drop)
         })
     }
 }
 
-/// Frees a client; calls in flight end with CANCELLED. Takes NULL.
+/// Frees a client; calls in flight end with CANCELLED. INVALID_ARGUMENT when it was freed before.
+///
+/// Thread: any, also while others use the client: their calls end with an error.
+/// Owner: the library has client back; NULL is nothing.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_client_free(client: *mut valkyrie_client) {
-    if !client.is_null() {
-        // SAFETY: a live object that this library boxed, given back once.
-        let client = unsafe { Box::from_raw(client) };
-        let _ = catch_unwind(|| bridge::client_free(client.handle));
-    }
+pub extern "C" fn valkyrie_client_free(client: *mut valkyrie_client) -> valkyrie_code {
+    code(|| {
+        let object = free(client, "client", |object| matches!(object, Object::Client(_)))?;
+        if let Some(Object::Client(handle)) = object {
+            bridge::client_free(handle);
+        }
+        Ok(())
+    })
 }
 
-/// One message out, one message back. Blocks. options may be NULL.
+/// One message out, one message back. options may be NULL.
+///
+/// Thread: any; blocks until the call ends or its time limit has passed.
+/// Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free; the rest is copied.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_client_call(
     client: *const valkyrie_client,
     method: *const c_char,
     message: valkyrie_bytes,
     options: *const valkyrie_call_options,
-    out: *mut *mut valkyrie_response,
+    out: *mut *mut valkyrie_message,
     error: *mut *mut valkyrie_error,
 ) -> valkyrie_code {
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let (client, method) = (object(client, "client")?, text(method, "method")?);
+            let (client, method) = (self::client(client)?, text(method, "method")?);
             let (message, options) = (copy(message, "message")?, call_options(options)?);
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
-            let (_, value) =
-                run(|queue| bridge::call(client.handle, queue, method, message, options).map(|op| ((), op)))?;
-            *out = response(value)?;
+            *out = reply(run(|queue| bridge::call(client, queue, method, message, options))?)?;
             Ok(())
         })
     }
 }
 
-/// valkyrie_client_call of the default method, "/echo", with every default. Blocks.
+/// valkyrie_client_call of the default method, "/echo", with every default.
+///
+/// Thread: any; blocks as that does.
+/// Owner: as of that.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_client_request(
     client: *const valkyrie_client,
     message: valkyrie_bytes,
-    out: *mut *mut valkyrie_response,
+    out: *mut *mut valkyrie_message,
     error: *mut *mut valkyrie_error,
 ) -> valkyrie_code {
     // SAFETY: every pointer is as the head of the header asks.
     unsafe { valkyrie_client_call(client, c"/echo".as_ptr(), message, ptr::null(), out, error) }
 }
 
-/// Begins a call and returns at once. callback runs in valkyrie_queue_dispatch of that queue, exactly once; not at all
-/// when this function fails. operation may be NULL; else it gets the number for valkyrie_operation_cancel.
+/// Begins what the operation describes and returns at once. callback runs in valkyrie_queue_dispatch of that queue,
+/// exactly once; not at all when this function fails. number may be NULL; else it gets what valkyrie_operation_cancel
+/// takes.
+///
+/// Thread: any; does not block.
+/// Owner: the operation and all in it are copied; user_data is handed to callback; *error is the caller's, freed with
+/// valkyrie_error_free.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_client_call_start(
-    client: *const valkyrie_client,
+pub unsafe extern "C" fn valkyrie_operation_start(
     queue: *const valkyrie_queue,
-    method: *const c_char,
-    message: valkyrie_bytes,
-    options: *const valkyrie_call_options,
-    operation: *mut u64,
+    operation: *const valkyrie_operation,
+    number: *mut u64,
     error: *mut *mut valkyrie_error,
     callback: valkyrie_callback,
     user_data: *mut c_void,
@@ -501,29 +845,80 @@ pub unsafe extern "C" fn valkyrie_client_call_start(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let (client, queue) = (object(client, "client")?, object(queue, "queue")?);
-            let (method, message) = (text(method, "method")?, copy(message, "message")?);
-            let options = call_options(options)?;
+            let completes_in = &self::queue(queue)?;
+            if operation.is_null() {
+                return Err(invalid("operation is NULL"));
+            }
+            let asked = grown(operation, "operation", &[])?;
             let callback = callback.ok_or_else(|| invalid("callback is NULL"))?;
-            // Held until the callback is known, so that a dispatch on another thread finds it.
-            let mut waiting = lock(&queue.waiting);
-            let op = bridge::call(client.handle, &queue.queue, method, message, options)?;
-            waiting.insert(op, Waiting { callback, user_data });
-            if !operation.is_null() {
-                *operation = op;
+            let entry = Waiting {
+                queue: queue.addr(),
+                kind: asked.kind,
+                client: None,
+                call: asked.call,
+                callback,
+                user_data,
+            };
+            let target = || text(asked.target, "target");
+            // Everything is read and copied before `accept` locks.
+            let op = match asked.kind {
+                VALKYRIE_OPERATION_CONNECT => {
+                    let (endpoint, options) = (target()?, client_options(asked.client_options)?);
+                    accept(queue, entry, |entry| {
+                        let (handle, op) = bridge::connect(completes_in, endpoint, options)?;
+                        entry.client = Some(handle);
+                        Ok(op)
+                    })?
+                }
+                VALKYRIE_OPERATION_CLOSE => {
+                    let client = self::client(asked.client)?;
+                    accept(queue, entry, |_| bridge::close(client, completes_in))?
+                }
+                VALKYRIE_OPERATION_CALL => {
+                    let (client, method) = (self::client(asked.client)?, target()?);
+                    let options = call_options(asked.call_options)?;
+                    let message = copy(asked.message, "message")?;
+                    accept(queue, entry, |_| bridge::call(client, completes_in, method, message, options))?
+                }
+                VALKYRIE_OPERATION_SEND => {
+                    let (stream, message) = (stream(asked.call)?, copy(asked.message, "message")?);
+                    accept(queue, entry, |_| bridge::send(stream, completes_in, message))?
+                }
+                VALKYRIE_OPERATION_HALF_CLOSE => {
+                    let stream = stream(asked.call)?;
+                    accept(queue, entry, |_| bridge::half_close(stream, completes_in))?
+                }
+                VALKYRIE_OPERATION_RECV if is_here(asked.call)? => {
+                    let value = Value::Messages { messages: Vec::new(), end: None };
+                    accept(queue, entry, |_| bridge::done(completes_in, value))?
+                }
+                VALKYRIE_OPERATION_RECV => {
+                    let stream = stream(asked.call)?;
+                    accept(queue, entry, |_| bridge::recv(stream, completes_in, BATCH))?
+                }
+                other => return Err(invalid(format!("kind {other} of the operation is not 1 to 6"))),
+            };
+            if !number.is_null() {
+                *number = op;
             }
             Ok(())
         })
     }
 }
 
-/// Gives a call up: its callback gets CANCELLED unless it is complete. Idempotent; unknown numbers are ignored.
+/// Gives an operation up: its callback gets CANCELLED unless it is complete. Unknown numbers are ignored, and so is a
+/// second time.
+///
+/// Thread: any; does not block.
 #[unsafe(no_mangle)]
-pub extern "C" fn valkyrie_operation_cancel(operation: u64) {
-    let _ = catch_unwind(|| bridge::cancel(operation));
+pub extern "C" fn valkyrie_operation_cancel(number: u64) {
+    quiet((), || bridge::cancel(number));
 }
 
 /// Makes a completion queue.
+///
+/// Thread: any.
+/// Owner: *out is the caller's, freed with valkyrie_queue_free; *error with valkyrie_error_free.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_queue_new(
     out: *mut *mut valkyrie_queue,
@@ -538,70 +933,67 @@ pub unsafe extern "C" fn valkyrie_queue_new(
             let queue = Queue::with_fd().map_err(|error| {
                 Status::from_reason(Reason::INTERNAL, format!("no descriptor for the queue: {error}"))
             })?;
-            *out = Box::into_raw(Box::new(valkyrie_queue { queue, waiting: Mutex::default() }));
+            *out = table::insert(Object::Queue(queue)).map_err(|_| full())?;
             Ok(())
         })
     }
 }
 
-/// A descriptor that is readable while a callback waits, for poll, epoll or select; -1 for NULL. Belongs to the queue:
-/// never read or close it.
+/// A descriptor that is readable while a callback waits, for poll, epoll or select; -1 when queue is not alive.
+///
+/// Thread: any.
+/// Owner: the descriptor is the queue's: never read or close it.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_queue_fd(queue: *const valkyrie_queue) -> i32 {
-    // SAFETY: NULL or a live queue.
-    unsafe { queue.as_ref() }.and_then(|queue| queue.queue.fd()).unwrap_or(-1)
+pub extern "C" fn valkyrie_queue_fd(queue: *const valkyrie_queue) -> i32 {
+    quiet(-1, || self::queue(queue).ok().and_then(|queue| queue.fd()).unwrap_or(-1))
 }
 
-/// Runs the callbacks that wait, on this thread, and gives how many; waits for the first one at most timeout_ms
-/// (0: not at all; VALKYRIE_NO_TIMEOUT: for ever). A callback may begin calls, not free the queue.
+/// Runs the callbacks that wait, at most 1,024, and gives how many; waits for the first one at most timeout_ms
+/// (0: not at all; VALKYRIE_NO_TIMEOUT: for ever). 0 at once when queue is not alive.
+///
+/// Thread: any, and the callbacks run on it; several may dispatch one queue, each callback runs once. Blocks for
+/// timeout_ms at most.
+/// Owner: queue stays the caller's; what a callback gets is the callback's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_queue_dispatch(queue: *const valkyrie_queue, timeout_ms: u64) -> usize {
-    // SAFETY: NULL or a live queue.
-    let Some(queue) = (unsafe { queue.as_ref() }) else { return 0 };
-    let body = AssertUnwindSafe(|| {
-        let mut taken = Vec::new();
-        let wait = (timeout_ms != u64::MAX).then(|| Duration::from_millis(timeout_ms));
-        if timeout_ms > 0 {
-            queue.queue.wait(wait);
+pub extern "C-unwind" fn valkyrie_queue_dispatch(queue: *const valkyrie_queue, timeout_ms: u64) -> usize {
+    quiet((), || {
+        if let (Ok(queue), 1..) = (self::queue(queue), timeout_ms) {
+            queue.wait((timeout_ms != u64::MAX).then(|| Duration::from_millis(timeout_ms)));
         }
-        queue.queue.drain(&mut taken, usize::MAX);
-        let mut count = 0;
-        for Completion { op, outcome } in taken {
-            let Some(Waiting { callback, user_data }) = lock(&queue.waiting).remove(&op) else { continue };
-            count += 1;
-            match outcome.and_then(response) {
-                Ok(response) => callback(VALKYRIE_CODE_OK, response, ptr::null_mut(), user_data),
-                Err(status) => {
-                    let code = if status.code() == Code::Ok { Code::Unknown } else { status.code() };
-                    callback(code.number(), ptr::null_mut(), error(status), user_data);
-                }
-            }
-        }
-        count
     });
-    catch_unwind(body).unwrap_or(0)
-}
-
-/// Frees a queue. Calls that wait on it are cancelled, and their callbacks run here with CANCELLED. Takes NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_queue_free(queue: *mut valkyrie_queue) {
-    if queue.is_null() {
-        return;
+    let mut count = 0;
+    while count < MAX_CALLBACKS
+        && let Some(due) = quiet(None, || next_due(queue))
+    {
+        due.run();
+        count += 1;
     }
-    // SAFETY: a live object that this library boxed, given back once.
-    let queue = unsafe { Box::from_raw(queue) };
-    let _ = catch_unwind(AssertUnwindSafe(|| {
-        queue.queue.close();
-        let waiting = std::mem::take(&mut *lock(&queue.waiting));
-        for (op, Waiting { callback, user_data }) in waiting {
-            bridge::cancel(op);
-            let status = Status::from_reason(Reason::CANCELLED, "the queue was freed");
-            callback(VALKYRIE_CODE_CANCELLED, ptr::null_mut(), error(status), user_data);
-        }
-    }));
+    count
 }
 
-/// Opens a stream of any shape. Does not block: what the server says comes with send and recv.
+/// Frees a queue. Operations that wait on it are cancelled, and their callbacks run here with CANCELLED.
+/// INVALID_ARGUMENT when it was freed before.
+///
+/// Thread: any, also while others dispatch the queue, and in its own callbacks.
+/// Owner: the library has queue back; NULL is nothing.
+#[unsafe(no_mangle)]
+pub extern "C-unwind" fn valkyrie_queue_free(queue: *mut valkyrie_queue) -> valkyrie_code {
+    quiet((), || {
+        if let Ok(queue) = self::queue(queue) {
+            queue.close();
+        }
+    });
+    // It goes last, so that who leaves a callback by an exception may free it again for those behind.
+    while let Some(due) = quiet(None, || next_abandoned(queue)) {
+        due.run();
+    }
+    code(|| free(queue, "queue", |object| matches!(object, Object::Queue(_))).map(drop))
+}
+
+/// Opens a stream of any shape. What the server says comes with send and recv. options may be NULL.
+///
+/// Thread: any; does not block.
+/// Owner: *out is the caller's, freed with valkyrie_call_free; *error with valkyrie_error_free; the rest is copied.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_client_open(
     client: *const valkyrie_client,
@@ -613,27 +1005,27 @@ pub unsafe extern "C" fn valkyrie_client_open(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let (client, method) = (object(client, "client")?, text(method, "method")?);
+            let (client, method) = (self::client(client)?, text(method, "method")?);
             let options = call_options(options)?;
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
-            if client.closed.load(Ordering::Acquire) {
-                return Err(closed());
-            }
-            let handle = QUEUE.with(|queue| bridge::open(client.handle, queue, method, options))?;
-            *out = Box::into_raw(Box::new(valkyrie_call {
-                handle,
-                inner: Mutex::default(),
-                metadata: std::sync::OnceLock::new(),
-                trailers: std::sync::OnceLock::new(),
-            }));
+            let queue = QUEUE.try_with(Arc::clone).unwrap_or_else(|_| Queue::blocking());
+            let stream = bridge::open(client, &queue, method, options)?;
+            let call = Call { stream, ready: VecDeque::new(), end: None };
+            *out = table::insert(Object::Call(Box::new(call))).map_err(|_| {
+                bridge::stream_free(stream);
+                full()
+            })?;
             Ok(())
         })
     }
 }
 
-/// Sends a message. Blocks while the peer's credit is used up.
+/// Sends a message on a stream.
+///
+/// Thread: any, one sender at a time for an order; blocks while the peer's credit is used up.
+/// Owner: message is copied; *error is the caller's, freed with valkyrie_error_free.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_call_send(
     call: *const valkyrie_call,
@@ -643,13 +1035,16 @@ pub unsafe extern "C" fn valkyrie_call_send(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let (call, message) = (object(call, "call")?, copy(message, "message")?);
-            run(|queue| bridge::send(call.handle, queue, message).map(|op| ((), op))).map(drop)
+            let (stream, message) = (stream(call)?, copy(message, "message")?);
+            run(|queue| bridge::send(stream, queue, message)).map(drop)
         })
     }
 }
 
 /// No more messages from this side.
+///
+/// Thread: any, after the last send; blocks as that does.
+/// Owner: call stays the caller's; *error is the caller's, freed with valkyrie_error_free.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_call_half_close(
     call: *const valkyrie_call,
@@ -658,144 +1053,147 @@ pub unsafe extern "C" fn valkyrie_call_half_close(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let call = object(call, "call")?;
-            run(|queue| bridge::half_close(call.handle, queue).map(|op| ((), op))).map(drop)
+            let stream = stream(call)?;
+            run(|queue| bridge::half_close(stream, queue)).map(drop)
         })
     }
 }
 
-/// The next message; *out is NULL with code 0 once the call has ended well. Blocks.
+/// The next message; *out is NULL with code 0 once the call has ended well.
+///
+/// Thread: any, one receiver at a time; blocks until a message or the end is there.
+/// Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_call_recv(
     call: *const valkyrie_call,
     out: *mut *mut valkyrie_message,
     error: *mut *mut valkyrie_error,
 ) -> valkyrie_code {
-    /// Messages that one crossing may bring.
-    const BATCH: usize = 64;
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let call = object(call, "call")?;
+            let stream = stream(call)?;
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
-            let need = {
-                let inner = lock(&call.inner);
-                inner.ready.is_empty() && !inner.ended
+            let value = if is_here(call)? {
+                Value::Messages { messages: Vec::new(), end: None }
+            } else {
+                run(|queue| bridge::recv(stream, queue, BATCH))?
             };
-            if need {
-                let (_, value) = run(|queue| bridge::recv(call.handle, queue, BATCH).map(|op| ((), op)))?;
-                if let Value::Messages { messages, end } = value {
-                    let mut inner = lock(&call.inner);
-                    inner.ready.extend(messages);
-                    if let Some(end) = end {
-                        inner.ended = true;
-                        let _ = call.metadata.set(valkyrie_metadata(end.metadata));
-                        let _ = call.trailers.set(valkyrie_metadata(end.trailers));
-                    }
-                }
-            }
-            *out = match lock(&call.inner).ready.pop_front() {
-                Some(message) => Box::into_raw(Box::new(valkyrie_message(message))),
-                None => ptr::null_mut(),
-            };
+            *out = one_message(first(call, value)?)?;
             Ok(())
         })
     }
 }
 
 /// Initial metadata once the call has ended well; NULL before.
+///
+/// Thread: any.
+/// Owner: the call's; it lives until the call is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_call_metadata(call: *const valkyrie_call) -> *const valkyrie_metadata {
-    // SAFETY: NULL or a live call.
-    unsafe { call.as_ref() }.and_then(|call| call.metadata.get()).map_or(ptr::null(), ptr::from_ref)
+pub extern "C" fn valkyrie_call_metadata(call: *const valkyrie_call) -> *const valkyrie_metadata {
+    call_part(call, Part::Metadata)
 }
 
 /// Trailers once the call has ended well; NULL before.
+///
+/// Thread: any.
+/// Owner: the call's; they live until the call is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_call_trailers(call: *const valkyrie_call) -> *const valkyrie_metadata {
-    // SAFETY: NULL or a live call.
-    unsafe { call.as_ref() }.and_then(|call| call.trailers.get()).map_or(ptr::null(), ptr::from_ref)
+pub extern "C" fn valkyrie_call_trailers(call: *const valkyrie_call) -> *const valkyrie_metadata {
+    call_part(call, Part::Trailers)
 }
 
-/// Cancels a call in both directions; what blocks on it ends with CANCELLED. Idempotent. Takes NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_call_cancel(call: *const valkyrie_call) {
-    // SAFETY: NULL or a live call.
-    if let Some(call) = unsafe { call.as_ref() } {
-        let _ = catch_unwind(AssertUnwindSafe(|| bridge::stream_cancel(call.handle)));
-    }
+fn call_part(call: *const valkyrie_call, part: Part) -> *const valkyrie_metadata {
+    quiet(ptr::null(), || match with_call(call, |call| call.end.is_some()) {
+        Ok(true) => table::part(call, part),
+        _ => ptr::null(),
+    })
 }
 
-/// Frees a call; one that has not ended is cancelled. Takes NULL.
+/// Cancels a call in both directions; what waits on it ends with CANCELLED. Nothing when it has ended or is not alive.
+///
+/// Thread: any; does not block.
+/// Owner: call stays the caller's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_call_free(call: *mut valkyrie_call) {
-    if !call.is_null() {
-        // SAFETY: a live object that this library boxed, given back once.
-        let call = unsafe { Box::from_raw(call) };
-        let _ = catch_unwind(AssertUnwindSafe(|| bridge::stream_free(call.handle)));
-    }
+pub extern "C" fn valkyrie_call_cancel(call: *const valkyrie_call) {
+    quiet((), || {
+        if let Ok(stream) = stream(call) {
+            bridge::stream_cancel(stream);
+        }
+    });
 }
 
-/// The bytes of a message; live until it is freed. Empty for NULL.
+/// Frees a call; one that has not ended is cancelled. INVALID_ARGUMENT when it was freed before.
+///
+/// Thread: any, also while others use the call: what they do ends with an error.
+/// Owner: the library has call back; NULL is nothing.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_message_bytes(message: *const valkyrie_message) -> valkyrie_bytes {
-    // SAFETY: NULL or a live message.
-    unsafe { message.as_ref() }.map_or(lend(&[]), |message| lend(&message.0))
+pub extern "C" fn valkyrie_call_free(call: *mut valkyrie_call) -> valkyrie_code {
+    code(|| {
+        let object = free(call, "call", |object| matches!(object, Object::Call(_)))?;
+        if let Some(Object::Call(call)) = object {
+            bridge::stream_free(call.stream);
+        }
+        Ok(())
+    })
 }
 
-/// Frees a message. Takes NULL.
+/// The bytes of a message. Empty when message is not alive.
+///
+/// Thread: any.
+/// Owner: the message's; they live until it is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_message_free(message: *mut valkyrie_message) {
-    if !message.is_null() {
-        // SAFETY: a live object that this library boxed, given back once.
-        drop(unsafe { Box::from_raw(message) });
-    }
+pub extern "C" fn valkyrie_message_bytes(message: *const valkyrie_message) -> valkyrie_bytes {
+    quiet(lend(&[]), || with_message(message, |message| lend(&message.bytes)).unwrap_or(lend(&[])))
 }
 
-/// The message of a response; lives until the response is freed. Empty for NULL.
+/// Initial metadata that came with the answer of a call; none with a message of a stream. NULL when message is not
+/// alive.
+///
+/// Thread: any.
+/// Owner: the message's; it lives until that is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_response_message(response: *const valkyrie_response) -> valkyrie_bytes {
-    // SAFETY: NULL or a live response.
-    unsafe { response.as_ref() }.map_or(lend(&[]), |response| lend(&response.message))
+pub extern "C" fn valkyrie_message_metadata(message: *const valkyrie_message) -> *const valkyrie_metadata {
+    message_part(message, Part::Metadata)
 }
 
-/// Initial metadata of a response; NULL for NULL.
+/// Trailers that came with the answer of a call; none with a message of a stream. NULL when message is not alive.
+///
+/// Thread: any.
+/// Owner: the message's; they live until that is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_response_metadata(
-    response: *const valkyrie_response,
-) -> *const valkyrie_metadata {
-    // SAFETY: NULL or a live response.
-    unsafe { response.as_ref() }.map_or(ptr::null(), |response| &response.metadata)
+pub extern "C" fn valkyrie_message_trailers(message: *const valkyrie_message) -> *const valkyrie_metadata {
+    message_part(message, Part::Trailers)
 }
 
-/// Trailers of a response; NULL for NULL.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_response_trailers(
-    response: *const valkyrie_response,
-) -> *const valkyrie_metadata {
-    // SAFETY: NULL or a live response.
-    unsafe { response.as_ref() }.map_or(ptr::null(), |response| &response.trailers)
+fn message_part(message: *const valkyrie_message, part: Part) -> *const valkyrie_metadata {
+    quiet(ptr::null(), || with_message(message, |_| table::part(message, part)).unwrap_or(ptr::null()))
 }
 
-/// Frees a response. Takes NULL.
+/// Frees a message. INVALID_ARGUMENT when it was freed before.
+///
+/// Thread: any, while no other reads its bytes or metadata.
+/// Owner: the library has message back; NULL is nothing.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_response_free(response: *mut valkyrie_response) {
-    if !response.is_null() {
-        // SAFETY: a live object that this library boxed, given back once.
-        drop(unsafe { Box::from_raw(response) });
-    }
+pub extern "C" fn valkyrie_message_free(message: *mut valkyrie_message) -> valkyrie_code {
+    code(|| free(message, "message", |object| matches!(object, Object::Message(_))).map(drop))
 }
 
-/// How many entries there are; 0 for NULL.
+/// How many entries there are; 0 when metadata is not alive.
+///
+/// Thread: any.
+/// Owner: metadata stays with the object it came from.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_metadata_len(metadata: *const valkyrie_metadata) -> usize {
-    // SAFETY: NULL or live metadata.
-    unsafe { metadata.as_ref() }.map_or(0, |metadata| metadata.0.len())
+pub extern "C" fn valkyrie_metadata_len(metadata: *const valkyrie_metadata) -> usize {
+    quiet(0, || with_metadata(metadata, |metadata| Some(metadata.len())).unwrap_or(0))
 }
 
 /// The entry at index, in the order it was sent: whether there is one. key (not ended by NUL) and value may be NULL.
+///
+/// Thread: any.
+/// Owner: the bytes are those of the object that metadata came from, and live as long.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_metadata_at(
     metadata: *const valkyrie_metadata,
@@ -803,56 +1201,86 @@ pub unsafe extern "C" fn valkyrie_metadata_at(
     key: *mut valkyrie_bytes,
     value: *mut valkyrie_bytes,
 ) -> bool {
-    // SAFETY: NULL or live metadata.
-    let entry = unsafe { metadata.as_ref() }.and_then(|metadata| metadata.0.iter().nth(index));
-    let Some((found, bytes)) = entry else { return false };
+    let found = quiet(None, || {
+        with_metadata(metadata, |metadata| {
+            metadata.iter().nth(index).map(|(key, value)| (lend(key.as_bytes()), lend(value)))
+        })
+    });
     // SAFETY: each output is NULL or writable.
+    found.map(|found| unsafe { give(found, key, value) }).is_some()
+}
+
+/// # Safety
+/// Each output is NULL or writable.
+unsafe fn give(
+    found: (valkyrie_bytes, valkyrie_bytes),
+    name: *mut valkyrie_bytes,
+    value: *mut valkyrie_bytes,
+) {
+    // SAFETY: the caller vouches for them.
     unsafe {
-        if !key.is_null() {
-            *key = lend(found.as_bytes());
+        if !name.is_null() {
+            *name = found.0;
         }
         if !value.is_null() {
-            *value = lend(bytes);
+            *value = found.1;
         }
     }
-    true
 }
 
-/// The status code; OK for NULL.
+/// The status code; 0 for NULL, INVALID_ARGUMENT when error is not alive.
+///
+/// Thread: any.
+/// Owner: error stays the caller's.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_code(error: *const valkyrie_error) -> valkyrie_code {
-    // SAFETY: NULL or a live error.
-    unsafe { error.as_ref() }.map_or(VALKYRIE_CODE_OK, |error| error.status.code().number())
+pub extern "C" fn valkyrie_error_code(error: *const valkyrie_error) -> valkyrie_code {
+    let otherwise = if error.is_null() { VALKYRIE_CODE_OK } else { VALKYRIE_CODE_INVALID_ARGUMENT };
+    quiet(otherwise, || {
+        with_failure(error, |failure| Some(failure_code(&failure.status))).unwrap_or(otherwise)
+    })
 }
 
-/// A sentence for people, ended by NUL; lives until the error is freed. "" for NULL.
+/// A sentence for people, ended by NUL. "" when error is not alive.
+///
+/// Thread: any.
+/// Owner: the error's; it lives until that is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_message(error: *const valkyrie_error) -> *const c_char {
-    // SAFETY: NULL or a live error.
-    unsafe { error.as_ref() }.map_or(c"".as_ptr(), |error| error.message.as_ptr())
+pub extern "C" fn valkyrie_error_message(error: *const valkyrie_error) -> *const c_char {
+    quiet(c"".as_ptr(), || {
+        with_failure(error, |failure| Some(failure.message.as_ptr())).unwrap_or(c"".as_ptr())
+    })
 }
 
-/// The stable reason, such as "CONNECTION_LOST"; "NONE" when the server's application made the status. Not ended by
-/// NUL; lives for ever.
+/// The stable reason, such as "CONNECTION_LOST"; "NONE" when the server's application made the status, and when error
+/// is not alive. Not ended by NUL.
+///
+/// Thread: any.
+/// Owner: the library; the bytes live for ever.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_reason(error: *const valkyrie_error) -> valkyrie_bytes {
-    // SAFETY: NULL or a live error.
-    lend(unsafe { error.as_ref() }.map_or("NONE", |error| error.status.reason().name()).as_bytes())
+pub extern "C" fn valkyrie_error_reason(error: *const valkyrie_error) -> valkyrie_bytes {
+    let name = || with_failure(error, |failure| Some(failure.status.reason().name())).unwrap_or("NONE");
+    lend(quiet("NONE", name).as_bytes())
 }
 
-/// Whose fault it is: "application", "caller", "auth", "transient", "server" or "protocol". Not ended by NUL; lives for
-/// ever.
+/// Whose fault it is: "application", "caller", "auth", "transient", "server" or "protocol"; "application" when error is
+/// not alive. Not ended by NUL.
+///
+/// Thread: any.
+/// Owner: the library; the bytes live for ever.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_class(error: *const valkyrie_error) -> valkyrie_bytes {
-    // SAFETY: NULL or a live error.
-    lend(unsafe { error.as_ref() }.map_or("application", |error| error.status.class().name()).as_bytes())
+pub extern "C" fn valkyrie_error_class(error: *const valkyrie_error) -> valkyrie_bytes {
+    let name = || with_failure(error, |failure| Some(failure.status.class().name()));
+    lend(quiet(None, name).unwrap_or("application").as_bytes())
 }
 
-/// Milliseconds that the server asks to wait before another attempt: whether it does. UINT64_MAX means never.
+/// Milliseconds that the server asks to wait before another attempt: whether it does. UINT64_MAX means never. out may
+/// be NULL.
+///
+/// Thread: any.
+/// Owner: error stays the caller's.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_error_pushback_ms(error: *const valkyrie_error, out: *mut u64) -> bool {
-    // SAFETY: NULL or a live error.
-    let Some(wait) = unsafe { error.as_ref() }.and_then(|error| error.status.pushback()) else {
+    let Some(wait) = quiet(None, || with_failure(error, |failure| failure.status.pushback())) else {
         return false;
     };
     if !out.is_null() {
@@ -863,6 +1291,9 @@ pub unsafe extern "C" fn valkyrie_error_pushback_ms(error: *const valkyrie_error
 }
 
 /// The detail at index: whether there is one. type_name (not ended by NUL) and value may be NULL.
+///
+/// Thread: any.
+/// Owner: the bytes are the error's, and live until it is freed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn valkyrie_error_detail(
     error: *const valkyrie_error,
@@ -870,53 +1301,69 @@ pub unsafe extern "C" fn valkyrie_error_detail(
     type_name: *mut valkyrie_bytes,
     value: *mut valkyrie_bytes,
 ) -> bool {
-    // SAFETY: NULL or a live error.
-    let detail = unsafe { error.as_ref() }.and_then(|error| error.status.details().get(index));
-    let Some(detail) = detail else { return false };
+    let found = quiet(None, || {
+        with_failure(error, |failure| {
+            let detail = failure.status.details().get(index)?;
+            Some((lend(detail.type_name.as_bytes()), lend(&detail.value)))
+        })
+    });
     // SAFETY: each output is NULL or writable.
-    unsafe {
-        if !type_name.is_null() {
-            *type_name = lend(detail.type_name.as_bytes());
-        }
-        if !value.is_null() {
-            *value = lend(&detail.value);
-        }
-    }
-    true
+    found.map(|found| unsafe { give(found, type_name, value) }).is_some()
 }
 
-/// Initial metadata that came with the error; NULL for NULL.
+/// Initial metadata that came with the error; NULL when error is not alive.
+///
+/// Thread: any.
+/// Owner: the error's; it lives until that is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_metadata(error: *const valkyrie_error) -> *const valkyrie_metadata {
-    // SAFETY: NULL or a live error.
-    unsafe { error.as_ref() }.map_or(ptr::null(), |error| &error.metadata)
+pub extern "C" fn valkyrie_error_metadata(error: *const valkyrie_error) -> *const valkyrie_metadata {
+    error_part(error, Part::Metadata)
 }
 
-/// Trailers that came with the error; NULL for NULL.
+/// Trailers that came with the error; NULL when error is not alive.
+///
+/// Thread: any.
+/// Owner: the error's; they live until that is freed.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_trailers(error: *const valkyrie_error) -> *const valkyrie_metadata {
-    // SAFETY: NULL or a live error.
-    unsafe { error.as_ref() }.map_or(ptr::null(), |error| &error.trailers)
+pub extern "C" fn valkyrie_error_trailers(error: *const valkyrie_error) -> *const valkyrie_metadata {
+    error_part(error, Part::Trailers)
 }
 
-/// Frees an error. Takes NULL.
+fn error_part(error: *const valkyrie_error, part: Part) -> *const valkyrie_metadata {
+    quiet(ptr::null(), || with_failure(error, |_| Some(table::part(error, part))).unwrap_or(ptr::null()))
+}
+
+/// Frees an error. INVALID_ARGUMENT when it was freed before.
+///
+/// Thread: any, while no other reads what it lent.
+/// Owner: the library has error back; NULL is nothing.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn valkyrie_error_free(error: *mut valkyrie_error) {
-    if !error.is_null() {
-        // SAFETY: a live object that this library boxed, given back once.
-        drop(unsafe { Box::from_raw(error) });
-    }
+pub extern "C" fn valkyrie_error_free(error: *mut valkyrie_error) -> valkyrie_code {
+    code(|| free(error, "error", |object| matches!(object, Object::Failure(_))).map(drop))
 }
 
 /// Operations that were accepted and are not complete, in the whole process.
+///
+/// Thread: any.
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_in_flight() -> usize {
-    catch_unwind(bridge::in_flight).unwrap_or(0)
+    quiet(0, bridge::in_flight)
+}
+
+/// Objects that the program has and did not free, in the whole process: for tests, since a leak checker cannot see what
+/// the library keeps for a pointer.
+///
+/// Thread: any; takes time with the most objects there ever were.
+#[unsafe(no_mangle)]
+pub extern "C" fn valkyrie_alive() -> usize {
+    quiet(0, table::alive)
 }
 
 /// Ends everything in the process: clients close at once, operations complete with CANCELLED, threads stop. Optional
 /// before exit; what is still held may only be freed afterwards.
+///
+/// Thread: any, once nothing else of the library runs; does not block.
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_shutdown() {
-    let _ = catch_unwind(bridge::shutdown);
+    quiet((), bridge::shutdown);
 }

@@ -5,13 +5,18 @@
  * argument when that is not NULL; free it with valkyrie_error_free. Output arguments are untouched on failure.
  * A NULL that is not allowed gives VALKYRIE_CODE_INVALID_ARGUMENT, never a crash.
  *
- * Ownership. A pointer handed out through an output argument belongs to the caller, who frees it with the _free
- * function of its type; every _free takes NULL. valkyrie_bytes borrow: those handed in are copied before the
- * function returns, those handed out live as long as the object they came from.
+ * Ownership. A pointer handed out through an output argument or to a callback belongs to the caller, who frees it with
+ * the _free function of its type; every _free takes NULL. valkyrie_bytes borrow: those handed in are copied before the
+ * function returns, those handed out live as long as the object they came from. Owner: below says it of each function.
  *
- * Threads. Every function may be called from any thread. A valkyrie_client may be used by many threads at once. A
- * valkyrie_call takes one sender and one receiver at a time. A queue is dispatched by one thread at a time. An object
- * must not be freed while another thread uses it.
+ * Misuse. Pointers to this library's types are numbers, never addresses. One that was freed, is of another type or was
+ * never handed out is an error, VALKYRIE_CODE_INVALID_ARGUMENT or what the function says, and never a crash; so is a
+ * second free. What C cannot be spared is memory of its own: strings, bytes and output arguments must be there.
+ *
+ * Threads. Every function may be called from any thread, and an object may be freed while another thread uses it, which
+ * then gets an error. Thread: below says what blocks, and where an order needs one thread at a time.
+ *
+ * Forks. After fork() the child may use every object: a client connects anew, what was in flight ends with UNAVAILABLE.
  */
 
 #ifndef VALKYRIE_H
@@ -28,6 +33,7 @@
 /* Initial values of the options; every other field is its default when zero. */
 #define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL }
 #define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0 }
+#define VALKYRIE_OPERATION_INIT(kind) { sizeof(valkyrie_operation), (kind), NULL, NULL, NULL, { NULL, 0 }, NULL, NULL }
 
 /*
  Success.
@@ -130,6 +136,36 @@
 #define VALKYRIE_PRIORITY_BULK 2
 
 /*
+ valkyrie_operation_start: makes a client. Needs target, the endpoint; client_options may be NULL.
+ */
+#define VALKYRIE_OPERATION_CONNECT 1
+
+/*
+ valkyrie_operation_start: closes a client, as valkyrie_client_close. Needs client.
+ */
+#define VALKYRIE_OPERATION_CLOSE 2
+
+/*
+ valkyrie_operation_start: one message out, one back. Needs client and target, the method; call_options may be NULL.
+ */
+#define VALKYRIE_OPERATION_CALL 3
+
+/*
+ valkyrie_operation_start: sends message on a stream. Needs call.
+ */
+#define VALKYRIE_OPERATION_SEND 4
+
+/*
+ valkyrie_operation_start: half-closes a stream. Needs call.
+ */
+#define VALKYRIE_OPERATION_HALF_CLOSE 5
+
+/*
+ valkyrie_operation_start: takes the next message of a stream. Needs call.
+ */
+#define VALKYRIE_OPERATION_RECV 6
+
+/*
  One stream of any shape.
  */
 typedef struct valkyrie_call valkyrie_call;
@@ -145,7 +181,7 @@ typedef struct valkyrie_client valkyrie_client;
 typedef struct valkyrie_error valkyrie_error;
 
 /*
- A message that was received. Immutable.
+ A message that was received: the answer of a call, or one message of a stream. Immutable.
  */
 typedef struct valkyrie_message valkyrie_message;
 
@@ -158,11 +194,6 @@ typedef struct valkyrie_metadata valkyrie_metadata;
  Completions on their way to the host's own loop.
  */
 typedef struct valkyrie_queue valkyrie_queue;
-
-/*
- The answer of a unary call. Immutable.
- */
-typedef struct valkyrie_response valkyrie_response;
 
 /*
  A status code: gRPC's numbers, VALKYRIE_CODE_…. A number without a name here is passed on as it came.
@@ -244,41 +275,118 @@ typedef struct {
    */
   const valkyrie_metadata_entry *metadata;
   /*
-   How many entries.
+   How many entries, at most 128.
    */
   uintptr_t metadata_len;
 } valkyrie_call_options;
 
 /*
- Called from valkyrie_queue_dispatch, exactly once per accepted call: code 0 with the response, or another code with
- the error. Whichever it is belongs to the callback, which frees it.
+ What valkyrie_operation_start begins: make it with VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_…) and fill in what that
+ kind needs. Everything in it is copied.
  */
-typedef void (*valkyrie_callback)(valkyrie_code code,
-                                  valkyrie_response *response,
-                                  valkyrie_error *error,
-                                  void *user_data);
+typedef struct {
+  /*
+   sizeof of this structure as the program knows it.
+   */
+  uint32_t struct_size;
+  /*
+   VALKYRIE_OPERATION_…
+   */
+  uint32_t kind;
+  /*
+   For CALL and CLOSE.
+   */
+  const valkyrie_client *client;
+  /*
+   For SEND, HALF_CLOSE and RECV.
+   */
+  const valkyrie_call *call;
+  /*
+   The endpoint for CONNECT, the method for CALL; ended by NUL.
+   */
+  const char *target;
+  /*
+   For CALL and SEND.
+   */
+  valkyrie_bytes message;
+  /*
+   For CONNECT.
+   */
+  const valkyrie_client_options *client_options;
+  /*
+   For CALL.
+   */
+  const valkyrie_call_options *call_options;
+} valkyrie_operation;
+
+/*
+ How an operation ended. Lives until the callback returns. Later versions may have more fields behind these.
+ */
+typedef struct {
+  /*
+   The number that valkyrie_operation_start gave.
+   */
+  uint64_t operation;
+  /*
+   VALKYRIE_OPERATION_…
+   */
+  uint32_t kind;
+  /*
+   0, or why it failed.
+   */
+  valkyrie_code code;
+  /*
+   The client after a CONNECT that succeeded, else NULL. The callback's: free it with valkyrie_client_free.
+   */
+  valkyrie_client *client;
+  /*
+   The answer of a CALL or the message of a RECV; NULL for others, on failure, and at the end of a stream. The
+   callback's: free it with valkyrie_message_free.
+   */
+  valkyrie_message *message;
+  /*
+   NULL when code is 0. The callback's: free it with valkyrie_error_free.
+   */
+  valkyrie_error *error;
+} valkyrie_completion;
+
+/*
+ Called from valkyrie_queue_dispatch or valkyrie_queue_free, exactly once per operation that was begun. It may call
+ any function, free the queue, and leave by a C++ exception or longjmp: the callbacks behind it run in the next dispatch.
+ */
+typedef void (*valkyrie_callback)(const valkyrie_completion *completion, void *user_data);
 
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
 
 /*
- The version and a hash of the core, which is the same in every language. Lives for ever.
+ The version and a hash of the core, which is the same in every language.
+
+ Thread: any. Owner: the library; the string lives for ever.
  */
 const char *valkyrie_version(void);
 
 /*
  The version of the interface that the library has; equal to VALKYRIE_ABI_VERSION or the header does not fit.
+
+ Thread: any.
  */
 uint32_t valkyrie_abi_version(void);
 
 /*
- The name of a code, such as "DEADLINE_EXCEEDED"; "UNKNOWN" for a number without one. Lives for ever.
+ The name of a code, such as "DEADLINE_EXCEEDED"; "UNKNOWN" for a number without one.
+
+ Thread: any. Owner: the library; the string lives for ever.
  */
 const char *valkyrie_code_name(valkyrie_code code);
 
 /*
- Makes a client and its first connection. Blocks. endpoint: "tcp://host:port", "unix:///path", "ws://host:port".
+ Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path" or
+ "quic://host:port", which needs trusted_certificates. options may be NULL.
+
+ Thread: any; blocks until the connection stands or connect_timeout_ms has passed.
+ Owner: *out is the caller's, freed with valkyrie_client_free; *error with valkyrie_error_free; the rest is copied.
  */
 valkyrie_code valkyrie_client_connect(const char *endpoint,
                                       const valkyrie_client_options *options,
@@ -286,77 +394,110 @@ valkyrie_code valkyrie_client_connect(const char *endpoint,
                                       valkyrie_error **error);
 
 /*
- Closes gracefully: calls in flight may finish within 5 s. Blocks. Idempotent. Later calls fail with CANCELLED.
+ Closes gracefully: calls in flight may finish within 5 s. Later calls fail with CANCELLED. A second close succeeds.
+
+ Thread: any; blocks until the calls in flight have ended.
+ Owner: client stays the caller's; *error is the caller's, freed with valkyrie_error_free.
  */
 valkyrie_code valkyrie_client_close(const valkyrie_client *client,
                                     valkyrie_error **error);
 
 /*
- Frees a client; calls in flight end with CANCELLED. Takes NULL.
+ Frees a client; calls in flight end with CANCELLED. INVALID_ARGUMENT when it was freed before.
+
+ Thread: any, also while others use the client: their calls end with an error.
+ Owner: the library has client back; NULL is nothing.
  */
-void valkyrie_client_free(valkyrie_client *client);
+valkyrie_code valkyrie_client_free(valkyrie_client *client);
 
 /*
- One message out, one message back. Blocks. options may be NULL.
+ One message out, one message back. options may be NULL.
+
+ Thread: any; blocks until the call ends or its time limit has passed.
+ Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free; the rest is copied.
  */
 valkyrie_code valkyrie_client_call(const valkyrie_client *client,
                                    const char *method,
                                    valkyrie_bytes message,
                                    const valkyrie_call_options *options,
-                                   valkyrie_response **out,
+                                   valkyrie_message **out,
                                    valkyrie_error **error);
 
 /*
- valkyrie_client_call of the default method, "/echo", with every default. Blocks.
+ valkyrie_client_call of the default method, "/echo", with every default.
+
+ Thread: any; blocks as that does.
+ Owner: as of that.
  */
 valkyrie_code valkyrie_client_request(const valkyrie_client *client,
                                       valkyrie_bytes message,
-                                      valkyrie_response **out,
+                                      valkyrie_message **out,
                                       valkyrie_error **error);
 
 /*
- Begins a call and returns at once. callback runs in valkyrie_queue_dispatch of that queue, exactly once; not at all
- when this function fails. operation may be NULL; else it gets the number for valkyrie_operation_cancel.
+ Begins what the operation describes and returns at once. callback runs in valkyrie_queue_dispatch of that queue,
+ exactly once; not at all when this function fails. number may be NULL; else it gets what valkyrie_operation_cancel
+ takes.
+
+ Thread: any; does not block.
+ Owner: the operation and all in it are copied; user_data is handed to callback; *error is the caller's, freed with
+ valkyrie_error_free.
  */
-valkyrie_code valkyrie_client_call_start(const valkyrie_client *client,
-                                         const valkyrie_queue *queue,
-                                         const char *method,
-                                         valkyrie_bytes message,
-                                         const valkyrie_call_options *options,
-                                         uint64_t *operation,
-                                         valkyrie_error **error,
-                                         valkyrie_callback callback,
-                                         void *user_data);
+valkyrie_code valkyrie_operation_start(const valkyrie_queue *queue,
+                                       const valkyrie_operation *operation,
+                                       uint64_t *number,
+                                       valkyrie_error **error,
+                                       valkyrie_callback callback,
+                                       void *user_data);
 
 /*
- Gives a call up: its callback gets CANCELLED unless it is complete. Idempotent; unknown numbers are ignored.
+ Gives an operation up: its callback gets CANCELLED unless it is complete. Unknown numbers are ignored, and so is a
+ second time.
+
+ Thread: any; does not block.
  */
-void valkyrie_operation_cancel(uint64_t operation);
+void valkyrie_operation_cancel(uint64_t number);
 
 /*
  Makes a completion queue.
+
+ Thread: any.
+ Owner: *out is the caller's, freed with valkyrie_queue_free; *error with valkyrie_error_free.
  */
 valkyrie_code valkyrie_queue_new(valkyrie_queue **out, valkyrie_error **error);
 
 /*
- A descriptor that is readable while a callback waits, for poll, epoll or select; -1 for NULL. Belongs to the queue:
- never read or close it.
+ A descriptor that is readable while a callback waits, for poll, epoll or select; -1 when queue is not alive.
+
+ Thread: any.
+ Owner: the descriptor is the queue's: never read or close it.
  */
 int32_t valkyrie_queue_fd(const valkyrie_queue *queue);
 
 /*
- Runs the callbacks that wait, on this thread, and gives how many; waits for the first one at most timeout_ms
- (0: not at all; VALKYRIE_NO_TIMEOUT: for ever). A callback may begin calls, not free the queue.
+ Runs the callbacks that wait, at most 1,024, and gives how many; waits for the first one at most timeout_ms
+ (0: not at all; VALKYRIE_NO_TIMEOUT: for ever). 0 at once when queue is not alive.
+
+ Thread: any, and the callbacks run on it; several may dispatch one queue, each callback runs once. Blocks for
+ timeout_ms at most.
+ Owner: queue stays the caller's; what a callback gets is the callback's.
  */
 uintptr_t valkyrie_queue_dispatch(const valkyrie_queue *queue, uint64_t timeout_ms);
 
 /*
- Frees a queue. Calls that wait on it are cancelled, and their callbacks run here with CANCELLED. Takes NULL.
+ Frees a queue. Operations that wait on it are cancelled, and their callbacks run here with CANCELLED.
+ INVALID_ARGUMENT when it was freed before.
+
+ Thread: any, also while others dispatch the queue, and in its own callbacks.
+ Owner: the library has queue back; NULL is nothing.
  */
-void valkyrie_queue_free(valkyrie_queue *queue);
+valkyrie_code valkyrie_queue_free(valkyrie_queue *queue);
 
 /*
- Opens a stream of any shape. Does not block: what the server says comes with send and recv.
+ Opens a stream of any shape. What the server says comes with send and recv. options may be NULL.
+
+ Thread: any; does not block.
+ Owner: *out is the caller's, freed with valkyrie_call_free; *error with valkyrie_error_free; the rest is copied.
  */
 valkyrie_code valkyrie_client_open(const valkyrie_client *client,
                                    const char *method,
@@ -365,77 +506,107 @@ valkyrie_code valkyrie_client_open(const valkyrie_client *client,
                                    valkyrie_error **error);
 
 /*
- Sends a message. Blocks while the peer's credit is used up.
+ Sends a message on a stream.
+
+ Thread: any, one sender at a time for an order; blocks while the peer's credit is used up.
+ Owner: message is copied; *error is the caller's, freed with valkyrie_error_free.
  */
 valkyrie_code valkyrie_call_send(const valkyrie_call *call, valkyrie_bytes message, valkyrie_error **error);
 
 /*
  No more messages from this side.
+
+ Thread: any, after the last send; blocks as that does.
+ Owner: call stays the caller's; *error is the caller's, freed with valkyrie_error_free.
  */
 valkyrie_code valkyrie_call_half_close(const valkyrie_call *call, valkyrie_error **error);
 
 /*
- The next message; *out is NULL with code 0 once the call has ended well. Blocks.
+ The next message; *out is NULL with code 0 once the call has ended well.
+
+ Thread: any, one receiver at a time; blocks until a message or the end is there.
+ Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free.
  */
 valkyrie_code valkyrie_call_recv(const valkyrie_call *call, valkyrie_message **out, valkyrie_error **error);
 
 /*
  Initial metadata once the call has ended well; NULL before.
+
+ Thread: any.
+ Owner: the call's; it lives until the call is freed.
  */
 const valkyrie_metadata *valkyrie_call_metadata(const valkyrie_call *call);
 
 /*
  Trailers once the call has ended well; NULL before.
+
+ Thread: any.
+ Owner: the call's; they live until the call is freed.
  */
 const valkyrie_metadata *valkyrie_call_trailers(const valkyrie_call *call);
 
 /*
- Cancels a call in both directions; what blocks on it ends with CANCELLED. Idempotent. Takes NULL.
+ Cancels a call in both directions; what waits on it ends with CANCELLED. Nothing when it has ended or is not alive.
+
+ Thread: any; does not block.
+ Owner: call stays the caller's.
  */
 void valkyrie_call_cancel(const valkyrie_call *call);
 
 /*
- Frees a call; one that has not ended is cancelled. Takes NULL.
+ Frees a call; one that has not ended is cancelled. INVALID_ARGUMENT when it was freed before.
+
+ Thread: any, also while others use the call: what they do ends with an error.
+ Owner: the library has call back; NULL is nothing.
  */
-void valkyrie_call_free(valkyrie_call *call);
+valkyrie_code valkyrie_call_free(valkyrie_call *call);
 
 /*
- The bytes of a message; live until it is freed. Empty for NULL.
+ The bytes of a message. Empty when message is not alive.
+
+ Thread: any.
+ Owner: the message's; they live until it is freed.
  */
 valkyrie_bytes valkyrie_message_bytes(const valkyrie_message *message);
 
 /*
- Frees a message. Takes NULL.
+ Initial metadata that came with the answer of a call; none with a message of a stream. NULL when message is not
+ alive.
+
+ Thread: any.
+ Owner: the message's; it lives until that is freed.
  */
-void valkyrie_message_free(valkyrie_message *message);
+const valkyrie_metadata *valkyrie_message_metadata(const valkyrie_message *message);
 
 /*
- The message of a response; lives until the response is freed. Empty for NULL.
+ Trailers that came with the answer of a call; none with a message of a stream. NULL when message is not alive.
+
+ Thread: any.
+ Owner: the message's; they live until that is freed.
  */
-valkyrie_bytes valkyrie_response_message(const valkyrie_response *response);
+const valkyrie_metadata *valkyrie_message_trailers(const valkyrie_message *message);
 
 /*
- Initial metadata of a response; NULL for NULL.
+ Frees a message. INVALID_ARGUMENT when it was freed before.
+
+ Thread: any, while no other reads its bytes or metadata.
+ Owner: the library has message back; NULL is nothing.
  */
-const valkyrie_metadata *valkyrie_response_metadata(const valkyrie_response *response);
+valkyrie_code valkyrie_message_free(valkyrie_message *message);
 
 /*
- Trailers of a response; NULL for NULL.
- */
-const valkyrie_metadata *valkyrie_response_trailers(const valkyrie_response *response);
+ How many entries there are; 0 when metadata is not alive.
 
-/*
- Frees a response. Takes NULL.
- */
-void valkyrie_response_free(valkyrie_response *response);
-
-/*
- How many entries there are; 0 for NULL.
+ Thread: any.
+ Owner: metadata stays with the object it came from.
  */
 uintptr_t valkyrie_metadata_len(const valkyrie_metadata *metadata);
 
 /*
  The entry at index, in the order it was sent: whether there is one. key (not ended by NUL) and value may be NULL.
+
+ Thread: any.
+ Owner: the bytes are those of the object that metadata came from, and live as long.
  */
 bool valkyrie_metadata_at(const valkyrie_metadata *metadata,
                           uintptr_t index,
@@ -443,34 +614,54 @@ bool valkyrie_metadata_at(const valkyrie_metadata *metadata,
                           valkyrie_bytes *value);
 
 /*
- The status code; OK for NULL.
+ The status code; 0 for NULL, INVALID_ARGUMENT when error is not alive.
+
+ Thread: any.
+ Owner: error stays the caller's.
  */
 valkyrie_code valkyrie_error_code(const valkyrie_error *error);
 
 /*
- A sentence for people, ended by NUL; lives until the error is freed. "" for NULL.
+ A sentence for people, ended by NUL. "" when error is not alive.
+
+ Thread: any.
+ Owner: the error's; it lives until that is freed.
  */
 const char *valkyrie_error_message(const valkyrie_error *error);
 
 /*
- The stable reason, such as "CONNECTION_LOST"; "NONE" when the server's application made the status. Not ended by
- NUL; lives for ever.
+ The stable reason, such as "CONNECTION_LOST"; "NONE" when the server's application made the status, and when error
+ is not alive. Not ended by NUL.
+
+ Thread: any.
+ Owner: the library; the bytes live for ever.
  */
 valkyrie_bytes valkyrie_error_reason(const valkyrie_error *error);
 
 /*
- Whose fault it is: "application", "caller", "auth", "transient", "server" or "protocol". Not ended by NUL; lives for
- ever.
+ Whose fault it is: "application", "caller", "auth", "transient", "server" or "protocol"; "application" when error is
+ not alive. Not ended by NUL.
+
+ Thread: any.
+ Owner: the library; the bytes live for ever.
  */
 valkyrie_bytes valkyrie_error_class(const valkyrie_error *error);
 
 /*
- Milliseconds that the server asks to wait before another attempt: whether it does. UINT64_MAX means never.
+ Milliseconds that the server asks to wait before another attempt: whether it does. UINT64_MAX means never. out may
+ be NULL.
+
+ Thread: any.
+ Owner: error stays the caller's.
  */
-bool valkyrie_error_pushback_ms(const valkyrie_error *error, uint64_t *out);
+bool valkyrie_error_pushback_ms(const valkyrie_error *error,
+                                uint64_t *out);
 
 /*
  The detail at index: whether there is one. type_name (not ended by NUL) and value may be NULL.
+
+ Thread: any.
+ Owner: the bytes are the error's, and live until it is freed.
  */
 bool valkyrie_error_detail(const valkyrie_error *error,
                            uintptr_t index,
@@ -478,28 +669,49 @@ bool valkyrie_error_detail(const valkyrie_error *error,
                            valkyrie_bytes *value);
 
 /*
- Initial metadata that came with the error; NULL for NULL.
+ Initial metadata that came with the error; NULL when error is not alive.
+
+ Thread: any.
+ Owner: the error's; it lives until that is freed.
  */
 const valkyrie_metadata *valkyrie_error_metadata(const valkyrie_error *error);
 
 /*
- Trailers that came with the error; NULL for NULL.
+ Trailers that came with the error; NULL when error is not alive.
+
+ Thread: any.
+ Owner: the error's; they live until that is freed.
  */
 const valkyrie_metadata *valkyrie_error_trailers(const valkyrie_error *error);
 
 /*
- Frees an error. Takes NULL.
+ Frees an error. INVALID_ARGUMENT when it was freed before.
+
+ Thread: any, while no other reads what it lent.
+ Owner: the library has error back; NULL is nothing.
  */
-void valkyrie_error_free(valkyrie_error *error);
+valkyrie_code valkyrie_error_free(valkyrie_error *error);
 
 /*
  Operations that were accepted and are not complete, in the whole process.
+
+ Thread: any.
  */
 uintptr_t valkyrie_in_flight(void);
 
 /*
+ Objects that the program has and did not free, in the whole process: for tests, since a leak checker cannot see what
+ the library keeps for a pointer.
+
+ Thread: any; takes time with the most objects there ever were.
+ */
+uintptr_t valkyrie_alive(void);
+
+/*
  Ends everything in the process: clients close at once, operations complete with CANCELLED, threads stop. Optional
  before exit; what is still held may only be freed afterwards.
+
+ Thread: any, once nothing else of the library runs; does not block.
  */
 void valkyrie_shutdown(void);
 

@@ -31,7 +31,7 @@ typedef struct {
 typedef struct {
     valkyrie_code code;
     valkyrie_error *error;
-    valkyrie_response *response;
+    valkyrie_message *response;
     owned message;
     const valkyrie_metadata *metadata, *trailers;
 } got;
@@ -247,14 +247,14 @@ static void tear_down(call_setup *setup) {
 
 /* ---- outcomes ---- */
 
-static got settle(valkyrie_code code, valkyrie_response *response, valkyrie_error *error) {
+static got settle(valkyrie_code code, valkyrie_message *response, valkyrie_error *error) {
     got out = {code, error, response, {NULL, 0}, NULL, NULL};
     if (response) {
-        valkyrie_bytes bytes = valkyrie_response_message(response);
+        valkyrie_bytes bytes = valkyrie_message_bytes(response);
         out.message.data = (uint8_t *)bytes.data;
         out.message.len = bytes.len;
-        out.metadata = valkyrie_response_metadata(response);
-        out.trailers = valkyrie_response_trailers(response);
+        out.metadata = valkyrie_message_metadata(response);
+        out.trailers = valkyrie_message_trailers(response);
     } else if (error) {
         out.metadata = valkyrie_error_metadata(error);
         out.trailers = valkyrie_error_trailers(error);
@@ -263,13 +263,13 @@ static got settle(valkyrie_code code, valkyrie_response *response, valkyrie_erro
 }
 
 static void drop(got *one) {
-    valkyrie_response_free(one->response);
+    valkyrie_message_free(one->response);
     valkyrie_error_free(one->error);
 }
 
 static got call(valkyrie_client *client, const test_case *one) {
     call_setup setup;
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_error *error = NULL;
     char *method = text(one, "method");
     owned message = message_of(one);
@@ -283,7 +283,7 @@ static got call(valkyrie_client *client, const test_case *one) {
 }
 
 static got echo(valkyrie_client *client) {
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_error *error = NULL;
     valkyrie_code code = valkyrie_client_request(client, words("x"), &response, &error);
     return settle(code, response, error);
@@ -292,14 +292,14 @@ static got echo(valkyrie_client *client) {
 static void hang_until(const test_case *one, const char *until) {
     valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
     valkyrie_metadata_entry entry = {"until", words(until)};
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     options.timeout_ms = 30000;
     options.metadata = &entry;
     options.metadata_len = 1;
     valkyrie_code code =
         valkyrie_client_call(shared, "/test/hang_stats", words(one->token), &options, &response, NULL);
     if (code) fail("waiting until the handler has %s: %s", until, valkyrie_code_name(code));
-    valkyrie_response_free(response);
+    valkyrie_message_free(response);
 }
 
 static int same(valkyrie_bytes bytes, const char *string) {
@@ -458,10 +458,19 @@ typedef struct {
     int done;
 } worker;
 
-static void on_complete(valkyrie_code code, valkyrie_response *response, valkyrie_error *error, void *user_data) {
+static void on_complete(const valkyrie_completion *completion, void *user_data) {
     worker *beside = (worker *)user_data;
-    beside->result = settle(code, response, error);
+    beside->result = settle(completion->code, completion->message, completion->error);
     beside->done++;
+}
+
+static valkyrie_code start_call(worker *beside, const char *method, owned message, const call_setup *setup) {
+    valkyrie_operation call = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_CALL);
+    call.client = beside->client;
+    call.target = method;
+    call.message = lend(message);
+    call.call_options = &setup->options;
+    return valkyrie_operation_start(beside->queue, &call, &beside->operation, NULL, on_complete, beside);
 }
 
 static void start(worker *beside) {
@@ -469,9 +478,7 @@ static void start(worker *beside) {
     owned message = message_of(beside->one);
     char *method = text(beside->one, "method");
     set_up(beside->one, &setup);
-    if (valkyrie_client_call_start(beside->client, beside->queue, method, lend(message), &setup.options,
-                                   &beside->operation, NULL, on_complete, beside))
-        fail("the call was refused");
+    if (start_call(beside, method, message, &setup)) fail("the call was refused");
     tear_down(&setup);
     free(message.data);
     free(method);
@@ -493,21 +500,21 @@ static void *receive_in_thread(void *argument) {
 
 static valkyrie_client *private_server(void) {
     char scheme[16] = {0}, where[256] = {0};
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_client *client = NULL;
     memcpy(scheme, endpoint, strcspn(endpoint, ":"));
     if (valkyrie_client_call(shared, "/test/private", words(scheme), NULL, &response, NULL)) fail("no private server");
-    valkyrie_bytes bytes = valkyrie_response_message(response);
+    valkyrie_bytes bytes = valkyrie_message_bytes(response);
     memcpy(where, bytes.data, bytes.len < sizeof where ? bytes.len : 0);
-    valkyrie_response_free(response);
+    valkyrie_message_free(response);
     if (valkyrie_client_connect(where, &options, &client, NULL)) fail("cannot connect to the private server %s", where);
     return client;
 }
 
 static void shut_down(valkyrie_client *client, const char *how) {
-    valkyrie_response *response = NULL;
+    valkyrie_message *response = NULL;
     valkyrie_client_call(client, "/test/shutdown", words(how), NULL, &response, NULL);
-    valkyrie_response_free(response);
+    valkyrie_message_free(response);
 }
 
 /* ---- actions ---- */
@@ -520,7 +527,7 @@ static void run(const test_case *one) {
     const char *action = raw(one, "action");
     size_t count = 0, wanted = number(one, "count");
     if (!strcmp(action, "request")) {
-        valkyrie_response *response = NULL;
+        valkyrie_message *response = NULL;
         valkyrie_error *error = NULL;
         owned message = message_of(one);
         valkyrie_code code = valkyrie_client_request(shared, lend(message), &response, &error);
@@ -607,10 +614,10 @@ static void run(const test_case *one) {
         valkyrie_queue_new(&queue, NULL);
         for (size_t i = 0; i < wanted; i++) {
             char digits[32];
-            snprintf(digits, sizeof digits, "%zu", i);
-            if (valkyrie_client_call_start(shared, queue, method, words(digits), &setup.options, NULL, NULL, on_complete,
-                                           &all[i]))
-                fail("call %zu was refused", i);
+            owned message = {(uint8_t *)digits, (size_t)snprintf(digits, sizeof digits, "%zu", i)};
+            all[i].client = shared;
+            all[i].queue = queue;
+            if (start_call(&all[i], method, message, &setup)) fail("call %zu was refused", i);
         }
         while (done < wanted && !failed) {
             size_t more = valkyrie_queue_dispatch(queue, 60000);
@@ -661,7 +668,7 @@ static void run(const test_case *one) {
     } else if (!strcmp(action, "wrong_type")) {
         /* The compiler refuses other types; what is left are the values that no type forbids. */
         const char *argument = raw(one, "argument");
-        valkyrie_response *response = NULL;
+        valkyrie_message *response = NULL;
         valkyrie_bytes lie = {NULL, 42};
         valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
         options.priority = 42;
