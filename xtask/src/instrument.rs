@@ -1,11 +1,13 @@
-//! The protocol's tests in other builds of them: under AddressSanitizer, and counting the lines that they run.
+//! Tests in other builds of what they test: the protocol's and the C library's under AddressSanitizer, and the protocol's
+//! counting the lines that they run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::setup;
+use crate::conformance::Server;
 use crate::step::{During, Outcome, Project, Stop, failed, output, passed, run, run_and_read, succeeds};
+use crate::{package, setup};
 
 const PROTOCOL: [&str; 3] = ["-p", "valkyrie-protocol", "--tests"];
 /// Of the lines of `core/protocol/src`, tests apart, at least so many per cent are run by its tests.
@@ -46,6 +48,38 @@ pub(crate) fn sanitize(project: &Project) -> Outcome {
     let mut count = 0;
     run_and_read(cargo.arg("--quiet").args(PROTOCOL), |line| count += passed(line))?;
     Ok(format!("{count} tests of the protocol under AddressSanitizer"))
+}
+
+/// Builds the C library with AddressSanitizer and runs the C tests, which are built with gcc's, against it: both keep to
+/// one version of the interface between them.
+pub(crate) fn sanitize_c(project: &Project) -> Outcome {
+    let (mut cargo, target) = with_address_sanitizer(project, "build", "target/sanitize", &[])?;
+    run(cargo.args(["--quiet", "-p", "valkyrie-c"]))?;
+    let folder = package::fresh_folder(project, "target/sanitize/c")?;
+    let library = folder.join("libvalkyrie.so.0");
+    let built = project.path("target/sanitize").join(target).join("debug/libvalkyrie.so");
+    package::copy(&built, &library)?;
+    let server = Server::start(project)?;
+    let mut count = 0;
+    for source in project.files(&["c/tests/*.c"])? {
+        let program = folder.join(Path::new(&source).file_stem().unwrap_or_default());
+        // The growth of a program's memory is the sanitizer's here.
+        if program.ends_with("soak") {
+            continue;
+        }
+        let mut gcc = project.command("gcc");
+        gcc.args(["-std=c99", "-g", "-fsanitize=address", "-pthread", "-Ic/include/valkyrie", &source]);
+        gcc.arg(&library).arg(format!("-Wl,-rpath,{}", folder.display())).arg("-o").arg(&program);
+        run(&mut gcc)?;
+        // Valgrind looks for leaks in the same programs.
+        run(project.command(&program).arg(server.endpoint("tcp")).env("ASAN_OPTIONS", "detect_leaks=0"))?;
+        count += 1;
+    }
+    if count == 0 {
+        failed("c/tests has no program")
+    } else {
+        Ok(format!("{count} programs of the C library"))
+    }
 }
 
 /// Prints how many lines of the protocol its own tests run, file by file, with the numbers of those that they do not.

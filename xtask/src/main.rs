@@ -51,7 +51,7 @@ usage: cargo xtask <verb> [flags]
   fuzz [flags]      every target of tests/fuzz for 60 s each, with AddressSanitizer; a crash is kept as a file, beside the
                     line that runs it again. --seconds N: for so long each; --target NAME: only one; --replay FILE:
                     runs a crash of the target again; --keep: writes what was found into tests/fuzz/corpus, minimized
-  sanitize          the protocol's tests under AddressSanitizer
+  sanitize          the protocol's tests, and the C library with its tests, under AddressSanitizer
   coverage          how many lines of the protocol its tests run; llvm-cov comes from Debian where rustc has none
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text
@@ -151,9 +151,14 @@ fn main() -> ExitCode {
             let Some(plan) = Plan::read(flags) else { return usage() };
             steps.add("fuzz", FUZZ, &[], || fuzz::fuzz(&project, plan));
         }
-        ["sanitize"] => steps.add("sanitize", "the protocol's tests under AddressSanitizer", &[], || {
-            instrument::sanitize(&project)
-        }),
+        ["sanitize"] => {
+            steps.add("sanitize", "the protocol's tests under AddressSanitizer", &[], || {
+                instrument::sanitize(&project)
+            });
+            steps.add("sanitize c", "the C library and its tests under AddressSanitizer", &[], || {
+                instrument::sanitize_c(&project)
+            });
+        }
         ["coverage"] => steps.add("coverage", "the lines of the protocol that its tests run", &[], || {
             instrument::coverage(&project)
         }),
