@@ -440,8 +440,8 @@ pub(crate) fn deny(project: &Project) -> Outcome {
 
 /// Each language's installed package beside the yardsticks of benches/peers: unary calls and streams, from one run.
 pub(crate) fn peers(project: &Project) -> Outcome {
-    const PEERS: &str = "valkyrie,rust-tonic,rust-tokio-raw,c-blocking,py-grpcio,py-asyncio-protocol,\
-        py-uvloop-protocol,py-raw-blocking,node-grpc,node-net-raw,web-websocket";
+    const PEERS: &str = "valkyrie,rust-tonic,rust-tokio-raw,c-blocking,c-raw-blocking,c-zmq,py-grpcio,\
+        py-asyncio-protocol,py-uvloop-protocol,py-raw-blocking,node-grpc,node-net-raw,web-websocket";
     let mut driver = project.command("benches/peers/run.sh");
     run(driver.env("QUIET", "1").args(["--only", PEERS, "--groups", "unary,stream"]))?;
     Ok(String::new())

@@ -48,6 +48,7 @@ def web(mode): return ["node", f"{ROOT}/web/bench.mjs", mode]
 PEERS = [
     ("c-spin (floor)", "cspin", [C + "raw", "bench", "--spin"], "umpskb", "c"),
     ("c-blocking (floor)", "cblock", [C + "raw", "bench"], "umpskb", "c"),
+    ("c-raw-blocking", "raw", [C + "raw", "bench"], "uk", "c"),
     ("rust-blocking (floor)", "rustblock", rs("raw", "--mode", "blocking"), "uk", "rust"),
     ("rust-valkyrie", "valkyrie", rs("valkyrie"), "umspcikb", "rust"),
     ("rust-valkyrie-spin", "valkyriespin", rs("valkyrie", "--spin", "50"), "um", "rust"),
