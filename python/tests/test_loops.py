@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest  # type: ignore[import-not-found, unused-ignore]
+import trio  # type: ignore[import-not-found, unused-ignore]
 import uvloop  # type: ignore[import-not-found, unused-ignore]
 
 import valkyrie
@@ -185,3 +186,41 @@ def test_a_large_message_is_lent_and_given_back(run: Any) -> None:
             call.close()
 
     run(main())
+
+
+@pytest.mark.filterwarnings("error")
+def test_trio() -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            assert await client.request("Hello") == b"Hello"
+            assert [message async for message in client.stream("/test/count", b"200 1")] == [
+                bytes([i]) for i in range(200)
+            ]
+            with pytest.raises(valkyrie.Unimplemented):
+                await client.call("/nope")
+            answers = []
+
+            async def call(number: int) -> None:
+                answers.append(await client.call("/echo", b"%d" % number))
+
+            async with trio.open_nursery() as nursery:
+                for number in range(300):
+                    nursery.start_soon(call, number)
+                # Awaited by trio itself.
+                nursery.start_soon(client.call, "/echo", b"bare")
+            assert sorted(answers) == sorted(b"%d" % number for number in range(300))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(client.call, "/test/hang", b"py-trio")
+                await client.call("/test/hang_stats", b"py-trio", metadata={"until": "started"}, timeout=60)
+                nursery.cancel_scope.cancel()
+            await client.call("/test/hang_stats", b"py-trio", metadata={"until": "dropped"}, timeout=60)
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await client.call("/test/hang", b"py-trio-never")
+            assert scope.cancelled_caught
+        with pytest.raises(valkyrie.Unavailable):
+            await valkyrie.connect(os.environ["VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT"])
+
+    for _ in range(2):
+        trio.run(main)
+        assert _native.in_flight() == 0

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest  # type: ignore[import-not-found, unused-ignore]
@@ -155,31 +158,197 @@ def run(script: str, **kwargs: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_ctrl_c_ends_a_blocking_call() -> None:
-    script = (
-        # Whoever runs the tests in the background of a shell hands down an ignored SIGINT.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"import valkyrie.sync; client = valkyrie.sync.connect({ENDPOINT!r}); print('ready', flush=True)\n"
-        "try: client.call('/test/hang', b'py-ctrl-c', timeout=600)\n"
-        "except KeyboardInterrupt: print('interrupted', flush=True)"
-    )
+# What blocks, after the process has said that it is about to.
+BLOCKING = {
+    "call": "client.call('/test/hang', b'py-ctrl-c', timeout=600)",
+    "recv": "stream.recv()",
+    "send": "[stream.send(bytes(65536)) for _ in iter(int, 1)]",
+    "connect": "valkyrie.sync.connect(full, connect_timeout=600)",
+}
+
+
+@pytest.mark.parametrize("what", BLOCKING)
+def test_ctrl_c_ends_what_blocks(what: str) -> None:
+    script = f"""
+import signal, socket, threading, valkyrie.sync
+from valkyrie import _native
+
+# Whoever runs the tests in the background of a shell hands down an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# One caller more than its backlog: nobody answers the next.
+listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+address = listener.getsockname()
+callers = [socket.socket() for _ in range(2)]
+for caller in callers:
+    caller.setblocking(False)
+    caller.connect_ex(address)
+full = f"tcp://127.0.0.1:{{address[1]}}"
+client = valkyrie.sync.connect({ENDPOINT!r})
+stream = client.open("/test/hang")
+
+def watch():
+    while not _native.in_flight():
+        pass
+    print("begun", flush=True)
+
+threading.Thread(target=watch).start()
+try:
+    {BLOCKING[what]}
+except KeyboardInterrupt:
+    print("interrupted", _native.in_flight(), flush=True)
+"""
     process = run(script)
-    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    assert process.stdout is not None and process.stdout.readline() == "begun\n"
     with valkyrie.sync.connect(ENDPOINT) as client:
-        client.call("/test/hang_stats", b"py-ctrl-c", metadata={"until": "started"}, timeout=60)
+        if what == "call":
+            client.call("/test/hang_stats", b"py-ctrl-c", metadata={"until": "started"}, timeout=60)
+        began = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, error = process.communicate(timeout=60)
-        assert out == "interrupted\n", error
-        client.call("/test/hang_stats", b"py-ctrl-c", metadata={"until": "dropped"}, timeout=60)
+        print(f"{what}: {(time.monotonic() - began) * 1000:.0f} ms from Ctrl-C to the end of the process")
+        assert out == "interrupted 0\n", error
+        if what == "call":
+            client.call("/test/hang_stats", b"py-ctrl-c", metadata={"until": "dropped"}, timeout=60)
 
 
-@pytest.mark.parametrize("how", ["idle", "call in flight"])
+def test_a_signal_handler_calls_while_a_call_blocks() -> None:
+    script = f"""
+import os, signal, threading, valkyrie.sync
+from valkyrie import _native
+
+client = valkyrie.sync.connect({ENDPOINT!r})
+
+def meet():
+    return client.call("/test/barrier", metadata={{"n": "2", "barrier": "py-handler"}}, timeout=60)
+
+def watch():
+    while not _native.in_flight():
+        pass
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+# The blocked call can only end through the handler that it runs.
+signal.signal(signal.SIGUSR1, lambda *_: meet())
+threading.Thread(target=watch).start()
+meet()
+print(_native.in_flight(), client.request("after").decode())
+"""
+    out, error = run(script).communicate(timeout=120)
+    assert out == "0 after\n", error
+
+
+def test_finalizers_call() -> None:
+    with valkyrie.sync.connect(ENDPOINT) as client:
+        answers: list[bytes] = []
+
+        class Caller:
+            def __init__(self, name: str) -> None:
+                self.name = name
+                self.itself = self
+
+            def __del__(self) -> None:
+                answers.append(client.request(self.name))
+
+        async def main() -> None:
+            async with valkyrie.connect(ENDPOINT) as other:
+                for number in range(50):
+                    Caller(str(number))
+                    # The collector may run anywhere in here, and does at the latest at the end.
+                    assert await other.request("between") == b"between"
+                gc.collect()
+
+        asyncio.run(main())
+        assert sorted(answers) == sorted(str(number).encode() for number in range(50))
+
+
+# How a process ends: what it does last.
+ENDS = {
+    "idle": "client = valkyrie.sync.connect(endpoint)",
+    "a blocked daemon thread": """
+client = valkyrie.sync.connect(endpoint)
+threading.Thread(target=client.call, args=("/test/hang",), daemon=True).start()
+""",
+    "an open stream": """
+client = valkyrie.sync.connect(endpoint)
+stream = client.open("/echo")
+stream.send(b"x")
+stream.recv()
+""",
+    "asyncio, nothing closed": """
+async def main():
+    global client, stream, calls
+    client = await valkyrie.connect(endpoint)
+    stream = client.open("/echo")
+    await stream.send(b"x")
+    calls = [asyncio.ensure_future(client.call("/test/hang")) for _ in range(3)]
+    calls.append(asyncio.ensure_future(stream.recv()))
+    await client.request("begun")
+
+loop = asyncio.new_event_loop()
+loop.run_until_complete(main())
+""",
+    "a call at exit": """
+client = valkyrie.sync.connect(endpoint)
+atexit.register(lambda: client.request("late"))
+""",
+    "a finaliser at exit": """
+class Caller:
+    def __init__(self, client):
+        self.client = client
+
+    def __del__(self):
+        self.client.request("latest")
+
+caller = Caller(valkyrie.sync.connect(endpoint))
+""",
+    "at once": """
+client = valkyrie.sync.connect(endpoint)
+print("end", flush=True)
+os._exit(0)
+""",
+}
+
+
+@pytest.mark.parametrize("how", ENDS)
 def test_the_interpreter_ends(how: str) -> None:
-    call = "threading.Thread(target=client.call, args=('/test/hang',), daemon=True).start()" if "call" in how else "0"
-    script = f"import threading, valkyrie.sync; client = valkyrie.sync.connect({ENDPOINT!r}); {call}; print('end')"
+    script = f"""
+import asyncio, atexit, os, threading, valkyrie, valkyrie.sync
+endpoint = {ENDPOINT!r}
+{ENDS[how]}
+print("end")
+"""
     process = run(script)
     out, error = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "end\n"), error
+    # What asyncio says of tasks that nobody ended is its own.
+    said = [line for line in error.splitlines() if not line.startswith(("Task was destroyed", "task: "))]
+    assert (process.returncode, out, said) == (0, "end\n", []), error
+
+
+def test_a_subinterpreter_is_told() -> None:
+    script = """
+import valkyrie
+
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+interpreters.run_string(interpreters.create(), '''
+try:
+    import valkyrie
+except ImportError as error:
+    print(error, flush=True)
+''')
+"""
+    out, error = run(script).communicate(timeout=60)
+    assert "subinterpreters" in out, (out, error)
+
+
+def test_a_native_part_of_another_version_is_told(tmp_path: Path) -> None:
+    shutil.copytree(Path(valkyrie.__file__).parent, tmp_path / "valkyrie")
+    init = tmp_path / "valkyrie/__init__.py"
+    init.write_text(init.read_text().replace(f'"{valkyrie.__version__}"', '"0.0.9"'))
+    process = run("import valkyrie", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    error = process.communicate(timeout=60)[1]
+    assert "ImportError: valkyrie 0.0.9" in error and "reinstall valkyrie-sdk" in error, error
 
 
 def test_a_client_made_before_fork_works_in_the_child() -> None:

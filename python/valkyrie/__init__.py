@@ -65,7 +65,12 @@ __all__ = [
     "version",
 ]
 
-__version__ = _native.version().split(" ", 1)[0]
+__version__ = "0.1.0"
+if _native.version().split(" ", 1)[0] != __version__:
+    raise ImportError(
+        f"valkyrie {__version__} found the native part of {_native.version()}: "
+        "files of two versions are installed over each other; reinstall valkyrie-sdk"
+    )
 
 
 def version() -> str:

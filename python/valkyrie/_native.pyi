@@ -7,6 +7,7 @@ from ._values import MetadataLike
 
 __all__ = [
     "Operation",
+    "Queue",
     "call",
     "call_whole",
     "client_free",
@@ -36,6 +37,16 @@ class Operation(Coroutine[Any, Any, _T]):
     def close(self) -> None: ...
     def wait(self) -> _T:
         """Blocks instead of being awaited."""
+
+@final
+class Queue:
+    """For a loop other than asyncio's: what is submitted comes out of drain, as (op, value, error)."""
+
+    def __new__(cls) -> Queue: ...
+    def fileno(self) -> int: ...
+    def submit(self, operation: Operation[Any]) -> int: ...
+    def drain(self) -> list[tuple[int, Any, BaseException | None]]: ...
+    def abandon(self, op: int) -> None: ...
 
 def connect(
     endpoint: str, timeout: float, connect_timeout: float, trusted_certificates: str | None

@@ -6,9 +6,10 @@
 
 mod hub;
 mod operation;
+mod queue;
 mod values;
 
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyImportError, prelude::*};
 use valkyrie_bridge::{self as bridge, CallOptions, ClientOptions, Handle};
 
 use crate::{
@@ -133,7 +134,14 @@ fn version() -> &'static str {
 
 #[pymodule(gil_used = false)]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // SAFETY: this thread is attached to the interpreter that loads the module.
+    let interpreter = unsafe { pyo3::ffi::PyInterpreterState_GetID(pyo3::ffi::PyInterpreterState_Get()) };
+    if interpreter != 0 {
+        let message = "valkyrie works in the main interpreter only, not in subinterpreters";
+        return Err(PyImportError::new_err(message));
+    }
     module.add_class::<Operation>()?;
+    module.add_class::<queue::Queue>()?;
     module.add_function(wrap_pyfunction!(connect, module)?)?;
     module.add_function(wrap_pyfunction!(call, module)?)?;
     module.add_function(wrap_pyfunction!(call_whole, module)?)?;

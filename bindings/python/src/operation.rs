@@ -7,6 +7,7 @@ use pyo3::{
     exceptions::{PyRuntimeError, PyRuntimeWarning, PyStopIteration, PyTypeError},
     intern,
     prelude::*,
+    sync::PyOnceLock,
     types::{PyString, PyTuple, PyType},
 };
 use valkyrie_bridge::{self as bridge, Bytes, CallOptions, ClientOptions, Handle, Queue, Status, Value};
@@ -30,11 +31,11 @@ pub(crate) enum Start {
 }
 
 /// An operation that was accepted.
-struct Accepted {
-    op: u64,
+pub(crate) struct Accepted {
+    pub(crate) op: u64,
     /// The client that it connects.
     client: Option<Handle>,
-    whole: bool,
+    pub(crate) whole: bool,
 }
 
 impl Start {
@@ -63,7 +64,7 @@ impl Start {
 
 impl Accepted {
     /// Nobody waits for it any more.
-    fn abandon(&self) {
+    pub(crate) fn abandon(&self) {
         bridge::cancel(self.op);
         if let Some(client) = self.client {
             bridge::client_free(client);
@@ -71,7 +72,7 @@ impl Accepted {
     }
 
     /// The handle of what was connected, or else the value that completed it.
-    fn value(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<Py<PyAny>> {
+    pub(crate) fn value(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<Py<PyAny>> {
         match self.client {
             Some(client) => Ok(client.to_raw().into_pyobject(py)?.into_any().unbind()),
             None => Ok(value),
@@ -81,8 +82,10 @@ impl Accepted {
 
 enum State {
     New(Start),
-    /// A task waits.
+    /// A task of asyncio waits.
     Waiting(Accepted, Py<Wait>),
+    /// Another library's loop runs: its own coroutine waits.
+    Elsewhere(Py<PyAny>),
     Over,
 }
 
@@ -96,6 +99,37 @@ impl Operation {
 
     fn take(&mut self) -> State {
         mem::replace(&mut self.0, State::Over)
+    }
+
+    /// Accepts it for a queue that somebody else drains.
+    pub(crate) fn submit(&mut self, py: Python<'_>, queue: &Arc<Queue>) -> PyResult<Accepted> {
+        match self.take() {
+            State::New(start) => start.submit(py, queue),
+            _ => Err(PyRuntimeError::new_err("cannot begin an operation twice")),
+        }
+    }
+
+    /// Hands it to the library whose loop runs on this thread.
+    fn go_elsewhere(&mut self, py: Python<'_>, start: Start) -> PyResult<Py<PyAny>> {
+        static WAIT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        // Who has not imported it does not run it.
+        let trio = py.import("sys")?.getattr("modules")?.call_method1("get", ("trio",))?;
+        if trio.is_none() || !trio.getattr("lowlevel")?.call_method0("in_trio_run")?.is_truthy()? {
+            return Err(PyRuntimeError::new_err("no running event loop"));
+        }
+        let waiting = WAIT.import(py, "valkyrie._trio", "wait")?.call1((Self::new(start),))?;
+        self.forward(waiting, intern!(py, "send"), &py.None().into_bound(py))
+    }
+
+    fn forward(
+        &mut self,
+        waiting: Bound<'_, PyAny>,
+        method: &Bound<'_, PyString>,
+        value: &Bound<'_, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let yielded = waiting.call_method1(method, (value,))?;
+        self.0 = State::Elsewhere(waiting.unbind());
+        Ok(yielded.unbind())
     }
 
     /// Ends it where it stands.
@@ -120,8 +154,7 @@ impl Operation {
         match self.take() {
             State::New(start) => {
                 take_back(py);
-                let hub =
-                    Hub::running(py)?.ok_or_else(|| PyRuntimeError::new_err("no running event loop"))?;
+                let Some(hub) = Hub::running(py)? else { return self.go_elsewhere(py, start) };
                 let accepted = start.submit(py, hub.queue())?;
                 let wait = hub.wait(py, accepted.op, accepted.whole).inspect_err(|_| accepted.abandon())?;
                 self.0 = State::Waiting(accepted, wait.clone_ref(py));
@@ -143,15 +176,24 @@ impl Operation {
                     }
                 }
             }
+            State::Elsewhere(waiting) => {
+                self.forward(waiting.into_bound(py), intern!(py, "send"), &py.None().into_bound(py))
+            }
             State::Over => Err(PyRuntimeError::new_err("cannot await an operation twice")),
         }
     }
 
     fn send(&mut self, py: Python<'_>, value: &Bound<'_, PyAny>) -> PyResult<Py<PyAny>> {
-        if value.is_none() {
-            self.__next__(py)
-        } else {
-            Err(PyTypeError::new_err("an operation takes no values"))
+        match self.take() {
+            State::Elsewhere(waiting) => self.forward(waiting.into_bound(py), intern!(py, "send"), value),
+            state => {
+                self.0 = state;
+                if value.is_none() {
+                    self.__next__(py)
+                } else {
+                    Err(PyTypeError::new_err("an operation takes no values"))
+                }
+            }
         }
     }
 
@@ -162,7 +204,7 @@ impl Operation {
         value: Option<&Bound<'_, PyAny>>,
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
-        self.abandon();
+        let state = self.take();
         let exception = match (kind.cast::<PyType>(), value) {
             (Err(_), _) => kind.clone(),
             (Ok(kind), Some(value)) if value.is_instance(kind)? => value.clone(),
@@ -172,12 +214,28 @@ impl Operation {
         if let Some(traceback) = traceback {
             exception.setattr(intern!(kind.py(), "__traceback__"), traceback)?;
         }
-        Err(PyErr::from_value(exception))
+        match state {
+            State::Elsewhere(waiting) => {
+                let py = kind.py();
+                self.forward(waiting.into_bound(py), intern!(py, "throw"), &exception)
+            }
+            state => {
+                self.0 = state;
+                self.abandon();
+                Err(PyErr::from_value(exception))
+            }
+        }
     }
 
-    fn close(&mut self) {
-        self.abandon();
-        self.take();
+    fn close(&mut self, py: Python<'_>) -> PyResult<()> {
+        match self.take() {
+            State::Elsewhere(waiting) => waiting.call_method0(py, intern!(py, "close")).map(drop),
+            state => {
+                self.0 = state;
+                self.abandon();
+                Ok(())
+            }
+        }
     }
 
     /// Blocks until it is complete, with the GIL released, and lets signal handlers run meanwhile.
@@ -204,6 +262,7 @@ impl Operation {
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match &self.0 {
             State::Waiting(_, wait) => visit.call(wait),
+            State::Elsewhere(waiting) => visit.call(waiting),
             State::New(_) | State::Over => Ok(()),
         }
     }
@@ -232,7 +291,7 @@ impl Drop for Operation {
                 drop(start);
             }
             State::Waiting(accepted, _) => accepted.abandon(),
-            State::Over => {}
+            State::Elsewhere(_) | State::Over => {}
         }
     }
 }
