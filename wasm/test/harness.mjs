@@ -8,10 +8,13 @@ export function test(name, body) {
   tests.push([name, body]);
 }
 
-/** Runs every test; throws when one failed. What does everything `times` as often may take as much longer. */
-export async function run(times = 1) {
+/**
+ * Runs every test, or `only` the one of that name; throws when one failed. What does everything `times` as often may take
+ * as much longer.
+ */
+export async function run(times = 1, only = undefined) {
   let failed = 0;
-  for (const [name, body] of tests) {
+  for (const [name, body] of tests.filter(([name]) => only === undefined || name === only)) {
     try {
       await within(body(), LIMIT_MS * times);
       console.log(`ok ${name}`);

@@ -1,4 +1,4 @@
-// What is over leaves nothing behind. VALKYRIE_SOAK=N does everything N times as often.
+// What is over leaves nothing behind. VALKYRIE_SOAK=N does everything N times as often, VALKYRIE_TEST=NAME runs one alone.
 import { connect } from 'valkyrie-sdk-web';
 import { collect, equal, ok, rejects, run, test, text } from './harness.mjs';
 
@@ -25,7 +25,7 @@ globalThis.WebSocket = class extends WebSocket {
 export default async function (environment) {
   endpoint = environment.VALKYRIE_CONFORMANCE_ENDPOINT;
   times = Number(environment.VALKYRIE_SOAK ?? 1);
-  await run(times);
+  await run(times, environment.VALKYRIE_TEST);
 }
 
 /** Runs `round` until the module has what it needs, and then `rounds` times without more memory. */

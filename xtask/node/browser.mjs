@@ -15,7 +15,8 @@ const TYPES = {
 
 /** Starts `chromium` or `firefox`; VALKYRIE_CHROMIUM and VALKYRIE_FIREFOX name others than Debian's. */
 export async function launch(name) {
-  const common = { headless: true, protocolTimeout: 600_000 };
+  // A page may take that long; a soak as much longer as it does more.
+  const common = { headless: true, protocolTimeout: 600_000 * Number(process.env.VALKYRIE_SOAK ?? 1) };
   if (name === 'firefox') {
     const executablePath = process.env.VALKYRIE_FIREFOX ?? '/usr/bin/firefox-esr';
     return await puppeteer.launch({ ...common, browser: 'firefox', executablePath });
