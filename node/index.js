@@ -9,6 +9,7 @@ const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
 // Messages taken from the core at once; credit goes back to the server when they are taken.
 const RECV_BATCH = 64;
 const PRIVATE = Symbol('valkyrie-sdk');
+const NO_OPTIONS = Object.freeze({});
 
 /** Connects to an endpoint such as `tcp://localhost:8080`. */
 async function connect(endpoint, options = {}) {
@@ -34,11 +35,13 @@ async function connect(endpoint, options = {}) {
 /** A client of one endpoint. Made by `connect`. */
 class Client {
   #handle;
+  #id;
   #endpoint;
 
   constructor(token, handle, endpoint) {
     if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
     this.#handle = handle;
+    this.#id = handle.id();
     this.#endpoint = endpoint;
   }
 
@@ -96,23 +99,27 @@ class Client {
   }
 
   // One function, so that a call costs two promises: the caller's and the operation's.
-  async #unary(method, message, options = {}, messageOnly) {
+  async #unary(method, message, options = NO_OPTIONS, messageOnly) {
     checkMethod(method);
     checkOptions(options);
     const bytes = toBytes(message);
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
     const priority = priorityOf(options.priority);
-    const [keys, values] = pairsOf(options.metadata);
+    const { metadata } = options;
     const signal = checkSignal(options.signal);
     try {
-      const response = await operation(
-        (slot) => this.#handle.call(slot, method, bytes, timeoutMs, priority, keys, values),
-        signal,
-      );
+      const response = await ((metadata === undefined && signal === undefined
+        ? gather(this.#id, method, bytes, timeoutMs, priority)
+        : undefined) ?? this.#single(method, bytes, timeoutMs, priority, metadata, signal));
       return messageOnly ? response.message : response;
     } catch (error) {
       throw traced(error);
     }
+  }
+
+  #single(method, bytes, timeoutMs, priority, metadata, signal) {
+    const [keys, values] = pairsOf(metadata);
+    return operation((slot) => this.#handle.call(slot, method, bytes, timeoutMs, priority, keys, values), signal);
   }
 }
 
@@ -318,8 +325,8 @@ function abortable(start, signal) {
 }
 
 function submit(start, waiter) {
-  const slot = freeSlots.length > 0 ? freeSlots.pop() : slots.length;
-  slots[slot] = waiter;
+  flush();
+  const slot = take(waiter);
   let refused;
   try {
     refused = start(slot);
@@ -328,6 +335,12 @@ function submit(start, waiter) {
     return slot;
   }
   if (refused) drain();
+  return slot;
+}
+
+function take(waiter) {
+  const slot = freeSlots.length > 0 ? freeSlots.pop() : slots.length;
+  slots[slot] = waiter;
   return slot;
 }
 
@@ -344,6 +357,71 @@ function drain() {
     if (batch === null) return;
     more = complete(new Batch(batch));
   }
+}
+
+// Unary calls with nothing but a small message are gathered, and cross together at the end of the turn: one crossing
+// and one wake for all of them. bindings/node/src/gathered.rs has the layout.
+
+const GATHERED_BYTES = 16 * 1024;
+const GATHERED_MESSAGE_MAX = 1024;
+// Each method that was called keeps a number; who calls ever new ones calls them one by one.
+const METHODS_MAX = 256;
+const methods = new Map();
+let gathered = 0;
+let gatheredBytes;
+let gatheredWords;
+let gatheredDoubles;
+let waiter;
+
+function deferred(resolve, reject) {
+  waiter = { resolve, reject };
+}
+
+// The promise of a call that was gathered, undefined for one that has to cross alone.
+function gather(client, method, message, timeoutMs, priority) {
+  if (message.length > GATHERED_MESSAGE_MAX) return undefined;
+  const number = methods.get(method) ?? name(method);
+  if (number === undefined) return undefined;
+  const end = gathered + 32 + ((message.length + 7) & ~7);
+  if (gathered === 0) {
+    gatheredBytes ?? allocate();
+    process.nextTick(flush);
+  } else if (end > GATHERED_BYTES) {
+    flush();
+    return gather(client, method, message, timeoutMs, priority);
+  }
+  const promise = new Promise(deferred);
+  const word = gathered >> 2;
+  gatheredWords[word] = take(waiter);
+  gatheredWords[word + 1] = number;
+  gatheredWords[word + 2] = priority;
+  gatheredWords[word + 3] = message.length;
+  gatheredDoubles[(gathered >> 3) + 2] = client;
+  gatheredDoubles[(gathered >> 3) + 3] = timeoutMs;
+  gatheredBytes.set(message, gathered + 32);
+  gathered = end;
+  return promise;
+}
+
+function name(method) {
+  if (methods.size === METHODS_MAX) return undefined;
+  const number = loop().method(method);
+  methods.set(method, number);
+  return number;
+}
+
+function allocate() {
+  const memory = new ArrayBuffer(GATHERED_BYTES);
+  gatheredBytes = new Uint8Array(memory);
+  gatheredWords = new Uint32Array(memory);
+  gatheredDoubles = new Float64Array(memory);
+}
+
+function flush() {
+  if (gathered === 0) return;
+  const length = gathered;
+  gathered = 0;
+  if (loop().submit(gatheredBytes, length)) drain();
 }
 
 // bindings/node/src/pack.rs has the layout.
@@ -471,7 +549,8 @@ function milliseconds(value, name) {
   return value;
 }
 
-function priorityOf(value = 'normal') {
+function priorityOf(value) {
+  if (value === undefined) return PRIORITIES.normal;
   if (typeof value !== 'string') throw wrongType('priority', 'a string', value);
   if (!Object.hasOwn(PRIORITIES, value)) {
     throw new RangeError(`priority is '${value}', not 'critical', 'normal' or 'bulk'`);

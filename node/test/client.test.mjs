@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 import { Metadata, StatusError, connect } from 'valkyrie-sdk';
-import { startServer } from './server.mjs';
+import { native, startServer } from './server.mjs';
 
 let server;
 let client;
@@ -65,6 +65,51 @@ test('no completion is left behind when more wait than one drain takes', async (
     const replies = await Promise.all(calls);
     assert.ok(replies.every((reply) => reply.length === 100));
   }
+});
+
+test('the calls of one turn cross together, and each gets its own answer', async () => {
+  const crossings = [];
+  const restore = [
+    [native.Loop.prototype, 'submit'],
+    [native.Client.prototype, 'call'],
+  ].map(([prototype, name]) => {
+    const original = prototype[name];
+    prototype[name] = function (...args) {
+      crossings.push(name);
+      return original.apply(this, args);
+    };
+    return () => (prototype[name] = original);
+  });
+  try {
+    const small = await Promise.all(Array.from({ length: 100 }, (_, i) => client.request(`${i}`)));
+    assert.deepEqual(small.map(Number), Array.from({ length: 100 }, (_, i) => i));
+    assert.deepEqual(crossings.splice(0), ['submit']);
+    // More than the room there is for them, sizes on both sides of what is gathered, and calls that cross alone.
+    const sizes = [0, 1, 7, 8, 9, 1023, 1024, 1025, 5000, ...Array.from({ length: 40 }, (_, i) => 1000 + i)];
+    const messages = sizes.map((size, i) => Buffer.alloc(size, i));
+    const all = messages.map((message, i) =>
+      client.call('/echo', message, i % 5 === 0 ? { metadata: { n: `${i}` } } : { timeoutMs: 60_000 }),
+    );
+    for (const message of messages) message.fill(0xff);
+    const replies = await Promise.all(all);
+    assert.deepEqual(replies, sizes.map((size, i) => Buffer.alloc(size, i)));
+    assert.ok(crossings.includes('submit') && crossings.includes('call'));
+  } finally {
+    for (const undo of restore) undo();
+  }
+});
+
+test('a gathered call keeps its method, its time limit and its priority, however many methods there are', async () => {
+  const names = Array.from({ length: 300 }, (_, i) => `/test/any/${i}`);
+  assert.deepEqual((await Promise.all(names.map((name) => client.call(name, '')))).map(String), names);
+  const limits = [50, 1_000, Infinity, 7_000.5];
+  const left = await Promise.all(limits.map((timeoutMs) => client.call('/test/remaining', '', { timeoutMs })));
+  assert.deepEqual(
+    left.map(Number).map((ms, i) => (limits[i] === Infinity ? ms === 0 : ms > 0 && ms <= Math.ceil(limits[i]))),
+    [true, true, true, true],
+  );
+  const bad = await Promise.allSettled([client.request('good'), client.call('no slash', ''), client.request('good')]);
+  assert.deepEqual(bad.map(({ status }) => status), ['fulfilled', 'rejected', 'fulfilled']);
 });
 
 test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', async () => {

@@ -7,8 +7,11 @@ import { createInterface } from 'node:readline';
 /** The counts of `node test/run.mjs --long`, instead of those that fit into every run. */
 export const LONG = process.env.VALKYRIE_TEST_LONG === '1';
 
+/** The native part. */
+export const native = createRequire(import.meta.url)('valkyrie-sdk-linux-x64-gnu');
+
 /** Operations of this process, of all its environments, that the native part has accepted and not completed. */
-export const { inFlight } = createRequire(import.meta.url)('valkyrie-sdk-linux-x64-gnu');
+export const { inFlight } = native;
 
 /** Starts a server; it ends with this process. */
 export async function startServer() {

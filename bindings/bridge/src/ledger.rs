@@ -36,12 +36,14 @@ pub(crate) struct Items<T> {
     waiting: VecDeque<T>,
     /// Between `raise` and `lower`.
     raised: bool,
+    /// Threads in [`Line::wait`]: telling a condition variable that nobody waits for costs a system call.
+    blocked: usize,
 }
 
 impl<T, S: Signal> Line<T, S> {
     pub(crate) fn new(signal: S) -> Self {
         Self {
-            items: Mutex::new(Items { waiting: VecDeque::new(), raised: false }),
+            items: Mutex::new(Items { waiting: VecDeque::new(), raised: false, blocked: 0 }),
             filled: Condvar::new(),
             signal,
             closed: AtomicBool::new(false),
@@ -83,16 +85,19 @@ impl<T, S: Signal> Line<T, S> {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let mut items = self.lock();
         while items.waiting.is_empty() && !self.is_closed() {
+            items.blocked += 1;
             items = match until {
                 None => self.filled.wait(items).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
                     let left = until.saturating_duration_since(Instant::now());
                     if left.is_zero() {
+                        items.blocked -= 1;
                         return false;
                     }
                     self.filled.wait_timeout(items, left).unwrap_or_else(PoisonError::into_inner).0
                 }
             };
+            items.blocked -= 1;
         }
         !items.waiting.is_empty()
     }
@@ -119,6 +124,9 @@ impl<T, S: Signal> Line<T, S> {
         let first = items.waiting.is_empty();
         items.waiting.push_back(item);
         if first {
+            if items.blocked > 0 {
+                self.filled.notify_all();
+            }
             self.signal.raise();
             items.raised = true;
         }
@@ -126,8 +134,6 @@ impl<T, S: Signal> Line<T, S> {
     }
 
     pub(crate) fn wake(&self) {
-        // Whatever the signal, a thread may block on the line.
-        self.filled.notify_all();
         self.signal.wake();
     }
 

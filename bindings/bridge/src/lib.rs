@@ -27,8 +27,8 @@ mod sync {
 pub use fork::{Held, hold_over_forks};
 pub use handle::Handle;
 pub use operation::{
-    CallOptions, ClientOptions, call, cancel, client_free, close, connect, done, half_close, in_flight, open,
-    recv, send, shutdown, stream_cancel, stream_free,
+    CallOptions, ClientOptions, call, call_many, cancel, client_free, close, connect, done, half_close,
+    in_flight, open, recv, send, shutdown, stream_cancel, stream_free,
 };
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{Bytes, Class, Code, Detail, Metadata, Priority, Reason, Response, Status, VERSION};

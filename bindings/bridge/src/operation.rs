@@ -349,7 +349,43 @@ pub fn call(
     message: Bytes,
     options: CallOptions,
 ) -> Result<u64, Status> {
-    let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
+    begin_call(&client_of(client)?, queue, method, message, options)
+}
+
+/// Begins unary calls, in order; `accepted` is told of each what [`call`] would return. For hosts that gather calls and
+/// cross with many: what calls of one client share is looked up once.
+pub fn call_many<'a>(
+    queue: &Arc<Queue>,
+    calls: impl IntoIterator<Item = (Handle, &'a str, Bytes, CallOptions)>,
+    mut accepted: impl FnMut(Result<u64, Status>),
+) {
+    let mut last: Option<(Handle, Client)> = None;
+    for (handle, method, message, options) in calls {
+        if last.as_ref().is_none_or(|(of, _)| *of != handle) {
+            match client_of(handle) {
+                Ok(client) => last = Some((handle, client)),
+                Err(status) => {
+                    accepted(Err(status));
+                    continue;
+                }
+            }
+        }
+        let Some((_, client)) = &last else { continue };
+        accepted(begin_call(client, queue, method, message, options));
+    }
+}
+
+fn client_of(handle: Handle) -> Result<Client, Status> {
+    CLIENTS.get(handle).ok_or_else(closed)?.client()
+}
+
+fn begin_call(
+    client: &Client,
+    queue: &Arc<Queue>,
+    method: &str,
+    message: Bytes,
+    options: CallOptions,
+) -> Result<u64, Status> {
     let token = Token::new(queue, Work::Unary(None))?;
     let op = token.op;
     let submit = || client.submit(method, message, options.into(), op, token);

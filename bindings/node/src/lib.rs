@@ -2,13 +2,15 @@
 //!
 //! JavaScript picks a *slot* (a small number) for each operation and finds its promise by it. Everything an operation
 //! ends with, a refusal too, goes through [`Loop::drain`], which hands a batch to JavaScript in one crossing (`pack.rs`
-//! has the layout). A native thread only ever triggers the one wake function; it never runs JavaScript.
+//! has the layout). The unary calls of one turn come in one crossing too (`gathered.rs`). A native thread only ever triggers the one wake function; it never runs JavaScript.
 
+mod gathered;
 mod pack;
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     rc::Rc,
     sync::Arc,
 };
@@ -53,17 +55,39 @@ struct Shared {
     queue: Arc<Queue>,
     wake: Arc<Wake>,
     table: RefCell<Table>,
+    /// Methods of gathered calls, by the number that JavaScript has for each.
+    methods: RefCell<Vec<String>>,
 }
 
 /// Operations of this environment that are accepted and not yet handed to JavaScript.
 #[derive(Default)]
 struct Table {
-    slots: HashMap<u64, u32>,
+    slots: HashMap<u64, u32, BuildHasherDefault<OpHasher>>,
     ops: Vec<u64>,
     ready: VecDeque<(u32, Completion)>,
     scratch: Vec<Completion>,
     /// The last drain may have left completions in the queue, which wakes nobody for them.
     left_behind: bool,
+}
+
+/// Operations are numbered one after the other, by us.
+#[derive(Default)]
+struct OpHasher(u64);
+
+impl Hasher for OpHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, op: u64) {
+        self.0 = op.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 #[napi]
@@ -86,7 +110,9 @@ impl Loop {
             }
         });
         env.add_env_cleanup_hook(Arc::clone(&queue), |queue| queue.close())?;
-        Ok(Self { shared: Rc::new(Shared { queue, wake, table: RefCell::default() }) })
+        Ok(Self {
+            shared: Rc::new(Shared { queue, wake, table: RefCell::default(), methods: RefCell::default() }),
+        })
     }
 
     /// Begins to connect; `None` means refused, and the refusal waits to be drained.
@@ -114,6 +140,32 @@ impl Loop {
                 None
             }
         }
+    }
+
+    /// The number of a method that gathered calls may name.
+    #[napi]
+    pub fn method(&self, name: String) -> u32 {
+        let methods = &mut *self.shared.methods.borrow_mut();
+        methods.push(name);
+        methods.len() as u32 - 1
+    }
+
+    /// Begins the calls in the first `len` bytes of `gathered`. `true`: one was refused, drain at once.
+    #[napi]
+    pub fn submit(&self, env: Env, gathered: &[u8], len: u32) -> bool {
+        let methods = self.shared.methods.borrow();
+        let slot = Cell::new(0);
+        let calls = gathered::calls(&gathered[..gathered.len().min(len as usize)]).map(|call| {
+            slot.set(call.slot);
+            let method = methods.get(call.method).map_or("", String::as_str);
+            let options = call_options(call.timeout_ms, call.priority, Metadata::new());
+            (call.client, method, call.message, options)
+        });
+        let mut refused = false;
+        bridge::call_many(&self.shared.queue, calls, |op| {
+            refused |= self.shared.accepted(env, slot.get(), op)
+        });
+        refused
     }
 
     /// Cancels the operation in that slot. Idempotent; it still completes, exactly once.
@@ -202,6 +254,12 @@ pub struct Client {
 
 #[napi]
 impl Client {
+    /// The number that gathered calls name the client by.
+    #[napi]
+    pub fn id(&self) -> f64 {
+        self.handle.to_raw() as f64
+    }
+
     /// Begins a unary call. `true`: refused, drain at once. `timeout_ms` NaN: the default; infinite: none.
     #[napi]
     #[allow(clippy::too_many_arguments, reason = "one crossing; an options object costs one more per field")]
@@ -216,7 +274,8 @@ impl Client {
         keys: Option<Vec<String>>,
         values: Option<Vec<Buffer>>,
     ) -> bool {
-        let op = call_options(timeout_ms, priority, keys, values).and_then(|options| {
+        let op = metadata(keys, values).and_then(|metadata| {
+            let options = call_options(timeout_ms, priority, metadata);
             bridge::call(self.handle, &self.shared.queue, &method, Bytes::copy_from_slice(message), options)
         });
         self.shared.accepted(env, slot, op)
@@ -235,8 +294,10 @@ impl Client {
         keys: Option<Vec<String>>,
         values: Option<Vec<Buffer>>,
     ) -> Option<Stream> {
-        let stream = call_options(timeout_ms, priority, keys, values)
-            .and_then(|options| bridge::open(self.handle, &self.shared.queue, &method, options));
+        let stream = metadata(keys, values).and_then(|metadata| {
+            let options = call_options(timeout_ms, priority, metadata);
+            bridge::open(self.handle, &self.shared.queue, &method, options)
+        });
         match stream {
             Ok(handle) => Some(Stream { handle, shared: Rc::clone(&self.shared) }),
             Err(status) => {
@@ -317,20 +378,19 @@ fn milliseconds(value: f64) -> Option<u64> {
     (!value.is_nan()).then(|| value.ceil() as u64)
 }
 
-fn call_options(
-    timeout_ms: f64,
-    priority: u32,
-    keys: Option<Vec<String>>,
-    values: Option<Vec<Buffer>>,
-) -> std::result::Result<CallOptions, Status> {
-    let mut metadata = Metadata::new();
-    for (key, value) in keys.unwrap_or_default().into_iter().zip(values.unwrap_or_default()) {
-        metadata.insert(key, Bytes::copy_from_slice(&value))?;
-    }
+fn call_options(timeout_ms: f64, priority: u32, metadata: Metadata) -> CallOptions {
     let priority = match priority {
         0 => Priority::Critical,
         1 => Priority::Normal,
         _ => Priority::Bulk,
     };
-    Ok(CallOptions { timeout_ms: milliseconds(timeout_ms), metadata, priority })
+    CallOptions { timeout_ms: milliseconds(timeout_ms), metadata, priority }
+}
+
+fn metadata(keys: Option<Vec<String>>, values: Option<Vec<Buffer>>) -> std::result::Result<Metadata, Status> {
+    let mut metadata = Metadata::new();
+    for (key, value) in keys.unwrap_or_default().into_iter().zip(values.unwrap_or_default()) {
+        metadata.insert(key, Bytes::copy_from_slice(&value))?;
+    }
+    Ok(metadata)
 }
