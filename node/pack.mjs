@@ -1,4 +1,5 @@
-// Packs the two npm packages of this platform: node pack.mjs <native library> <folder for the tarballs>
+// Packs the two npm packages of a platform: node pack.mjs <native library> <folder for the tarballs> [platform]
+// The platform is a folder of npm/, linux-x64-gnu if none is given: the only one that our machines build and test.
 // Prints the tarballs' paths, the one of the native part last.
 import { execFileSync } from 'node:child_process';
 import { copyFileSync, cpSync, mkdtempSync, rmSync } from 'node:fs';
@@ -9,10 +10,10 @@ import { fileURLToPath } from 'node:url';
 const here = dirname(fileURLToPath(import.meta.url));
 
 /** Packs both and gives the paths of the tarballs. */
-export function pack(library, folder) {
+export function pack(library, folder, platform = 'linux-x64-gnu') {
   const stage = mkdtempSync(join(tmpdir(), 'valkyrie-pack-'));
   try {
-    cpSync(join(here, 'npm/linux-x64-gnu'), stage, { recursive: true });
+    cpSync(join(here, 'npm', platform), stage, { recursive: true });
     copyFileSync(library, join(stage, 'valkyrie.node'));
     return [here, stage].map((source) => {
       const args = ['pack', '--json', '--pack-destination', resolve(folder), source];
@@ -25,5 +26,5 @@ export function pack(library, folder) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  console.log(pack(process.argv[2], process.argv[3]).join('\n'));
+  console.log(pack(...process.argv.slice(2, 5)).join('\n'));
 }

@@ -1,9 +1,6 @@
 // What the package does to the process that loads it: exits, worker threads, loading.
 import assert from 'node:assert/strict';
-import { mkdtemp, rm } from 'node:fs/promises';
 import { createRequire } from 'node:module';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import * as esm from 'valkyrie-sdk';
 import { runModule, runNode, startServer } from './server.mjs';
@@ -101,30 +98,6 @@ test('a failure that was caught is unhandled nowhere else', async () => {
     await new Promise(setImmediate);
     console.log(new Set(failures));`;
   succeeds(await runModule(source, server.tcp), "Set(2) { 'AbortError', 'StatusError' }\n");
-});
-
-test('a missing native part is told with platform, package and fix', async () => {
-  const program = (prelude) => `${prelude}
-    try { require('valkyrie-sdk'); } catch (error) { console.log(error.message); }`;
-  const run = async (prelude, env) => (await runNode(['--eval', program(prelude)], env)).stdout;
-  const hide = `
-    const { Module } = require('node:module');
-    const resolve = Module._resolveFilename;
-    Module._resolveFilename = function (name, ...rest) {
-      return resolve.call(this, name.replace('valkyrie-sdk-linux-x64-gnu', 'not-installed'), ...rest);
-    };`;
-  assert.match(
-    await run(hide),
-    /needs the package valkyrie-sdk-linux-x64-gnu on linux-x64.*npm install valkyrie-sdk-linux-x64-gnu@/s,
-  );
-  const pretend = `Object.defineProperty(process, 'platform', { value: 'plan9' });`;
-  assert.match(await run(pretend), /no native part for plan9-x64.*VALKYRIE_NATIVE_PATH/s);
-  assert.match(await run('', { VALKYRIE_NATIVE_PATH: '/no/such/valkyrie.node' }), /\/no\/such\/valkyrie\.node/);
-  const folder = await mkdtemp(join(tmpdir(), 'valkyrie-native-'));
-  const { copyFile } = await import('node:fs/promises');
-  await copyFile(require.resolve('valkyrie-sdk-linux-x64-gnu'), join(folder, 'other.node'));
-  assert.equal(await run('', { VALKYRIE_NATIVE_PATH: join(folder, 'other.node') }), '');
-  await rm(folder, { recursive: true });
 });
 
 test('the examples print what they say', async () => {

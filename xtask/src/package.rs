@@ -118,10 +118,10 @@ fn python(project: &Project, profile: Profile) -> Outcome {
 
 fn node(project: &Project, profile: Profile) -> Outcome {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        return Err(Stop::Skipped("the only native part so far is linux-x64-gnu".into()));
+        return Err(Stop::Skipped("the only native part that is built so far is linux-x64-gnu".into()));
     }
-    for package in ["node", "node/npm/linux-x64-gnu"] {
-        has_our_version(project, &project.path(package))?;
+    for manifest in project.files(&["node/package.json", "node/npm/*/package.json"])? {
+        has_our_version(project, project.path(&manifest).parent().unwrap_or(Path::new("")))?;
     }
     let dist = project.path(DIST);
     std::fs::create_dir_all(&dist).during(DIST)?;
