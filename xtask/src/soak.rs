@@ -1,0 +1,32 @@
+//! What must leave nothing behind, for long: the programs whose short forms are among the tests of their packages.
+
+use std::process::Command;
+
+use crate::check::c_compiler;
+use crate::conformance::Server;
+use crate::package::FRESH;
+use crate::step::{Outcome, Project, Steps, run, run_and_read};
+
+const CALLS: &str = "1000000";
+const CLIENTS: &str = "100000";
+
+/// Adds a step for each package that has such a program.
+pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
+    steps.add("soak: c", "10,000 cancels, 10^6 calls, 10^5 clients", &["package: c"], || {
+        let program = project.path("target/package/c-soak");
+        run(&mut c_compiler(project, "gcc", "-std=c99", &project.path("c/tests/soak.c"), &program)?)?;
+        soak(project, project.command(program), &["10000", CALLS, CLIENTS])
+    });
+    steps.add("soak: python", "10^6 calls, 10^5 clients", &["package: python"], || {
+        let mut python = project.command(project.path(FRESH).join("python/bin/python"));
+        python.arg("-P").arg("python/tests/soak.py");
+        soak(project, python, &[CALLS, CLIENTS])
+    });
+}
+
+fn soak(project: &Project, mut program: Command, counts: &[&str]) -> Outcome {
+    let server = Server::start(project)?;
+    let mut said = Vec::new();
+    run_and_read(program.arg(server.endpoint("tcp")).args(counts), |line| said.push(line.to_owned()))?;
+    Ok(said.join(", "))
+}
