@@ -18,7 +18,7 @@ const server = resolve(process.env.VALKYRIE_TEST_SERVER ?? join(root, 'target/de
 const tools = resolve(process.env.VALKYRIE_NODE_TOOLS ?? join(root, 'xtask/node'));
 
 const long = process.argv.includes('--long');
-const tests = ['client', 'platform', 'process', 'worker'].map((name) => `test/${name}.test.mjs`);
+const tests = ['client', 'leaks', 'platform', 'process', 'worker'].map((name) => `test/${name}.test.mjs`);
 
 const project = mkdtempSync(join(tmpdir(), 'valkyrie-node-'));
 const run = (command, ...args) =>

@@ -1,0 +1,119 @@
+// What is over leaves nothing behind: cancels, calls, clients, and what a garbage collector calls.
+import assert from 'node:assert/strict';
+import { readdirSync } from 'node:fs';
+import { after, before, test } from 'node:test';
+import { connect } from 'valkyrie-sdk';
+import { LONG, inFlight, startServer } from './server.mjs';
+
+let server;
+let client;
+before(async () => {
+  server = await startServer();
+  client = await connect(server.tcp);
+});
+after(async () => {
+  await client.close();
+  await server.stop();
+});
+
+const echoes = async (client, count) => {
+  const replies = await Promise.all(Array.from({ length: count }, (_, i) => client.request(`${i}`)));
+  assert.ok(replies.every((reply, i) => Number(reply) === i));
+};
+const descriptors = () => readdirSync('/proc/self/fd').length;
+// Finalizers run in turns of their own.
+const collected = async () => {
+  for (let i = 0; i < 5; i++) {
+    gc();
+    await new Promise(setImmediate);
+  }
+};
+
+test('a storm of 10,000 cancels leaves nothing behind', async () => {
+  // As many calls complete as are cancelled: a server ends a connection that does nothing but reset.
+  for (let round = 0; round < 20; round++) {
+    const controllers = Array.from({ length: 500 }, () => new AbortController());
+    const calls = controllers.map(({ signal }) =>
+      client.call('/test/hang', 'node-storm', { signal, timeoutMs: Infinity }),
+    );
+    const ends = Promise.allSettled(calls);
+    await echoes(client, 500);
+    for (const controller of controllers) controller.abort();
+    assert.deepEqual(new Set((await ends).map(({ reason }) => reason?.name)), new Set(['AbortError']));
+  }
+  assert.equal(inFlight(), 0);
+  const running = async () => JSON.parse(await client.call('/test/hang_stats', 'node-storm')).running;
+  while ((await running()) > 0);
+  // Every stream that the connection may have is free.
+  await echoes(client, 1024);
+});
+
+test('a finalizer may call, open, send, close and abort', async () => {
+  const own = await connect(server.tcp);
+  const done = [];
+  const registry = new FinalizationRegistry(({ use, resolve }) => resolve(use()));
+  const uses = [
+    async () => assert.equal(String(await own.request('finalized')), 'finalized'),
+    async () => {
+      const stream = own.open('/echo');
+      await stream.send('finalized');
+      assert.equal(String(await stream.recv()), 'finalized');
+      stream.cancel();
+    },
+    () => assert.rejects(own.call('/test/hang', 'x', { signal: AbortSignal.abort() }), { name: 'AbortError' }),
+    () => own.close(),
+  ];
+  for (const use of uses) {
+    done.push(new Promise((resolve) => registry.register({}, { use, resolve })));
+    await collected();
+  }
+  await Promise.all(done);
+  await assert.rejects(own.request('x'), { reason: 'CLIENT_CLOSED' });
+  await Promise.all([own.close(), own.close()]);
+});
+
+test('a stream that is over says so to each use', async () => {
+  const stream = client.stream('/test/count', '1 1');
+  assert.equal((await stream.recv()).length, 1);
+  for (let i = 0; i < 3; i++) assert.equal(await stream.recv(), null);
+  await assert.rejects(stream.send('late'), { name: 'StatusError', reason: 'STREAM_MISUSE' });
+  await assert.rejects(stream.halfClose(), { name: 'StatusError', reason: 'STREAM_MISUSE' });
+  for (let i = 0; i < 3; i++) stream.cancel();
+  await stream[Symbol.asyncDispose]();
+  assert.equal(await stream.recv(), null);
+});
+
+// Flat: a thousandth of what is done, in KiB, beside what the collector and the allocator keep in hand.
+async function flat(name, count, some) {
+  await some(count);
+  await collected();
+  const [memory, files] = [process.memoryUsage().rss, descriptors()];
+  for (let left = LONG ? 50 * count : 2 * count; left > 0; left -= count) await some(count);
+  await collected();
+  const grown = (process.memoryUsage().rss - memory) >> 10;
+  const done = LONG ? 50 * count : 2 * count;
+  console.log(`${done} ${name}: resident memory grew by ${grown} KiB`);
+  assert.ok(grown < 8 * 1024 + done / 1000, `${done} ${name} left ${grown} KiB`);
+  assert.ok(descriptors() <= files, `${descriptors() - files} descriptors are left open`);
+  assert.equal(inFlight(), 0);
+}
+
+test(`memory stays flat over ${LONG ? '1,000,000' : '40,000'} calls`, async () => {
+  await flat('calls', 20_000, async (count) => {
+    for (let i = 0; i < count; i += 500) await echoes(client, 500);
+  });
+});
+
+test(`memory stays flat over ${LONG ? '100,000' : '4,000'} clients`, async () => {
+  await flat('clients', 2_000, async (count) => {
+    for (let i = 0; i < count; i += 10) {
+      const clients = Array.from({ length: 10 }, async () => {
+        // Of a Unix socket: a port would stay taken for a minute.
+        const own = await connect(server.unix);
+        await own.request('x');
+        await own.close();
+      });
+      await Promise.all(clients);
+    }
+  });
+});
