@@ -8,6 +8,8 @@
 
 #[cfg(target_os = "linux")]
 mod descriptors;
+#[cfg(feature = "echo")]
+mod echo;
 mod fork;
 mod handle;
 mod ledger;
@@ -24,6 +26,8 @@ mod sync {
 }
 
 // The public interface is:
+#[cfg(feature = "echo")]
+pub use echo::Methods;
 pub use fork::{Held, hold_over_forks};
 pub use handle::Handle;
 pub use operation::{

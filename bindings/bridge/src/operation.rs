@@ -17,8 +17,8 @@ use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
 };
 use valkyrie_sdk::{
-    Bytes, Client, Metadata, Priority, Reason, RecvStream, Response, SendStream, Sink, Status, Submission,
-    TokioRuntime,
+    Bytes, Client, ClientBuilder, Metadata, Priority, Reason, RecvStream, Response, SendStream, Sink, Status,
+    Submission, TokioRuntime,
 };
 
 use crate::{
@@ -228,13 +228,13 @@ impl ClientEntry {
             std::mem::forget(current.take());
         }
         let _entered = runtime.enter();
-        let client = self.build()?;
+        let client = self.build(runtime.client())?;
         *current = Some((now, client.clone()));
         Ok(client)
     }
 
-    fn build(&self) -> Result<Client, Status> {
-        let mut builder = Client::builder()
+    fn build(&self, builder: ClientBuilder) -> Result<Client, Status> {
+        let mut builder = builder
             .endpoint(self.endpoint.clone())
             .timeout_ms(self.options.timeout_ms)
             .connect_timeout_ms(self.options.connect_timeout_ms);

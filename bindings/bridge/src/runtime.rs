@@ -6,10 +6,12 @@ use std::{
 };
 
 use tokio::runtime::{Builder, Runtime};
-use valkyrie_sdk::{Reason, Status};
+use valkyrie_sdk::{Client, ClientBuilder, Reason, Status};
 
 #[cfg(target_os = "linux")]
 use crate::descriptors::Descriptors;
+#[cfg(feature = "echo")]
+use crate::echo::{self, Echo};
 use crate::{
     fork::{self, Held, generation},
     handle::lock,
@@ -26,19 +28,33 @@ struct Running {
 }
 
 /// A runtime whose end nobody waits for: the last to let go of it may be a task of the host's.
-pub(crate) struct Own(Option<Runtime>);
+pub(crate) struct Own {
+    runtime: Option<Runtime>,
+    #[cfg(feature = "echo")]
+    echo: Arc<Echo>,
+}
+
+impl Own {
+    /// What a client on it begins with.
+    pub(crate) fn client(&self) -> ClientBuilder {
+        let builder = Client::builder();
+        #[cfg(feature = "echo")]
+        let builder = builder.connector(echo::SCHEME, Arc::new(echo::EchoConnector(self.echo.clone())));
+        builder
+    }
+}
 
 impl Deref for Own {
     type Target = Runtime;
 
     fn deref(&self) -> &Runtime {
-        self.0.as_ref().expect("there until it is dropped")
+        self.runtime.as_ref().expect("there until it is dropped")
     }
 }
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if let Some(runtime) = self.0.take() {
+        if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
     }
@@ -78,7 +94,11 @@ pub(crate) fn runtime() -> Result<Arc<Own>, Status> {
         )?;
     #[cfg(target_os = "linux")]
     let descriptors = Descriptors::of(&runtime);
-    let runtime = Arc::new(Own(Some(runtime)));
+    let runtime = Arc::new(Own {
+        runtime: Some(runtime),
+        #[cfg(feature = "echo")]
+        echo: Arc::default(),
+    });
     *current = Some(Running {
         made_in: now,
         runtime: runtime.clone(),

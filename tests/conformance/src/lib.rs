@@ -6,4 +6,4 @@ mod runner;
 mod server;
 
 pub use runner::{Outcome, Settings, run};
-pub use server::{Absent, Methods, absent_udp, identity, private_server, versions};
+pub use server::{Absent, absent_udp, identity, methods, private_server, versions};

@@ -1,6 +1,6 @@
 //! Every case on every transport that Rust has. The other languages run the same cases from their own runners.
 
-use valkyrie_conformance::{Absent, Methods, Settings, absent_udp, identity, run};
+use valkyrie_conformance::{Absent, Settings, absent_udp, identity, methods, run};
 use valkyrie_sdk::ServerBuilder;
 
 const CASES: &str = include_str!("../cases.json");
@@ -8,7 +8,7 @@ const CASES: &str = include_str!("../cases.json");
 async fn passes_on(scheme: &str, bind: String, absent: String) {
     let (certificates, key) = identity();
     let builder = ServerBuilder::new().bind(bind).identity(certificates.as_str(), key.as_str());
-    let server = Methods::new().register(builder).build().await.unwrap();
+    let server = methods().register(builder).build().await.unwrap();
     let endpoint = server.endpoints().into_iter().find(|endpoint| endpoint.starts_with(scheme)).unwrap();
     let control = server.control();
     let serving = tokio::spawn(async move { server.start().await });

@@ -5,7 +5,7 @@
 use std::{error::Error, io::Write, process::ExitCode};
 
 use tokio::io::AsyncReadExt;
-use valkyrie_conformance::{Absent, Methods, absent_udp, identity, versions};
+use valkyrie_conformance::{Absent, absent_udp, identity, methods, versions};
 use valkyrie_sdk::ServerBuilder;
 
 #[tokio::main]
@@ -34,7 +34,7 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .bind(format!("unix://{}", path.display()))
         .bind("quic://127.0.0.1:0")
         .identity(certificates.as_str(), key.as_str());
-    let server = Methods::new().register(builder).build().await?;
+    let server = methods().register(builder).build().await?;
     let address = server.local_addr().ok_or("no tcp address")?;
     let endpoints = serde_json::json!({
         "tcp": format!("tcp://{address}"),
