@@ -38,6 +38,17 @@ static void *load(void *argument) {
     return NULL;
 }
 
+/* Keeps the library's table of objects busy: a fork may find it locked. */
+static void *look(void *argument) {
+    for (bool ends = false; !ends;) {
+        for (int i = 0; i < 1000; i++) CHECK(valkyrie_metadata_len((const valkyrie_metadata *)argument) == 0);
+        pthread_mutex_lock(&lock);
+        ends = over;
+        pthread_mutex_unlock(&lock);
+    }
+    return NULL;
+}
+
 typedef struct {
     const char *words;
     int callbacks;
@@ -76,6 +87,8 @@ static void child(valkyrie_queue *queue, valkyrie_call *call, const expected *ha
     CHECK(hanging->callbacks == 1 && hanging->code == VALKYRIE_CODE_UNAVAILABLE);
     CHECK(valkyrie_call_send(call, text("x"), NULL) == VALKYRIE_CODE_UNAVAILABLE);
     CHECK(same(valkyrie_message_bytes(message), "before"));
+    /* No lock was left by a thread that is not here. */
+    CHECK(valkyrie_alive() > 0);
     for (int i = 0; i < 5; i++) {
         snprintf(words, sizeof words, "child %ld call %d", (long)getpid(), i);
         echo(client, words);
@@ -88,11 +101,14 @@ static void child(valkyrie_queue *queue, valkyrie_call *call, const expected *ha
 }
 
 int main(int argc, char **argv) {
-    pthread_t threads[THREADS];
+    pthread_t threads[THREADS], looking;
+    valkyrie_message *looked_at = NULL;
     CHECK(argc >= 2);
     int forks = argc > 2 ? atoi(argv[2]) : 50;
     client = connect_to(argv[1]);
     for (int i = 0; i < THREADS; i++) CHECK(pthread_create(&threads[i], NULL, load, (void *)(intptr_t)i) == 0);
+    CHECK(valkyrie_client_request(client, text("x"), &looked_at, NULL) == 0);
+    CHECK(pthread_create(&looking, NULL, look, (void *)valkyrie_message_metadata(looked_at)) == 0);
     for (int i = 0; i < forks; i++) {
         valkyrie_queue *queue = NULL;
         valkyrie_call *call = NULL;
@@ -131,7 +147,8 @@ int main(int argc, char **argv) {
     over = true;
     pthread_mutex_unlock(&lock);
     for (int i = 0; i < THREADS; i++) pthread_join(threads[i], NULL);
-    CHECK(valkyrie_client_free(client) == 0);
+    pthread_join(looking, NULL);
+    CHECK(valkyrie_message_free(looked_at) == 0 && valkyrie_client_free(client) == 0);
     CHECK(valkyrie_in_flight() == 0 && valkyrie_alive() == 0);
     valkyrie_shutdown();
     puts("ok");

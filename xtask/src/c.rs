@@ -104,6 +104,7 @@ pub(crate) fn check(project: &Project) -> Outcome {
     let server = Server::start(project)?;
     for (compiler, program) in &tests {
         let mut test = project.command(program);
+        let mut forks = None;
         // The memory of a program under valgrind is valgrind's.
         if *compiler == "gcc" && !program.ends_with("c-tests-soak-gcc") {
             test = project.command("valgrind");
@@ -111,10 +112,11 @@ pub(crate) fn check(project: &Project) -> Outcome {
             if program.ends_with("c-tests-fork-gcc") {
                 // A child of a fork leaves alone what its parent's threads use.
                 test.arg("--leak-check=no");
+                forks = Some("10");
             }
             test.arg(program);
         }
-        run(test.arg(server.endpoint("tcp")).envs(server.variables("tcp")))?;
+        run(test.arg(server.endpoint("tcp")).args(forks).envs(server.variables("tcp")))?;
     }
     let mut drd = project.command("valgrind");
     drd.args(["--quiet", "--tool=drd", "--suppressions=c/tests/drd.supp", "--error-exitcode=99"]);
