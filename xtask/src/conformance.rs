@@ -49,19 +49,22 @@ impl Column {
 const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
 
 /// Every language over every transport that it has, and each with a peer of another version.
-const COLUMNS: [Column; 22] = [
+const COLUMNS: [Column; 25] = [
     Column::new("rust", "tcp", Peers::Same),
     Column::new("rust", "unix", Peers::Same),
     Column::new("rust", "ws", Peers::Same),
     Column::new("rust", "quic", Peers::Same),
     Column::new("python", "tcp", Peers::Same),
     Column::new("python", "unix", Peers::Same),
+    Column::new("python", "ws", Peers::Same),
     Column::new("python", "quic", Peers::Same),
     Column::new("node", "tcp", Peers::Same),
     Column::new("node", "unix", Peers::Same),
+    Column::new("node", "ws", Peers::Same),
     Column::new("node", "quic", Peers::Same),
     Column::new("c", "tcp", Peers::Same),
     Column::new("c", "unix", Peers::Same),
+    Column::new("c", "ws", Peers::Same),
     Column::new("c", "quic", Peers::Same),
     Column::new("chromium", "ws", Peers::Same),
     Column::new("firefox", "ws", Peers::Same),
