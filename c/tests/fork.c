@@ -3,6 +3,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include <poll.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 #include <unistd.h>
 #include "check.h"
@@ -45,6 +46,7 @@ static void *look(void *argument) {
         pthread_mutex_lock(&lock);
         ends = over;
         pthread_mutex_unlock(&lock);
+        sched_yield();
     }
     return NULL;
 }
@@ -116,6 +118,9 @@ int main(int argc, char **argv) {
         uint64_t number = 0;
         expected hanging = {"", 0, 0};
         valkyrie_operation hang = calling(client, "/test/hang", "fork");
+        valkyrie_call_options forever = VALKYRIE_CALL_OPTIONS_INIT;
+        forever.timeout_ms = VALKYRIE_NO_TIMEOUT;
+        hang.call_options = &forever;
         CHECK(valkyrie_queue_new(&queue, NULL) == 0);
         CHECK(valkyrie_operation_start(queue, &hang, &number, NULL, compare, &hanging) == 0);
         CHECK(valkyrie_client_open(client, "/echo", NULL, &call, NULL) == 0);
