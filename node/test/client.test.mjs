@@ -1,17 +1,14 @@
+// Calls, streams, metadata and errors of a client, through the installed package.
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { Metadata, StatusError, connect } from 'valkyrie-sdk';
-import { native, startServer } from './server.mjs';
+import { native, served } from './server.mjs';
 
 let server;
 let client;
-before(async () => {
-  server = await startServer();
-  client = await connect(server.tcp);
-});
-after(async () => {
-  await client.close();
-  await server.stop();
+served((started, connected) => {
+  server = started;
+  client = connected;
 });
 
 const hanging = async (token, until) => {

@@ -1,19 +1,15 @@
 // What is over leaves nothing behind: cancels, calls, clients, and what a garbage collector calls.
 import assert from 'node:assert/strict';
 import { readdirSync } from 'node:fs';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { connect } from 'valkyrie-sdk';
-import { LONG, inFlight, startServer } from './server.mjs';
+import { LONG, inFlight, served } from './server.mjs';
 
 let server;
 let client;
-before(async () => {
-  server = await startServer();
-  client = await connect(server.tcp);
-});
-after(async () => {
-  await client.close();
-  await server.stop();
+served((started, connected) => {
+  server = started;
+  client = connected;
 });
 
 const echoes = async (client, count) => {

@@ -3,6 +3,8 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
+import { after, before } from 'node:test';
+import { connect } from 'valkyrie-sdk';
 
 /** The counts of `node test/run.mjs --long`, instead of those that fit into every run. */
 export const LONG = process.env.VALKYRIE_TEST_LONG === '1';
@@ -22,6 +24,21 @@ export async function startServer() {
     await once(child, 'exit');
   };
   return { ...JSON.parse(line), stop };
+}
+
+/** A server and a client of it, given to `keep` before the first test of a file and ended after the last. */
+export function served(keep) {
+  let server;
+  let client;
+  before(async () => {
+    server = await startServer();
+    client = await connect(server.tcp);
+    keep(server, client);
+  });
+  after(async () => {
+    await client.close();
+    await server.stop();
+  });
 }
 
 /** Runs a program to its end: exit code, signal and output. A hang ends it with SIGKILL. */

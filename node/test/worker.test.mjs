@@ -1,21 +1,16 @@
 // Worker threads: each is an environment with a loop of its own, and may end at any moment.
 import assert from 'node:assert/strict';
 import { createRequire } from 'node:module';
-import { after, before, test } from 'node:test';
+import { test } from 'node:test';
 import { Worker } from 'node:worker_threads';
-import { connect } from 'valkyrie-sdk';
-import { LONG, inFlight, runNode, startServer } from './server.mjs';
+import { LONG, inFlight, runNode, served } from './server.mjs';
 
 const require = createRequire(import.meta.url);
 let server;
 let client;
-before(async () => {
-  server = await startServer();
-  client = await connect(server.tcp);
-});
-after(async () => {
-  await client.close();
-  await server.stop();
+served((started, connected) => {
+  server = started;
+  client = connected;
 });
 
 // `body` runs in the worker with a `client` of its own and the number of the `round`.

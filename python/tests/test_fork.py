@@ -88,7 +88,7 @@ for number in range(forks):
             import traceback
             traceback.print_exc()
         finally:
-            os._exit(status)
+            os._exit(status)  # The child's verdict; pytest's end is its parent's.
     assert os.waitpid(pid, 0)[1] == 0, number
 assert stream.recv() == b"parent's"
 stop.set()
@@ -116,7 +116,7 @@ async def main():
                 assert asyncio.run(in_child(client)) == b"child"
                 status = 0
             finally:
-                os._exit(status)
+                os._exit(status)  # The child's verdict; pytest's end is its parent's.
         assert os.waitpid(pid, 0)[1] == 0
         assert await client.request("parent") == b"parent"
         for call in pending:

@@ -360,7 +360,7 @@ def test_a_client_made_before_fork_works_in_the_child() -> None:
         try:
             status = 0 if client.request("child") == b"child" else 2
         finally:
-            os._exit(status)
+            os._exit(status)  # The child's verdict; pytest's end is its parent's.
     deadline = time.monotonic() + 60
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > deadline:

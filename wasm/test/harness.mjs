@@ -27,6 +27,7 @@ export async function run(times = 1, only = undefined) {
   if (failed > 0) throw new Error(`${failed} of ${tests.length} tests failed`);
 }
 
+// No test waits for this: it bounds one that hangs.
 async function within(promise, limitMs) {
   let timer;
   const limit = new Promise((_, reject) => {

@@ -257,7 +257,7 @@ async fn status(mut call: ServerCall) -> Result<Reply, Status> {
 async fn sleep(mut call: ServerCall) -> Result<Reply, Status> {
     let message = call.message().await?;
     let ms = parse(&message)?;
-    tokio::time::sleep(Duration::from_millis(ms)).await;
+    tokio::time::sleep(Duration::from_millis(ms)).await; // This is the method: it takes as long as its caller says.
     Ok(Reply::message(message))
 }
 

@@ -1,10 +1,13 @@
 //! The boundary as an adapter uses it, against a real server on a real socket.
 
+mod common;
+
 use std::{sync::Arc, time::Duration};
 
+use common::{connected, next};
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Queue, Reason, Status, Value, call, cancel,
-    client_free, close, connect, half_close, open, recv, send, stream_free,
+    Bytes, CallOptions, ClientOptions, Code, Handle, Queue, Reason, Status, Value, call, cancel, client_free,
+    close, connect, half_close, open, recv, send, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -70,26 +73,10 @@ fn rest(stream: Handle, queue: &Arc<Queue>) -> Vec<String> {
     }
 }
 
-fn next(queue: &Arc<Queue>) -> Completion {
-    let mut out = Vec::new();
-    // A hang is bounded far above anything that should take that long.
-    assert!(queue.wait(Some(Duration::from_secs(60))), "nothing completed");
-    assert_eq!(queue.drain(&mut out, 1), 1);
-    out.pop().unwrap()
-}
-
-fn connected(queue: &Arc<Queue>, endpoint: &str) -> Handle {
-    let (client, op) = connect(queue, endpoint, ClientOptions::default()).unwrap();
-    let completion = next(queue);
-    assert_eq!(completion.op, op);
-    assert!(matches!(completion.outcome, Ok(Value::Done)), "{completion:?}");
-    client
-}
-
 #[test]
 fn a_call_completes_once_with_its_answer() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     let op = call(client, &queue, "/echo", Bytes::from_static(b"hello"), CallOptions::default()).unwrap();
     let completion = next(&queue);
     assert_eq!(completion.op, op);
@@ -129,7 +116,7 @@ fn a_host_that_drains_when_it_is_woken_gets_every_completion_once() {
 #[test]
 fn a_cancelled_call_completes_once_with_cancelled() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     let op = call(client, &queue, "/hang", Bytes::new(), CallOptions::default()).unwrap();
     cancel(op);
     cancel(op);
@@ -142,7 +129,7 @@ fn a_cancelled_call_completes_once_with_cancelled() {
 #[test]
 fn streams_carry_messages_and_their_end() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
     for number in 0..10 {
         send(stream, &queue, Bytes::from(number.to_string())).unwrap();
@@ -169,7 +156,7 @@ fn streams_carry_messages_and_their_end() {
 #[test]
 fn sends_that_nobody_waits_for_keep_their_order() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     for _ in 0..20 {
         let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
         for number in 0..300 {
@@ -188,7 +175,7 @@ fn sends_that_nobody_waits_for_keep_their_order() {
 #[test]
 fn a_cancelled_recv_leaves_its_messages_to_the_next() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
     let mut got = Vec::new();
     for number in 0..500 {
@@ -222,7 +209,7 @@ fn a_cancelled_recv_leaves_its_messages_to_the_next() {
 #[test]
 fn closing_a_queue_cancels_what_waits_on_it() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     let gone = Queue::blocking();
     let forever = CallOptions { timeout_ms: Some(u64::MAX), ..CallOptions::default() };
     call(client, &gone, "/hang", Bytes::new(), forever).unwrap();
@@ -240,7 +227,7 @@ fn closing_a_queue_cancels_what_waits_on_it() {
 #[test]
 fn freeing_a_stream_completes_what_waits_on_it() {
     let queue = Queue::blocking();
-    let client = connected(&queue, &server());
+    let client = connected(&queue, &server(), ClientOptions::default());
     let stream = open(client, &queue, "/hang", CallOptions::default()).unwrap();
     let op = recv(stream, &queue, 1).unwrap();
     stream_free(stream);

@@ -1,25 +1,15 @@
 //! The echo core: a whole client and server with no socket, in a child of a fork too.
 #![cfg(target_os = "linux")]
 
+mod common;
+
 use std::{sync::Arc, time::Duration};
 
+use common::{connected, next};
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Queue, Reason, Value, call, client_free,
-    connect, open, recv, send, shutdown, stream_free,
+    Bytes, CallOptions, ClientOptions, Code, Handle, Queue, Reason, Value, call, client_free, connect, open,
+    recv, send, shutdown, stream_free,
 };
-
-fn next(queue: &Arc<Queue>) -> Completion {
-    let mut out = Vec::new();
-    assert!(queue.wait(Some(Duration::from_secs(60))), "nothing completed");
-    assert_eq!(queue.drain(&mut out, 1), 1);
-    out.pop().unwrap()
-}
-
-fn connected(queue: &Arc<Queue>, endpoint: &str) -> Handle {
-    let (client, _) = connect(queue, endpoint, ClientOptions::default()).unwrap();
-    assert!(matches!(next(queue).outcome, Ok(Value::Done)));
-    client
-}
 
 fn answer(client: Handle, queue: &Arc<Queue>, method: &str, message: &str) -> String {
     call(client, queue, method, Bytes::from(message.to_owned()), CallOptions::default()).unwrap();
@@ -45,7 +35,7 @@ fn the_echo_core_needs_no_socket_and_is_each_processs_own() {
     let before = sockets();
     drop(second);
     let queue = Queue::blocking();
-    let client = connected(&queue, "echo://core");
+    let client = connected(&queue, "echo://core", ClientOptions::default());
     assert_eq!(answer(client, &queue, "/echo", "hello"), "hello");
     assert_eq!(answer(client, &queue, "/test/any/where", ""), "/test/any/where");
     let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
@@ -66,7 +56,7 @@ fn the_echo_core_needs_no_socket_and_is_each_processs_own() {
 
     // A server that a caller may end, which the core is not.
     let private = answer(client, &queue, "/test/private", "echo");
-    let ends = connected(&queue, &private);
+    let ends = connected(&queue, &private, ClientOptions::default());
     assert_eq!(answer(ends, &queue, "/test/shutdown", "now"), "now");
     client_free(ends);
     call(client, &queue, "/test/shutdown", Bytes::from_static(b"now"), CallOptions::default()).unwrap();
@@ -84,7 +74,7 @@ fn the_echo_core_needs_no_socket_and_is_each_processs_own() {
                 });
                 let held = std::panic::catch_unwind(child).unwrap_or(false);
                 // SAFETY: the child ends here and runs no destructor of the parent's.
-                unsafe { libc::_exit(if held { 0 } else { 1 }) }
+                unsafe { libc::_exit(i32::from(!held)) }
             }
             child => {
                 let mut status = 0;
@@ -96,7 +86,7 @@ fn the_echo_core_needs_no_socket_and_is_each_processs_own() {
         }
     }
     shutdown();
-    let client = connected(&queue, "echo://core");
+    let client = connected(&queue, "echo://core", ClientOptions::default());
     assert_eq!(answer(client, &queue, "/echo", "again"), "again");
     client_free(client);
 }

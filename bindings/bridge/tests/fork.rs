@@ -1,6 +1,8 @@
 //! Forks, as a web server's or a job runner's prefork model makes them: with calls under way on other threads.
 #![cfg(unix)]
 
+mod common;
+
 use std::{
     sync::{
         Arc,
@@ -10,9 +12,10 @@ use std::{
     time::Duration,
 };
 
+use common::next;
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Queue, Reason, Status, Value, call, cancel,
-    client_free, connect, in_flight, open, recv, send, stream_free,
+    Bytes, CallOptions, ClientOptions, Code, Handle, Queue, Reason, Status, Value, call, cancel, client_free,
+    connect, in_flight, open, recv, send, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -71,19 +74,10 @@ fn server() -> (Server, Receiver<()>) {
     (Server { tcp: of("tcp:"), unix: of("unix:"), quic: of("quic:"), certificates }, ended)
 }
 
-fn next(queue: &Arc<Queue>) -> Completion {
-    let mut out = Vec::new();
-    assert!(queue.wait(Some(Duration::from_secs(60))), "nothing completed");
-    assert_eq!(queue.drain(&mut out, 1), 1);
-    out.pop().unwrap()
-}
-
 fn connected(queue: &Arc<Queue>, server: &Server, endpoint: &str) -> Handle {
     let mut options = ClientOptions::default();
     options.trusted_certificates = Some(server.certificates.clone());
-    let (client, _) = connect(queue, endpoint, options).unwrap();
-    assert!(matches!(next(queue).outcome, Ok(Value::Done)));
-    client
+    common::connected(queue, endpoint, options)
 }
 
 fn echoes(client: Handle, queue: &Arc<Queue>, message: String) -> bool {

@@ -1,5 +1,7 @@
 //! The end of the library while it is in use, and its use inside somebody else's tokio.
 
+mod common;
+
 use std::{
     sync::{
         Arc, Barrier, Mutex, MutexGuard, PoisonError,
@@ -9,9 +11,10 @@ use std::{
     time::Duration,
 };
 
+use common::{connected, next};
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Completion, Handle, Queue, Reason, Status, Value, call, client_free,
-    connect, half_close, in_flight, open, recv, send, shutdown, stream_free,
+    Bytes, CallOptions, ClientOptions, Handle, Queue, Reason, Status, Value, call, client_free, connect,
+    half_close, in_flight, open, recv, send, shutdown, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -52,20 +55,6 @@ fn server() -> (String, Receiver<()>) {
     (told.recv().unwrap(), ended)
 }
 
-fn next(queue: &Arc<Queue>) -> Completion {
-    let mut out = Vec::new();
-    // A hang is bounded far above anything that should take that long.
-    assert!(queue.wait(Some(Duration::from_secs(60))), "nothing completed");
-    assert_eq!(queue.drain(&mut out, 1), 1);
-    out.pop().unwrap()
-}
-
-fn connected(queue: &Arc<Queue>, endpoint: &str) -> Handle {
-    let (client, _) = connect(queue, endpoint, ClientOptions::default()).unwrap();
-    assert!(matches!(next(queue).outcome, Ok(Value::Done)));
-    client
-}
-
 fn echoes(client: Handle, queue: &Arc<Queue>) -> bool {
     let op = call(client, queue, "/echo", Bytes::from_static(b"x"), CallOptions::default()).unwrap();
     let completion = next(queue);
@@ -81,7 +70,7 @@ fn what_is_under_way_at_shutdown_completes_once_and_stops_at_the_server() {
     let _alone = alone();
     let (endpoint, ended) = server();
     let queue = Queue::blocking();
-    let client = connected(&queue, &endpoint);
+    let client = connected(&queue, &endpoint, ClientOptions::default());
     let mut ops: Vec<u64> =
         (0..50).map(|_| call(client, &queue, "/hang", Bytes::new(), forever()).unwrap()).collect();
     let streams: Vec<Handle> =
@@ -128,7 +117,7 @@ fn what_is_under_way_at_shutdown_completes_once_and_stops_at_the_server() {
     }
     client_free(client);
     // A library that is used again begins again.
-    let client = connected(&queue, &endpoint);
+    let client = connected(&queue, &endpoint, ClientOptions::default());
     assert!(echoes(client, &queue));
     client_free(client);
     shutdown();
@@ -226,7 +215,7 @@ fn shutdowns_at_any_moment_lose_no_operation() {
 /// As a host that is itself a tokio program.
 fn inside_another_runtime(endpoint: &str) {
     let queue = Queue::blocking();
-    let client = connected(&queue, endpoint);
+    let client = connected(&queue, endpoint, ClientOptions::default());
     assert!(echoes(client, &queue));
     let stream = open(client, &queue, "/echo", CallOptions::default()).unwrap();
     send(stream, &queue, Bytes::from_static(b"x")).unwrap();

@@ -1,8 +1,3 @@
 import { hello } from './hello.js';
 
-onmessage = ({ data: endpoint }) =>
-  hello(endpoint).then(postMessage, (error) =>
-    setTimeout(() => {
-      throw error;
-    }),
-  );
+onmessage = ({ data: endpoint }) => hello(endpoint).then(postMessage, reportError);
