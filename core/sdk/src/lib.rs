@@ -28,6 +28,8 @@ mod client;
 mod connection;
 mod endpoint;
 mod handler;
+#[cfg(feature = "native")]
+mod listen;
 mod options;
 mod router;
 mod runtime;

@@ -1,10 +1,8 @@
 //! The server: listeners, the connections they accept, and a graceful end.
 
 use std::{
-    io,
     net::SocketAddr,
     ops::RangeInclusive,
-    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -13,44 +11,38 @@ use std::{
 };
 
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{Notify, watch},
     task::JoinSet,
 };
 use valkyrie_protocol::{Limits, Reason, Status};
 
 #[cfg(feature = "quic")]
-use crate::transport::quic::{self, Identity};
+use crate::transport::quic::Identity;
 use crate::{
-    BoxFuture, ConnectionInfo, Endpoint, Listener, MessageHandler, Peer, Runtime, TokioRuntime, Transport,
-    ValkyrieServer,
+    BoxFuture, ConnectionInfo, Listener, MessageHandler, Runtime, TokioRuntime, ValkyrieServer,
     connection::{Link, Terms, lock},
+    listen::{self, Arriving, Bind, Bound, Doors},
     router::Router,
     table::{Phase, Table},
-    transport::{memory::MemoryListener, socket::Socket},
 };
 
 /// How long a new connection may take to say which protocol it speaks.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the end of a server waits for its UDP port to be free.
-#[cfg(feature = "quic")]
-const PORT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long accepting rests after an error such as "too many open files": doubled from the first to the second.
 const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
 /// Describes a server; [`ServerBuilder::build`] binds it.
 #[must_use = "a builder does nothing until it is built"]
 pub struct ServerBuilder {
-    binds: Vec<String>,
+    /// Each with what binds it: a program that never asks for an address has none of these transports' servers in it.
+    binds: Vec<(String, Bind)>,
     handlers: Vec<(String, Arc<dyn MessageHandler>)>,
     terms: Terms,
     max_running_handlers: usize,
     max_connections: usize,
     drain_timeout_ms: u64,
-    origins: Vec<String>,
+    doors: Doors,
     listeners: Vec<Box<dyn Listener>>,
-    #[cfg(feature = "quic")]
-    identity: Option<Identity>,
 }
 
 impl Default for ServerBuilder {
@@ -62,10 +54,8 @@ impl Default for ServerBuilder {
             max_running_handlers: 256,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
-            origins: Vec::new(),
+            doors: Doors::default(),
             listeners: Vec::new(),
-            #[cfg(feature = "quic")]
-            identity: None,
         }
     }
 }
@@ -79,7 +69,7 @@ impl ServerBuilder {
     /// Listens there too: `host:port`, `tcp://host:port`, `unix:///path`, `quic://host:port`, `memory:name`. A TCP port
     /// answers WebSocket handshakes as well. Port 0 lets the system choose.
     pub fn bind(mut self, endpoint: impl Into<String>) -> Self {
-        self.binds.push(endpoint.into());
+        self.binds.push((endpoint.into(), listen::bind));
         self
     }
 
@@ -87,7 +77,7 @@ impl ServerBuilder {
     /// `quic://`, which is always encrypted; others do not use it yet.
     #[cfg(feature = "quic")]
     pub fn identity(mut self, certificates: impl Into<bytes::Bytes>, key: impl Into<bytes::Bytes>) -> Self {
-        self.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
+        self.doors.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
         self
     }
 
@@ -141,7 +131,7 @@ impl ServerBuilder {
     /// Lets pages of that origin (`https://app.example`, or `*`) connect by WebSocket, beside same-origin and loopback
     /// pages, which always may.
     pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
-        self.origins.push(origin.into());
+        self.doors.origins.push(origin.into());
         self
     }
 
@@ -171,27 +161,21 @@ impl ServerBuilder {
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }
-        let mut bound = Vec::new();
-        for text in &self.binds {
-            let endpoint = Endpoint::parse(text)?;
-            #[cfg(feature = "quic")]
-            if endpoint.scheme() == "quic" {
-                bound.push(Bound::bind_quic(&endpoint, self.identity.as_ref(), &self.terms.limits).await?);
-                continue;
-            }
-            bound.push(Bound::bind(&endpoint).await?);
+        let mut bound: Vec<Box<dyn Bound>> = Vec::new();
+        for (endpoint, bind) in &self.binds {
+            bound.push(bind(endpoint, &self.terms.limits, &self.doors).await?);
         }
-        bound.extend(self.listeners.into_iter().map(Bound::Other));
+        for listener in self.listeners {
+            bound.push(Box::new(listener));
+        }
         Ok(Server {
-            local_addr: bound.iter().find_map(Bound::local_addr),
-            endpoints: bound.iter().flat_map(Bound::endpoints).collect(),
+            local_addr: bound.iter().find_map(|bound| bound.local_addr()),
+            endpoints: bound.iter().flat_map(|bound| bound.endpoints()).collect(),
             bound: Mutex::new(Some(bound)),
             shared: Arc::new(Shared {
                 router: Arc::new(router),
                 runtime: Arc::new(runtime),
                 terms: self.terms,
-                #[cfg(feature = "websocket")]
-                origins: self.origins,
                 max_connections: self.max_connections.min(most_connections()),
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
                 links: Table::default(),
@@ -220,150 +204,10 @@ fn most_connections() -> usize {
     soft.map_or(usize::MAX, |soft| soft.saturating_sub(SPARE_DESCRIPTORS).max(1))
 }
 
-enum Bound {
-    Tcp(TcpListener, SocketAddr),
-    #[cfg(unix)]
-    Unix(tokio::net::UnixListener, PathBuf),
-    #[cfg(feature = "quic")]
-    Quic(quic::Listening, SocketAddr),
-    Other(Box<dyn Listener>),
-}
-
-impl Bound {
-    #[cfg(feature = "quic")]
-    async fn bind_quic(
-        endpoint: &Endpoint,
-        identity: Option<&Identity>,
-        limits: &Limits,
-    ) -> Result<Self, Status> {
-        let identity = identity.ok_or_else(|| {
-            Status::from_reason(
-                Reason::INVALID_CONFIGURATION,
-                format!("{endpoint} needs a certificate; call .identity(certificates, key)"),
-            )
-        })?;
-        let failed = |error: io::Error| {
-            Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}"))
-        };
-        let mut addresses = tokio::net::lookup_host(endpoint.authority()).await.map_err(failed)?;
-        let address = addresses.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-        let quic = quic::bind(address, identity, limits)?;
-        let address = quic.endpoint.local_addr().map_err(failed)?;
-        Ok(Self::Quic(quic, address))
-    }
-
-    async fn bind(endpoint: &Endpoint) -> Result<Self, Status> {
-        let failed = |error: io::Error| {
-            Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}"))
-        };
-        match endpoint.scheme() {
-            "tcp" | "ws" => {
-                let listener = TcpListener::bind(endpoint.authority()).await.map_err(failed)?;
-                let address = listener.local_addr().map_err(failed)?;
-                Ok(Self::Tcp(listener, address))
-            }
-            #[cfg(unix)]
-            "unix" => {
-                let path = PathBuf::from(endpoint.address());
-                let listener = bind_unix(&path).map_err(failed)?;
-                Ok(Self::Unix(listener, path))
-            }
-            "memory" => Ok(Self::Other(Box::new(MemoryListener::bind(endpoint.address()).map_err(failed)?))),
-            scheme => Err(Status::from_reason(
-                Reason::UNSUPPORTED_SCHEME,
-                format!("a server cannot listen on the scheme {scheme} of {endpoint}"),
-            )),
-        }
-    }
-
-    fn local_addr(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(_, address) => Some(*address),
-            #[cfg(unix)]
-            Self::Unix(..) => None,
-            #[cfg(feature = "quic")]
-            Self::Quic(_, address) => Some(*address),
-            Self::Other(listener) => listener.local_addr(),
-        }
-    }
-
-    fn endpoints(&self) -> Vec<String> {
-        match self {
-            #[cfg(feature = "websocket")]
-            Self::Tcp(_, address) => vec![format!("tcp://{address}"), format!("ws://{address}")],
-            #[cfg(not(feature = "websocket"))]
-            Self::Tcp(_, address) => vec![format!("tcp://{address}")],
-            #[cfg(unix)]
-            Self::Unix(_, path) => vec![format!("unix://{}", path.display())],
-            #[cfg(feature = "quic")]
-            Self::Quic(_, address) => vec![format!("quic://{address}")],
-            Self::Other(listener) => vec![listener.endpoint()],
-        }
-    }
-
-    async fn accept(&mut self) -> io::Result<Accepted> {
-        match self {
-            Self::Tcp(listener, _) => {
-                listener.accept().await.map(|(stream, from)| Accepted::Tcp(stream, from))
-            }
-            #[cfg(unix)]
-            Self::Unix(listener, _) => {
-                let (stream, _) = listener.accept().await?;
-                let uid = stream.peer_cred().ok().map(|cred| cred.uid());
-                let peer = Peer { endpoint: "unix:".to_owned(), uid };
-                Ok(Accepted::Ready(Box::new(Socket(stream)), peer))
-            }
-            #[cfg(feature = "quic")]
-            Self::Quic(quic, _) => Ok(Accepted::Quic(Box::new(quic.accept().await?))),
-            Self::Other(listener) => {
-                let (transport, peer) = std::future::poll_fn(|cx| listener.poll_accept(cx)).await?;
-                Ok(Accepted::Ready(transport, peer))
-            }
-        }
-    }
-}
-
-impl Drop for Bound {
-    fn drop(&mut self) {
-        #[cfg(unix)]
-        if let Self::Unix(_, path) = self {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-/// Binds a Unix socket of mode 0600. A socket that nobody listens on any more is replaced; anything else at the path
-/// is left alone.
-#[cfg(unix)]
-fn bind_unix(path: &std::path::Path) -> io::Result<tokio::net::UnixListener> {
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-    if let Ok(found) = std::fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
-        }
-        match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there")),
-            Err(_) => std::fs::remove_file(path)?,
-        }
-    }
-    let listener = tokio::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-enum Accepted {
-    Tcp(TcpStream, SocketAddr),
-    #[cfg(feature = "quic")]
-    Quic(Box<quic::Handshake>),
-    Ready(Box<dyn Transport>, Peer),
-}
-
 struct Shared {
     router: Arc<Router>,
     runtime: Arc<dyn Runtime>,
     terms: Terms,
-    #[cfg(feature = "websocket")]
-    origins: Vec<String>,
     max_connections: usize,
     drain_timeout: Duration,
     links: Table<Arc<Link>>,
@@ -382,7 +226,7 @@ struct Shared {
 
 /// A bound server.
 pub struct Server {
-    bound: Mutex<Option<Vec<Bound>>>,
+    bound: Mutex<Option<Vec<Box<dyn Bound>>>>,
     local_addr: Option<SocketAddr>,
     endpoints: Vec<String>,
     shared: Arc<Shared>,
@@ -497,12 +341,12 @@ impl ServerControl {
 }
 
 impl Shared {
-    async fn accept_loop(self: Arc<Self>, listener: Bound) {
+    async fn accept_loop(self: Arc<Self>, listener: Box<dyn Bound>) {
         let _listening = Listening::new(&self);
         self.accept_until_told(listener).await;
     }
 
-    async fn accept_until_told(self: &Arc<Self>, mut listener: Bound) {
+    async fn accept_until_told(self: &Arc<Self>, mut listener: Box<dyn Bound>) {
         let mut phase = self.phase.subscribe();
         let mut rest = ACCEPT_BACKOFF.0;
         loop {
@@ -513,7 +357,7 @@ impl Shared {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok(accepted) => {
+                Ok(arriving) => {
                     rest = ACCEPT_BACKOFF.0;
                     self.accepted.fetch_add(1, Relaxed);
                     let open = self.links.len() + self.opening.load(Relaxed);
@@ -522,7 +366,7 @@ impl Shared {
                         continue;
                     }
                     self.opening.fetch_add(1, Relaxed);
-                    tokio::spawn(Opening(self.clone()).serve(accepted));
+                    tokio::spawn(Opening(self.clone()).serve(arriving));
                 }
                 // Out of descriptors, or a connection that died in the queue: those that stand go on (F53).
                 Err(_) => {
@@ -531,33 +375,7 @@ impl Shared {
                 }
             }
         }
-        #[cfg(feature = "quic")]
-        if let Bound::Quic(quic, _) = &listener {
-            let mut closed = quic.closed.clone();
-            self.refuse_until_idle(&quic.endpoint).await;
-            drop(listener);
-            let _ = tokio::time::timeout(PORT_TIMEOUT, closed.changed()).await;
-        }
-    }
-
-    /// A UDP port stays while connections do, and a little longer: whoever knocks there is told at once.
-    #[cfg(feature = "quic")]
-    async fn refuse_until_idle(&self, quic: &quinn::Endpoint) {
-        let idle = async {
-            self.idle().await;
-            quic.wait_idle().await;
-        };
-        tokio::pin!(idle);
-        loop {
-            tokio::select! {
-                biased;
-                () = &mut idle => return,
-                incoming = quic.accept() => match incoming {
-                    Some(incoming) => incoming.refuse(),
-                    None => return,
-                },
-            }
-        }
+        listener.close(Box::pin(self.idle())).await;
     }
 
     fn drain(&self) {
@@ -635,13 +453,13 @@ impl Drop for Opening {
 }
 
 impl Opening {
-    async fn serve(self, accepted: Accepted) {
+    async fn serve(self, arriving: Arriving) {
         let shared = self.0.clone();
         let mut phase = shared.phase.subscribe();
         let opened = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return,
-            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.open(accepted)) => opened,
+            opened = tokio::time::timeout(SNIFF_TIMEOUT, arriving) => opened,
         };
         // A stranger that says nothing, or not enough, is closed without a word.
         let Ok(Ok((transport, peer))) = opened else { return };
@@ -664,30 +482,6 @@ impl Opening {
         }
         shared.links.remove(link.id);
         shared.changed.notify_waiters();
-    }
-}
-
-impl Shared {
-    async fn open(&self, accepted: Accepted) -> io::Result<(Box<dyn Transport>, Peer)> {
-        match accepted {
-            Accepted::Ready(transport, peer) => Ok((transport, peer)),
-            #[cfg(feature = "quic")]
-            Accepted::Quic(handshake) => handshake.finish().await,
-            Accepted::Tcp(stream, from) => {
-                stream.set_nodelay(true)?;
-                let mut first = [0];
-                if stream.peek(&mut first).await? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                #[cfg(feature = "websocket")]
-                if first[0] == b'G' {
-                    let peer = Peer { endpoint: format!("ws://{from}"), uid: None };
-                    return Ok((crate::transport::websocket::accept(stream, &self.origins).await?, peer));
-                }
-                let peer = Peer { endpoint: format!("tcp://{from}"), uid: None };
-                Ok((Box::new(Socket(stream)), peer))
-            }
-        }
     }
 }
 
