@@ -30,7 +30,7 @@ use std::{
     time::Duration,
 };
 
-use abuse::Bucket;
+use abuse::{Account, Bucket};
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::{
@@ -310,6 +310,8 @@ pub struct Connection {
 
     /// Resets that the peer is to blame for, less the calls that completed.
     resets: Bucket,
+    /// The same of this side, as the peer sees it.
+    account: Account,
     glitches: Bucket,
     /// How far fragments fell short, less what longer ones paid back.
     fragment_overhead: u32,
@@ -382,6 +384,7 @@ impl Connection {
             buffered: 0,
             unsent: 0,
             resets: Bucket::new(limits.max_resets, limits.resets_per_second),
+            account: Account::new(&limits, config.multiplexed),
             glitches: Bucket::new(limits.max_glitches, limits.glitches_per_second),
             fragment_overhead: 0,
             pings: 0,
@@ -442,7 +445,21 @@ impl Connection {
         // What was noted for frames that are whole by now is nobody's.
         let overdue = self.next_overdue.filter(|_| !self.unfinished_streams.is_empty());
         let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), overdue);
-        Time::sooner(self.handshake_deadline, Time::sooner(frame, self.next_deadline))
+        let streams = Time::sooner(self.next_deadline, self.next_opening());
+        Time::sooner(self.handshake_deadline, Time::sooner(frame, streams))
+    }
+
+    /// When a call that waits for room in the account may get it.
+    fn next_opening(&self) -> Option<Time> {
+        let waits = self.unopened.iter().any(|waiting| !waiting.is_empty())
+            && self.open_local < self.peer.max_concurrent_streams
+            && self.failed.is_none();
+        waits.then(|| Time::sooner(self.account.room_at(self.open_local), self.account.ask_at())).flatten()
+    }
+
+    /// Whether the peer takes another stream of this side, and would forgive its bad end.
+    fn may_open(&self) -> bool {
+        self.open_local < self.peer.max_concurrent_streams && self.account.has_room(self.now, self.open_local)
     }
 
     /// Streams that are open or wait to be.
@@ -642,10 +659,15 @@ impl Connection {
 
     /// Ends a stream badly in both directions. Does nothing when it is gone.
     pub fn reset(&mut self, key: StreamKey, code: ErrorCode) {
+        // Before its place is another's.
+        if self.streams.get(key).is_some_and(|stream| stream.local && stream.id != 0) {
+            self.account.sent();
+        }
         if let Some((id, _)) = self.forget(key)
             && id != 0
         {
             self.push_reset(id, code);
+            self.settle_account();
         }
     }
 
@@ -796,6 +818,10 @@ impl Connection {
             && let Err(error) = self.end_streams_that_are_due(now)
         {
             return Err(self.fail(error));
+        }
+        if due(self.next_opening()) {
+            self.settle_account();
+            self.open_next();
         }
         Ok(())
     }
@@ -997,7 +1023,11 @@ impl Connection {
                 match self.pings.checked_sub(1) {
                     Some(left) => {
                         self.pings = left;
-                        self.events.push_back(Event::Pong { data });
+                        if self.account.ponged(now) {
+                            self.open_next();
+                        } else {
+                            self.events.push_back(Event::Pong { data });
+                        }
                         Ok(())
                     }
                     // Nobody asked.
@@ -1356,8 +1386,9 @@ impl Connection {
         } else {
             Err(fields.to_status(record).map_err(malformed)?)
         };
-        self.forget(key);
         self.resets.pay_back();
+        self.account.pay_back();
+        self.forget(key);
         self.events.push_back(Event::Ended { key, outcome });
         Ok(())
     }
@@ -1370,8 +1401,11 @@ impl Connection {
 
     fn reset_by_peer(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
         let seen = self.is_seen(key);
-        let local = self.forget(key).is_some_and(|(_, local)| local);
         let refused = code == ErrorCode::REFUSED;
+        if !refused && self.streams.get(key).is_some_and(|stream| stream.local) {
+            self.account.told(self.now);
+        }
+        let local = self.forget(key).is_some_and(|(_, local)| local);
         let message = match (code, local) {
             (ErrorCode::CANCEL, false) => "the caller cancelled the call".to_owned(),
             (ErrorCode::REFUSED, _) => "the peer refused the stream".to_owned(),
@@ -1568,7 +1602,7 @@ impl Connection {
     }
 
     fn write_frame(&mut self, now: Time, key: StreamKey, out: &mut TransmitBuffer) {
-        let max_streams = self.peer.max_concurrent_streams;
+        let may_open = self.may_open();
         // Where the others take all that comes back, bulk would never find half a window.
         let by_share = self.pressed && self.bulk_is_due();
         let Some(stream) = self.streams.get(key) else { return };
@@ -1598,11 +1632,14 @@ impl Connection {
             return;
         }
         let opens = matches!(item, Out::Call { .. }) && *offset == 0 && stream.id == 0;
-        if opens && self.open_local >= max_streams {
-            self.wait_unopened(key);
-            return;
-        }
         if opens {
+            // What came later does not go before those that wait for time to pass.
+            let class = stream.priority as usize;
+            let yields = !stream.called && self.unopened[..=class].iter().any(|waiting| !waiting.is_empty());
+            if yields || !may_open {
+                self.wait_unopened(key);
+                return;
+            }
             stream.id = self.next_id;
             self.ids.insert(self.next_id, key);
             self.next_id += 2;
@@ -1712,6 +1749,9 @@ impl Connection {
         } else {
             self.make_ready(key);
         }
+        if opens {
+            self.open_next();
+        }
     }
 
     /// Puts a stream aside until the connection has room for it: once, however often it is looked at meanwhile.
@@ -1723,25 +1763,29 @@ impl Connection {
         }
     }
 
-    /// Puts a stream of ours aside until the peer takes another one.
+    /// Puts a stream of ours aside until another one may be opened.
     fn wait_unopened(&mut self, key: StreamKey) {
         let Some(stream) = self.streams.get(key) else { return };
         let class = stream.priority as usize;
         if std::mem::replace(&mut stream.waiting, true) {
             return;
         }
+        let called = std::mem::take(&mut stream.called);
         // Calls that were given up while they waited left their keys behind.
         if self.unopened[class].len() > 2 * self.waiting_opens + 64 {
             let streams = &mut self.streams;
             self.unopened[class].retain(|key| streams.get(*key).is_some());
         }
-        self.unopened[class].push_back(key);
+        match called {
+            true => self.unopened[class].push_front(key),
+            false => self.unopened[class].push_back(key),
+        }
     }
 
-    /// The peer may take another stream of ours: the first of the most urgent class gets another look, and not all that
-    /// wait, or each end of a call would cost as much as there are calls waiting.
+    /// Another stream of ours may be opened, if there is room: the first of the most urgent class gets another look, and
+    /// not all that wait, or each end of a call would cost as much as there are calls waiting.
     fn open_next(&mut self) {
-        if self.open_local >= self.peer.max_concurrent_streams {
+        if !self.may_open() {
             return;
         }
         let bulk = Priority::Bulk as usize;
@@ -1751,6 +1795,7 @@ impl Connection {
             while let Some(key) = self.unopened[class].pop_front() {
                 if let Some(stream) = self.streams.get(key) {
                     stream.waiting = false;
+                    stream.called = true;
                     return self.make_ready(key);
                 }
             }

@@ -117,6 +117,8 @@ pub(crate) struct Stream {
     pub(crate) ready: bool,
     /// Whether the stream stands among those that wait for the connection.
     pub(crate) waiting: bool,
+    /// Whether it waited for another stream of this side to end, and it is its turn.
+    pub(crate) called: bool,
     /// The end of this side's messages is queued; nothing may follow it.
     pub(crate) half_closed_local: bool,
     /// Whether the stream's own channel has not taken its last frames.
@@ -155,6 +157,7 @@ impl Stream {
             queue: VecDeque::new(),
             ready: false,
             waiting: false,
+            called: false,
             half_closed_local: false,
             blocked: false,
             sent: 0,

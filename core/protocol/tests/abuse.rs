@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use side::{Side, call, frame, message, record, reset, status};
 use valkyrie_protocol::{
-    Call, Code, Config, Connection, ConnectionError, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE,
-    Finish, FrameType, Head, Limits, Ping, Reason, Role, Status, StreamKey, Time, TransmitBuffer, Window,
+    Call, Code, Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, FLAG_END,
+    FLAG_MESSAGE, FLAG_MORE, Finish, FrameType, Head, Limits, Ping, Reason, Role, Status, StreamKey, Time,
+    TransmitBuffer, Window,
 };
 
 const LIMITS: Limits = Limits {
@@ -146,42 +147,171 @@ fn f18_resets_that_the_peer_provokes_are_counted_with_its_own() {
     assert_eq!(count, most);
 }
 
-/// The same bucket on the other side: a server that makes a client reset.
-// spec: W9-07
+/// A server that makes a client reset gets no more calls than the client's own account has room for.
+// spec: W9-07, W9-15
 #[test]
-fn f18_a_server_that_provokes_resets_is_left() {
+fn f18_a_server_that_provokes_resets_is_called_no_more() {
     let mut side = Side::new(Role::Client, LIMITS);
     let large = vec![0; 1 << 14];
-    let mut refused = 0;
-    let error = loop {
+    for count in 0..u64::from(LIMITS.max_resets) {
         side.call(true);
-        let stream = 2 * refused + 1;
-        side.read(message(stream, FLAG_MESSAGE | FLAG_MORE, &large)).unwrap();
-        if let Err(error) = side.read(message(stream, FLAG_MESSAGE, b"more")) {
-            break error;
+        side.read(message(2 * count + 1, FLAG_MESSAGE | FLAG_MORE, &large)).unwrap();
+        side.read(message(2 * count + 1, FLAG_MESSAGE, b"more")).unwrap();
+        side.said();
+    }
+    side.open();
+    assert!(side.said().is_empty());
+    assert_eq!(side.0.state(), ConnectionState::Open);
+}
+
+/// A client and a server, and what is on the way between them.
+struct Pair {
+    client: Side,
+    server: Side,
+    to_server: BytesMut,
+    started: Vec<StreamKey>,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let [client, server] = [Role::Client, Role::Server].map(|role| Side::new(role, Limits::default()));
+        Self { client, server, to_server: BytesMut::new(), started: Vec::new() }
+    }
+
+    fn client_turn(&mut self, now: Time) {
+        if self.client.0.poll_timeout().is_some_and(|at| at <= now) {
+            self.client.0.handle_timeout(now).unwrap();
         }
-        side.said();
-        refused += 1;
-    };
-    assert_eq!((refused, error.code), (u64::from(LIMITS.max_resets), ErrorCode::ENHANCE_CALM));
-    // An answer gives room again.
+        for sent in self.client.sent(now, usize::MAX) {
+            self.to_server.extend_from_slice(&sent.bytes);
+        }
+        self.client.events();
+    }
+
+    /// The server reads all there is; the client hears of it at once.
+    fn server_turn(&mut self, now: Time) {
+        self.server.0.handle_read(now, &mut self.to_server).unwrap();
+        self.started.extend(keys(&mut self.server));
+        for sent in self.server.sent(now, usize::MAX) {
+            self.client.0.handle_read(now, &mut BytesMut::from(&sent.bytes[..])).unwrap();
+        }
+    }
+
+    fn completes_a_call(&mut self, now: Time) {
+        self.started.clear();
+        self.client.open();
+        self.client_turn(now);
+        self.server_turn(now);
+        self.server.0.respond(self.started[0], Ok(Finish::default()));
+        self.server_turn(now);
+        self.client_turn(now);
+    }
+}
+
+/// Each is cancelled when its handler runs, none completes, and the server never has enough.
+// spec: W9-15
+#[test]
+fn f18_a_client_that_cancels_without_end_keeps_its_connection() {
+    let mut pair = Pair::new();
+    let (mut now, mut started) = (Time::default(), 0);
+    for _ in 0..10_000 {
+        let key = pair.client.open();
+        pair.client_turn(now);
+        pair.server_turn(now);
+        while pair.started.is_empty() {
+            now = pair.client.0.poll_timeout().unwrap();
+            pair.client_turn(now);
+            pair.server_turn(now);
+        }
+        started += std::mem::take(&mut pair.started).len();
+        pair.client.0.reset(key, ErrorCode::CANCEL);
+        pair.client_turn(now);
+        pair.server_turn(now);
+        assert_eq!((pair.client.0.streams(), pair.server.0.streams()), (0, 0));
+    }
+    // All but the first went at the pace of what is forgiven, less an eighth of it.
+    assert_eq!((started, now.as_micros() / 1_000_000), (10_000, 310));
+    now = pair.client.0.poll_timeout().unwrap_or(now).max(seconds(311));
+    pair.completes_a_call(now);
+}
+
+/// What a server has not read yet it cannot forgive, however long it stands still.
+// spec: W9-15
+#[test]
+fn f18_a_server_that_stands_still_is_not_sent_more_than_it_forgives_at_once() {
+    let mut pair = Pair::new();
+    let mut last = Time::default();
+    for second in 0..100 {
+        for _ in 0..100 {
+            let key = pair.client.open();
+            pair.client_turn(seconds(second));
+            pair.client.0.reset(key, ErrorCode::CANCEL);
+            pair.client_turn(seconds(second));
+        }
+        last = seconds(second + 1);
+    }
+    pair.server_turn(last);
+    assert_eq!(pair.started.len() as u32, Limits::default().max_resets);
+    assert_eq!(pair.server.0.streams(), 0);
+    let after = seconds(101);
+    pair.client_turn(after);
+    pair.completes_a_call(after);
+}
+
+/// As many are cancelled as complete: nobody waits for time to pass.
+// spec: W9-15
+#[test]
+fn f18_calls_that_complete_make_room_for_as_many_that_do_not() {
+    let mut pair = Pair::new();
+    for count in 0..10_000 {
+        let now = Time::from_micros(count * 1_000);
+        let key = pair.client.open();
+        pair.completes_a_call(now);
+        assert_eq!(pair.started.len(), 2);
+        pair.client.0.reset(key, ErrorCode::CANCEL);
+        pair.client_turn(now);
+        pair.server_turn(now);
+        let other = pair.started[1];
+        pair.server.0.respond(other, Ok(Finish::default()));
+        pair.server_turn(now);
+    }
+}
+
+/// A call that was given up while it waits is never sent, and those that wait are opened in their order.
+// spec: W9-15
+#[test]
+fn f18_calls_that_wait_for_room_keep_their_order() {
     let mut side = Side::new(Role::Client, LIMITS);
-    for count in 0..100 {
-        side.call(true);
-        side.read(message(4 * count + 1, FLAG_MESSAGE | FLAG_MORE, &large)).unwrap();
-        side.read(message(4 * count + 1, FLAG_MESSAGE, b"more")).unwrap();
+    for _ in 0..LIMITS.max_resets {
+        let key = side.call(true);
+        side.0.reset(key, ErrorCode::CANCEL);
         side.said();
-        side.call(true);
-        side.read(frame(
-            FrameType::STATUS,
-            FLAG_END,
-            4 * count + 3,
-            &record(|out| {
-                valkyrie_protocol::StatusRecord::from_status(&Status::new(Code::Ok, "")).encode(out);
-            }),
-            b"",
-        ))
-        .unwrap();
+    }
+    side.read(pong()).unwrap();
+    let waiting: Vec<_> = (0..4).map(|_| side.open()).collect();
+    assert!(side.said().is_empty());
+    side.0.reset(waiting[1], ErrorCode::CANCEL);
+    assert!(side.said().is_empty());
+    let mut opened = Vec::new();
+    while opened.len() < 3 {
+        let now = side.0.poll_timeout().unwrap();
+        side.0.handle_timeout(now).unwrap();
+        // Later than those that wait, and there is room at this moment.
+        if opened.is_empty() {
+            side.open();
+        }
+        for sent in side.sent(now, usize::MAX) {
+            match sent.header.frame_type {
+                FrameType::PING => side.read(pong()).unwrap(),
+                _ => opened.push(sent.header.stream),
+            }
+        }
+    }
+    assert_eq!(opened, [21, 23, 25]);
+    for (of, stream) in [(0, 21), (2, 23), (3, 25)] {
+        side.0.reset(waiting[of], ErrorCode::CANCEL);
+        let (kind, id, _) = side.said().remove(0);
+        assert_eq!((kind, id), (FrameType::RESET, stream));
     }
 }
 

@@ -155,6 +155,7 @@ over_every_transport! {
     every_status_code_arrives_with_its_message_and_details
     the_librarys_own_errors_have_their_reasons
     a_cancelled_or_expired_call_drops_its_handler
+    a_storm_of_cancels_costs_nothing_but_its_calls
     a_thousand_calls_share_one_connection_while_a_slow_reader_waits
     credit_comes_back_whatever_becomes_of_a_call
     more_calls_than_streams_wait_their_turn
@@ -345,6 +346,35 @@ async fn a_cancelled_or_expired_call_drops_its_handler(bind: String) {
     drop(recv);
     assert_eq!(watch.running.load(SeqCst), 0);
     assert_eq!(client.connections()[0].streams, 0);
+}
+
+/// Ten times as many as a server forgives at once, and none beside them that completes.
+// spec: W9-15
+async fn a_storm_of_cancels_costs_nothing_but_its_calls(bind: String) {
+    let (endpoints, control, watch) = serve(&[&bind]).await;
+    let client = connect(&endpoints[0]).await.unwrap();
+    let options = CallOptions::new().with_timeout(Duration::MAX);
+    let calls: Vec<_> = (0..10_000)
+        .map(|_| {
+            let (client, options) = (client.clone(), options.clone());
+            tokio::spawn(async move { client.call_with("/hang", "", options).await })
+        })
+        .collect();
+    watch.started.notified().await;
+    let connection = client.connections()[0].id;
+    for call in &calls {
+        call.abort();
+    }
+    for call in calls {
+        assert!(call.await.unwrap_err().is_cancelled());
+    }
+    // Over QUIC the resets arrive in any order.
+    let left = || watch.running.load(SeqCst) + control.connections()[0].streams;
+    while left() > 0 {
+        assert_eq!(client.request("alive").await.unwrap(), "alive");
+    }
+    let seen = [client.connections(), control.connections()].map(|of| (of.len(), of[0].streams));
+    assert_eq!((seen, client.connections()[0].id), ([(1, 0), (1, 0)], connection));
 }
 
 async fn a_thousand_calls_share_one_connection_while_a_slow_reader_waits(bind: String) {

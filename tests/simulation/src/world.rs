@@ -1046,6 +1046,8 @@ impl Host {
             // Short enough to be met by a paused reader; the timer outlives the stall and must be over at rest.
             max_unsent_bytes: random.pick(&[64 << 10, 64 << 20]),
             stall_timeout_pressed: Duration::from_secs(8),
+            // Few enough to be met by callers that give up: each counts what the other does (W9-07, W9-15).
+            max_resets: 24,
             ..INITIAL
         };
         Self {

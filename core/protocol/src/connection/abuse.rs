@@ -30,9 +30,113 @@ impl Bucket {
         let empty_at = self.empty_at.as_micros();
         self.empty_at = Time::from_micros(empty_at.saturating_sub(self.each.as_micros() as u64));
     }
+
+    /// When no more than `left` are in it.
+    fn holds_at(&self, left: u32) -> Time {
+        let leaks = self.each.saturating_mul(left).as_micros() as u64;
+        Time::from_micros(self.empty_at.as_micros().saturating_sub(leaks))
+    }
+}
+
+/// What the peer has against this side by W9-07, kept so that it never comes to `most`: a call is opened while its bad
+/// end would still be forgiven, and so its RESET never waits (W9-15).
+#[derive(Debug)]
+pub(super) struct Account {
+    /// Bad ends that the peer certainly counted by now, so that it has forgiven as much of them as this bucket.
+    counted: Bucket,
+    /// Resets that were sent since, which may lie unread for any time.
+    unread: u32,
+    /// The PING behind some of them.
+    asked: Option<Asked>,
+    ask_at: Time,
+    most: u32,
+}
+
+#[derive(Debug)]
+struct Asked {
+    /// PINGs before it whose PONG has not come.
+    ahead: u32,
+    resets: u32,
+}
+
+impl Account {
+    /// So often at most, or the PINGs would be glitches.
+    const PAUSE: Duration = Duration::from_millis(20);
+
+    pub(super) fn new(limits: &Limits, multiplexed: bool) -> Self {
+        // An eighth is for clocks that differ, and for a carrier whose streams overtake each other.
+        let less = |number: u32| number - number / 8;
+        let most = if multiplexed { less(limits.max_resets) } else { limits.max_resets };
+        Self {
+            counted: Bucket::new(most, less(limits.resets_per_second)),
+            unread: 0,
+            asked: None,
+            ask_at: Time::default(),
+            most: most.max(1),
+        }
+    }
+
+    /// Whether another call may be opened beside `open` ones.
+    pub(super) fn has_room(&self, now: Time, open: u32) -> bool {
+        // Most connections have nothing to be forgiven.
+        let nothing = self.counted.empty_at <= now && self.unread == 0 && open < self.most;
+        nothing || self.room_at(open).is_some_and(|at| at <= now)
+    }
+
+    /// When another call may be opened beside `open` ones; `None` for not before one ends or a PONG comes.
+    pub(super) fn room_at(&self, open: u32) -> Option<Time> {
+        let left = self.most.checked_sub(open.saturating_add(self.unread).saturating_add(1))?;
+        Some(self.counted.holds_at(left))
+    }
+
+    /// When the peer is to be asked how far it has read; `None` while there is no need.
+    pub(super) fn ask_at(&self) -> Option<Time> {
+        (self.asked.is_none() && self.unread >= (self.most / 8).max(1)).then_some(self.ask_at)
+    }
+
+    /// A stream of this side was reset by it.
+    pub(super) fn sent(&mut self) {
+        self.unread += 1;
+    }
+
+    /// A stream of this side was ended badly by the peer.
+    pub(super) fn told(&mut self, now: Time) {
+        self.counted.add(now);
+    }
+
+    /// A call of this side completed.
+    pub(super) fn pay_back(&mut self) {
+        self.counted.pay_back();
+    }
+
+    /// A PONG came; whether it answers this account's PING.
+    pub(super) fn ponged(&mut self, now: Time) -> bool {
+        match &mut self.asked {
+            Some(Asked { ahead: 0, resets }) => {
+                self.unread -= *resets;
+                (0..*resets).for_each(|_| _ = self.counted.add(now));
+                self.asked = None;
+                true
+            }
+            Some(Asked { ahead, .. }) => {
+                *ahead -= 1;
+                false
+            }
+            None => false,
+        }
+    }
 }
 
 impl Connection {
+    /// Asks how far the peer has read, if it is time to.
+    pub(super) fn settle_account(&mut self) {
+        if self.account.ask_at().is_some_and(|at| at <= self.now) && self.failed.is_none() {
+            self.account.asked = Some(Asked { ahead: self.pings, resets: self.account.unread });
+            self.account.ask_at = self.now.after(Account::PAUSE);
+            self.ping(0);
+        }
+    }
+
     /// A stream ended badly, and the peer is to blame.
     pub(super) fn count_reset(&mut self) -> Result<(), ConnectionError> {
         if self.resets.add(self.now) {

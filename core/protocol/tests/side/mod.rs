@@ -149,6 +149,17 @@ impl Side {
     }
 
     pub(crate) fn call(&mut self, end: bool) -> StreamKey {
+        let key = self.opened(end);
+        assert_eq!(self.said().len(), 1);
+        key
+    }
+
+    /// A call that may have to wait.
+    pub(crate) fn open(&mut self) -> StreamKey {
+        self.opened(true)
+    }
+
+    fn opened(&mut self, end: bool) -> StreamKey {
         let opened = Opened {
             method: Bytes::from_static(b"/m"),
             metadata: Metadata::new(),
@@ -157,9 +168,7 @@ impl Side {
             message: None,
             end,
         };
-        let key = self.0.open(opened).unwrap();
-        assert_eq!(self.said().len(), 1);
-        key
+        self.0.open(opened).unwrap()
     }
 
     pub(crate) fn called(&mut self, flags: u16) -> StreamKey {
