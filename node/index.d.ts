@@ -6,7 +6,8 @@
 export const version: string;
 
 /** Connects to an endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port` or `quic://host:port` (in a browser
- * `ws://` and `wss://`).
+ * `ws://` and `wss://`). In Node `echo://core` is a server inside the library, for a first try and for tests: it opens no
+ * socket.
  *
  * Rejects with {@link StatusError}: `UNAVAILABLE` when nothing answers within `connectTimeoutMs`, `INVALID_ARGUMENT`
  * when the endpoint cannot be parsed or its scheme is not supported. */

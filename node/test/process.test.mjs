@@ -44,6 +44,43 @@ test('an idle client does not keep the process alive', async () => {
   succeeds(await runModule(source, server.tcp), 'idle\n');
 });
 
+test('the echo core opens no socket and starts no process', async () => {
+  const source = `
+    import { readFileSync, readdirSync, readlinkSync } from 'node:fs';
+    import { connect } from 'valkyrie-sdk';
+    const target = (fd) => {
+      try {
+        return readlinkSync('/proc/self/fd/' + fd);
+      } catch {
+        return ''; // that of the list itself
+      }
+    };
+    const seen = () => ({
+      sockets: readdirSync('/proc/self/fd').filter((fd) => target(fd).startsWith('socket:')).length,
+      children: readdirSync('/proc/self/task')
+        .map((task) => readFileSync('/proc/self/task/' + task + '/children', 'utf8'))
+        .join(''),
+    });
+    const { sockets } = seen(); // the standard streams
+    const client = await connect('echo://core');
+    const stream = client.open('/echo');
+    const controller = new AbortController();
+    const hanging = client.call('/test/hang', 'key', { signal: controller.signal, timeoutMs: Infinity });
+    await client.call('/test/hang_stats', 'key', { metadata: { until: 'started' } });
+    for (const message of [Buffer.from('small'), Buffer.alloc(1 << 20)]) {
+      await stream.send(message);
+      console.log((await stream.recv()).equals(message), (await client.request(message)).equals(message));
+    }
+    const now = seen();
+    console.log(now.sockets - sockets, now.children === '');
+    controller.abort();
+    await hanging.catch((error) => console.log(error.name));
+    await client.call('/test/hang_stats', 'key', { metadata: { until: 'dropped' } });
+    stream.cancel();
+    await client.close();`;
+  succeeds(await runModule(source), 'true true\ntrue true\n0 true\nAbortError\n');
+});
+
 test('a call in flight keeps the process alive until it ends', async () => {
   const source = `
     import { connect } from 'valkyrie-sdk';

@@ -2,7 +2,8 @@
 // examples. node test/run.mjs [--keep] [--long]; it needs `cargo build -p valkyrie-node -p valkyrie-conformance` first.
 // --long: with the counts of a soak, for minutes instead of seconds.
 //
-// VALKYRIE_NODE_LIBRARY and VALKYRIE_TEST_SERVER name other builds; VALKYRIE_NODE_TOOLS another folder with typescript
+// With VALKYRIE_TEST_ENDPOINT, such as echo://core, the tests call that instead of a server of their own, and the types are
+// left out. VALKYRIE_NODE_LIBRARY and VALKYRIE_TEST_SERVER name other builds; VALKYRIE_NODE_TOOLS another folder with typescript
 // and @types/node installed. Without it the folder is xtask/node, filled by `npm ci` there.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
@@ -36,12 +37,14 @@ try {
   cpSync(join(root, 'examples/node'), join(project, 'examples'), { recursive: true });
   run(process.execPath, '--expose-gc', '--test', `--test-timeout=${long ? 3_600_000 : 120_000}`, '--test-reporter=spec', ...tests);
 
-  if (!existsSync(join(tools, 'node_modules/typescript')))
-    execFileSync('npm', ['ci'], { cwd: tools, stdio: 'inherit' });
-  mkdirSync(join(project, 'node_modules/@types'));
-  symlinkSync(join(tools, 'node_modules/@types/node'), join(project, 'node_modules/@types/node'));
-  for (const configuration of ['node', 'bundler']) {
-    run(join(tools, 'node_modules/.bin/tsc'), '-p', `test/types/tsconfig.${configuration}.json`);
+  if (!process.env.VALKYRIE_TEST_ENDPOINT) {
+    if (!existsSync(join(tools, 'node_modules/typescript')))
+      execFileSync('npm', ['ci'], { cwd: tools, stdio: 'inherit' });
+    mkdirSync(join(project, 'node_modules/@types'));
+    symlinkSync(join(tools, 'node_modules/@types/node'), join(project, 'node_modules/@types/node'));
+    for (const configuration of ['node', 'bundler']) {
+      run(join(tools, 'node_modules/.bin/tsc'), '-p', `test/types/tsconfig.${configuration}.json`);
+    }
   }
 } finally {
   if (!process.argv.includes('--keep')) rmSync(project, { recursive: true });

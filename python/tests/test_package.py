@@ -38,6 +38,43 @@ def test_import_is_light() -> None:
     assert "core" in out.stdout
 
 
+def test_the_echo_core_opens_no_socket_and_starts_no_process() -> None:
+    script = """
+import asyncio, os, valkyrie
+from pathlib import Path
+
+def sockets():
+    found = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found += os.readlink(f"/proc/self/fd/{fd}").startswith("socket:")
+        except FileNotFoundError:
+            pass  # that of the list itself
+    return found
+
+def children():
+    return "".join(path.read_text() for path in Path("/proc/self/task").glob("*/children"))
+
+async def main():
+    before = sockets()  # the loop's own
+    async with valkyrie.connect("echo://core") as client, client.open("/echo") as stream:
+        hanging = asyncio.ensure_future(client.call("/test/hang", b"key"))
+        await client.call("/test/hang_stats", b"key", metadata={"until": "started"})
+        for message in (b"small", bytes(1 << 20)):
+            await stream.send(message)
+            assert await stream.recv() == message
+            assert await client.request(message) == message
+        assert (sockets(), children()) == (before, ""), (sockets(), before, children())
+        hanging.cancel()
+        await client.call("/test/hang_stats", b"key", metadata={"until": "dropped"})
+
+asyncio.run(main())
+"""
+    process = run(script)
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, ""), error
+
+
 def test_asyncio_quick_start() -> None:
     async def main() -> None:
         async with valkyrie.connect(ENDPOINT) as client:
@@ -186,9 +223,14 @@ full = f"tcp://127.0.0.1:{{address[1]}}"
 client = valkyrie.sync.connect({ENDPOINT!r})
 stream = client.open("/test/hang")
 
+def handler(state):
+    if {what!r} == "call":
+        client.call("/test/hang_stats", b"py-ctrl-c", metadata={{"until": state}}, timeout=60)
+
 def watch():
     while not _native.in_flight():
         pass
+    handler("started")
     print("begun", flush=True)
 
 threading.Thread(target=watch).start()
@@ -196,19 +238,16 @@ try:
     {BLOCKING[what]}
 except KeyboardInterrupt:
     print("interrupted", _native.in_flight(), flush=True)
+    handler("dropped")
 """
     process = run(script)
     assert process.stdout is not None and process.stdout.readline() == "begun\n"
-    with valkyrie.sync.connect(ENDPOINT) as client:
-        if what == "call":
-            client.call("/test/hang_stats", b"py-ctrl-c", metadata={"until": "started"}, timeout=60)
-        began = time.monotonic()
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
-        print(f"{what}: {(time.monotonic() - began) * 1000:.0f} ms from Ctrl-C to the end of the process")
-        assert out == "interrupted 0\n", error
-        if what == "call":
-            client.call("/test/hang_stats", b"py-ctrl-c", metadata={"until": "dropped"}, timeout=60)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "interrupted 0\n", process.communicate(timeout=60)
+    print(f"{what}: {(time.monotonic() - began) * 1000:.0f} ms from Ctrl-C to the exception")
+    out, error = process.communicate(timeout=60)
+    assert (process.returncode, out) == (0, ""), error
 
 
 def test_a_signal_handler_calls_while_a_call_blocks() -> None:

@@ -87,6 +87,8 @@ def connect(
 ) -> Connecting:
     """A client for ``endpoint`` (``tcp://host:port``, ``unix:///path``, ``ws://host:port``, ``quic://host:port``).
 
+    ``echo://core`` is a server inside the library, for a first try and for tests: it opens no socket.
+
     ``await`` it, or use it in ``async with``; nothing happens before. ``timeout`` is the limit of unary calls that give
     none, ``connect_timeout`` that of making a connection, in seconds, 5.0 each. ``trusted_certificates`` is PEM text:
     the server's certificates must lead to one of these. ``quic://`` needs it.

@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use crate::check::c_compiler;
-use crate::conformance::Server;
+use crate::conformance::{ECHO, Server, echo_variables};
 use crate::package::{self, FRESH};
 use crate::step::{During, Outcome, Project, failed, output, run};
 
 /// The waist stays narrow.
 const MOST_FUNCTIONS: usize = 40;
+
+/// Where the tests and examples are compiled.
+const PROGRAMS: &str = "target/package/c-programs";
 
 /// How valgrind runs each test.
 const MEMCHECK: [&str; 6] = [
@@ -88,7 +91,7 @@ fn symbols(project: &Project) -> Outcome<usize> {
 /// valgrind.
 pub(crate) fn check(project: &Project) -> Outcome {
     let functions = symbols(project)?;
-    let programs = package::fresh_folder(project, "target/package/c-programs")?;
+    let programs = package::fresh_folder(project, PROGRAMS)?;
     let mut tests = Vec::new();
     for source in project.files(&["c/tests/*.c", "examples/c/*.c"])? {
         let name = source.trim_end_matches(".c").replace('/', "-");
@@ -125,6 +128,17 @@ pub(crate) fn check(project: &Project) -> Outcome {
     run(drd.arg(programs.join("c-tests-threads-gcc")).args([&server.endpoint("tcp"), "2"]))?;
     other_ways_to_link(project, &programs)?;
     Ok(format!("{functions} functions, {} programs in C and C++, memcheck and DRD", tests.len() / 2))
+}
+
+/// Runs the tests that [`check`] has compiled as C99 again, with the server inside the library, and not under valgrind.
+pub(crate) fn check_without_server(project: &Project) -> Outcome {
+    let sources = project.files(&["c/tests/*.c"])?;
+    for source in &sources {
+        let name = source.trim_end_matches(".c").replace('/', "-");
+        let program = project.path(PROGRAMS).join(format!("{name}-gcc"));
+        run(project.command(program).arg(ECHO).envs(echo_variables()))?;
+    }
+    Ok(format!("{} programs", sources.len()))
 }
 
 /// Links one example through CMake's find_package, and one with the static library.

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::conformance::Server;
+use crate::conformance::{ECHO, Server, Variables, echo_variables};
 use crate::package::{self, FRESH, Profile};
 use crate::setup::VENV;
 use crate::step::{
@@ -97,6 +97,16 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         || node(project),
     );
     steps.add("c", "the header, its symbols, C99, C++17 and valgrind", &["package: c"], || c::check(project));
+    steps.add(
+        "no server",
+        "the tests of Python, Node and C again, with the server inside the library",
+        &["python", "node", "c"],
+        || {
+            let python = pytest(project, echo_variables())?;
+            let node = node_tests(project, project.command("node").env("VALKYRIE_TEST_ENDPOINT", ECHO))?;
+            Ok(format!("{python}, {node}, {}", c::check_without_server(project)?))
+        },
+    );
     if web::exists(project) {
         steps.add("web", "the package's tests in pages of Chromium and Firefox", &["package: web"], || {
             web::check(project)
@@ -222,8 +232,14 @@ fn python(project: &Project) -> Outcome {
     stubtest.current_dir(&fresh).args(["-P", "-m", "mypy.stubtest", "valkyrie"]);
     run(stubtest.env("PYTHONPATH", site_packages(project)?))?;
     let server = Server::start(project)?;
+    pytest(project, server.variables("tcp"))
+}
+
+/// Runs Python's tests with the installed wheel.
+fn pytest(project: &Project, variables: Variables) -> Outcome {
+    let fresh = project.path(FRESH).join("python");
     let mut note = String::new();
-    let mut pytest = Command::new(&python);
+    let mut pytest = Command::new(fresh.join("bin/python"));
     pytest.current_dir(&fresh).args([
         "-P",
         "-m",
@@ -233,10 +249,7 @@ fn python(project: &Project) -> Outcome {
         "no:cacheprovider",
         "--import-mode=importlib",
     ]);
-    pytest
-        .arg(project.path("python/tests"))
-        .env("PYTHONPATH", site_packages(project)?)
-        .envs(server.variables("tcp"));
+    pytest.arg(project.path("python/tests")).env("PYTHONPATH", site_packages(project)?).envs(variables);
     run_and_read(&mut pytest, |line| {
         if line.contains(" passed") {
             note = line.trim_matches('=').trim().to_owned();
@@ -253,11 +266,16 @@ fn site_packages(project: &Project) -> Outcome<PathBuf> {
 }
 
 fn node(project: &Project) -> Outcome {
+    let server = Server::build(project)?;
+    node_tests(project, project.command("node").env("VALKYRIE_TEST_SERVER", server))
+}
+
+/// Runs Node's tests, in an environment that says whom they call.
+fn node_tests(project: &Project, node: &mut Command) -> Outcome {
     let mut note = String::new();
-    let mut node = project.command("node");
-    node.arg("node/test/run.mjs").env("VALKYRIE_TEST_SERVER", Server::build(project)?);
+    node.arg("node/test/run.mjs");
     node.env("VALKYRIE_NODE_LIBRARY", package::node_library(project, Profile::Release));
-    run_and_read(&mut node, |line| {
+    run_and_read(node, |line| {
         if let Some(count) = line.trim_start_matches(['#', 'ℹ', ' ']).strip_prefix("pass ") {
             note = format!("{count} tests");
         }

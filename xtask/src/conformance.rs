@@ -49,7 +49,7 @@ impl Column {
 const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
 
 /// Every language over every transport that it has, and each with a peer of another version.
-const COLUMNS: [Column; 25] = [
+const COLUMNS: [Column; 28] = [
     Column::new("rust", "tcp", Peers::Same),
     Column::new("rust", "unix", Peers::Same),
     Column::new("rust", "ws", Peers::Same),
@@ -58,14 +58,17 @@ const COLUMNS: [Column; 25] = [
     Column::new("python", "unix", Peers::Same),
     Column::new("python", "ws", Peers::Same),
     Column::new("python", "quic", Peers::Same),
+    Column::new("python", "echo", Peers::Same),
     Column::new("node", "tcp", Peers::Same),
     Column::new("node", "unix", Peers::Same),
     Column::new("node", "ws", Peers::Same),
     Column::new("node", "quic", Peers::Same),
+    Column::new("node", "echo", Peers::Same),
     Column::new("c", "tcp", Peers::Same),
     Column::new("c", "unix", Peers::Same),
     Column::new("c", "ws", Peers::Same),
     Column::new("c", "quic", Peers::Same),
+    Column::new("c", "echo", Peers::Same),
     Column::new("chromium", "ws", Peers::Same),
     Column::new("firefox", "ws", Peers::Same),
     Column::new("rust", "tcp", Peers::NewerServer),
@@ -131,13 +134,28 @@ impl Server {
     }
 
     /// What a runner or a test gets in its environment, for a transport.
-    pub(crate) fn variables(&self, scheme: &str) -> [(&'static str, String); 3] {
-        [
-            ("VALKYRIE_CONFORMANCE_ENDPOINT", self.endpoint(scheme)),
-            ("VALKYRIE_CONFORMANCE_CERTIFICATES", self.endpoint("certificates")),
-            ("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT", self.endpoint(&format!("absent_{scheme}"))),
-        ]
+    pub(crate) fn variables(&self, scheme: &str) -> Variables {
+        let [at, certificates, absent] = [scheme, "certificates", &format!("absent_{scheme}")];
+        variables(&self.endpoint(at), &self.endpoint(certificates), &self.endpoint(absent))
     }
+}
+
+pub(crate) type Variables = [(&'static str, String); 3];
+
+fn variables(endpoint: &str, certificates: &str, absent: &str) -> Variables {
+    [
+        ("VALKYRIE_CONFORMANCE_ENDPOINT", endpoint.to_owned()),
+        ("VALKYRIE_CONFORMANCE_CERTIFICATES", certificates.to_owned()),
+        ("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT", absent.to_owned()),
+    ]
+}
+
+/// The server inside the native packages.
+pub(crate) const ECHO: &str = "echo://core";
+
+/// As [`Server::variables`], with no server but the one inside the package: nobody asks for a certificate there.
+pub(crate) fn echo_variables() -> Variables {
+    variables(ECHO, "/dev/null", "echo://absent")
 }
 
 impl Drop for Server {
@@ -175,14 +193,16 @@ fn matrix(project: &Project) -> Outcome {
             if column.peers == Peers::NewerClient {
                 runner.env(NEWER.0, NEWER.1);
             }
-            read_lines(runner.envs(server.variables(column.scheme)), |line| {
-                match serde_json::from_str::<Value>(line) {
-                    Ok(said) if said["case"].is_string() => {
-                        let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-                        cells.insert(text("case"), Cell { ok: said["ok"] == true, detail: text("detail") });
-                    }
-                    _ => println!("{line}"),
+            let variables = match column.scheme {
+                "echo" => echo_variables(),
+                scheme => server.variables(scheme),
+            };
+            read_lines(runner.envs(variables), |line| match serde_json::from_str::<Value>(line) {
+                Ok(said) if said["case"].is_string() => {
+                    let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+                    cells.insert(text("case"), Cell { ok: said["ok"] == true, detail: text("detail") });
                 }
+                _ => println!("{line}"),
             })
         });
         // A runner that breaks off leaves empty cells, and those fail below with the rest in view.

@@ -37,15 +37,18 @@ impl Profile {
     }
 }
 
-/// What cargo compiles for the packages, all in one call: features are united over a call, so that separate ones would
-/// compile tokio and the core again for each. The wheel is maturin's, which makes a call of its own.
-const COMPILED: [&str; 4] = ["valkyrie-server", "valkyrie-tools", "valkyrie-node", "valkyrie-c"];
+/// What cargo compiles for the packages, and in which calls: features are united over a call, so that programs which listen
+/// to signals would give each library's runtime a pair of sockets. The libraries share theirs with the wheel, which
+/// maturin builds in a call of its own.
+const COMPILED: [[&str; 2]; 2] = [["valkyrie-server", "valkyrie-tools"], ["valkyrie-node", "valkyrie-c"]];
 
 /// Adds the steps that build and install every package.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Profile) {
     steps.add("package: compile", "programs and native parts, as users get them", &[], move || {
-        let mut build = project.cargo(["build", "--quiet", "--locked", "--profile", profile.name()]);
-        run(build.args(COMPILED.iter().flat_map(|package| ["-p", package])))?;
+        for packages in COMPILED {
+            let mut build = project.cargo(["build", "--quiet", "--locked", "--profile", profile.name()]);
+            run(build.args(packages.iter().flat_map(|package| ["-p", package])))?;
+        }
         Ok(String::new())
     });
     steps.add(

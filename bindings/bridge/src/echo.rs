@@ -1,4 +1,4 @@
-//! The echo core: a server inside the library, for tests of every language that need no server and open no socket.
+//! The echo core: a server inside the library, for a first try and for tests that need no server and open no socket.
 //!
 //! `echo://core` names it. It begins with the first client that connects to it, once for each runtime, so a child of a fork
 //! has its own; a client's connection to it is a pipe in memory, and everything above the transport is what other

@@ -8,7 +8,6 @@
 
 #[cfg(target_os = "linux")]
 mod descriptors;
-#[cfg(feature = "echo")]
 mod echo;
 mod fork;
 mod handle;
@@ -26,7 +25,6 @@ mod sync {
 }
 
 // The public interface is:
-#[cfg(feature = "echo")]
 pub use echo::Methods;
 pub use fork::{Held, hold_over_forks};
 pub use handle::Handle;

@@ -10,7 +10,6 @@ use valkyrie_sdk::{Client, ClientBuilder, Reason, Status};
 
 #[cfg(target_os = "linux")]
 use crate::descriptors::Descriptors;
-#[cfg(feature = "echo")]
 use crate::echo::{self, Echo};
 use crate::{
     fork::{self, Held, generation},
@@ -30,17 +29,13 @@ struct Running {
 /// A runtime whose end nobody waits for: the last to let go of it may be a task of the host's.
 pub(crate) struct Own {
     runtime: Option<Runtime>,
-    #[cfg(feature = "echo")]
     echo: Arc<Echo>,
 }
 
 impl Own {
     /// What a client on it begins with.
     pub(crate) fn client(&self) -> ClientBuilder {
-        let builder = Client::builder();
-        #[cfg(feature = "echo")]
-        let builder = builder.connector(echo::SCHEME, Arc::new(echo::EchoConnector(self.echo.clone())));
-        builder
+        Client::builder().connector(echo::SCHEME, Arc::new(echo::EchoConnector(self.echo.clone())))
     }
 }
 
@@ -94,11 +89,7 @@ pub(crate) fn runtime() -> Result<Arc<Own>, Status> {
         )?;
     #[cfg(target_os = "linux")]
     let descriptors = Descriptors::of(&runtime);
-    let runtime = Arc::new(Own {
-        runtime: Some(runtime),
-        #[cfg(feature = "echo")]
-        echo: Arc::default(),
-    });
+    let runtime = Arc::new(Own { runtime: Some(runtime), echo: Arc::default() });
     *current = Some(Running {
         made_in: now,
         runtime: runtime.clone(),

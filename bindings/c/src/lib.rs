@@ -711,8 +711,9 @@ pub extern "C" fn valkyrie_code_name(code: valkyrie_code) -> *const c_char {
     names.get(code as usize).unwrap_or(&names[2]).as_ptr()
 }
 
-/// Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path" or
-/// "quic://host:port", which needs trusted_certificates. options may be NULL.
+/// Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path",
+/// "quic://host:port", which needs trusted_certificates, or "echo://core", a server inside the library for tests without
+/// one. options may be NULL.
 ///
 /// Thread: any; blocks until the connection stands or connect_timeout_ms has passed.
 /// Owner: *out is the caller's, freed with valkyrie_client_free; *error with valkyrie_error_free; the rest is copied.
