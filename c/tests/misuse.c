@@ -40,6 +40,7 @@ static void is_no_object(const void *pointer, const valkyrie_client *alive) {
         operation.call = stream;
         CHECK(valkyrie_operation_start(queue, &operation, NULL, NULL, ignore, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     }
+    operation.kind = VALKYRIE_OPERATION_LOG + 1;
     CHECK(valkyrie_operation_start(queue, &operation, NULL, NULL, ignore, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     CHECK(valkyrie_queue_free(queue) == 0);
     CHECK(valkyrie_message_bytes((const valkyrie_message *)pointer).len == 0);

@@ -1,6 +1,10 @@
 """Valkyrie's RPC client: ``connect`` for asyncio, ``valkyrie.sync.connect`` to block.
 
 Importing starts no thread, opens no socket and loads no asyncio.
+
+``logging.getLogger("valkyrie")`` hears of connections that cannot be made or are lost (``WARNING``), that are made or whose
+server goes away (``INFO``), and that end here (``DEBUG``), on the thread that awaits or calls; its level counts from the
+next ``connect``. Who has no handler hears nothing.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ mod unix {
     };
 
     use super::{ADAPTER, GENERATION, Held};
-    use crate::{operation, queue, runtime};
+    use crate::{log, operation, queue, runtime};
 
     thread_local! {
         static HELD: RefCell<Held> = const { RefCell::new(Vec::new()) };
@@ -90,6 +90,7 @@ mod unix {
             runtime::hold(held);
             operation::hold(held);
             queue::hold(held);
+            log::hold(held);
         });
     }
 
@@ -108,5 +109,6 @@ mod unix {
         #[cfg(target_os = "linux")]
         runtime::close_inherited();
         queue::renew();
+        log::forget();
     }
 }

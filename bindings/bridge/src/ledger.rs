@@ -227,8 +227,8 @@ impl<Q: Outlet, W> Ledger<Q, W> {
         self.lock().iter().flatten().map(|(op, _)| *op).collect()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.lock().as_ref().map_or(0, HashMap::len)
+    pub(crate) fn count(&self, counts: impl Fn(&W) -> bool) -> usize {
+        self.lock().iter().flatten().filter(|(_, pending)| counts(&pending.work)).count()
     }
 
     /// Completes with `item` what an earlier generation than `now` accepted, once; its work is left as it is.

@@ -12,6 +12,7 @@ mod echo;
 mod fork;
 mod handle;
 mod ledger;
+mod log;
 mod operation;
 mod queue;
 mod runtime;
@@ -28,12 +29,15 @@ mod sync {
 pub use echo::Methods;
 pub use fork::{Held, hold_over_forks};
 pub use handle::Handle;
+pub use log::Listener;
 pub use operation::{
     CallOptions, ClientOptions, call, call_many, cancel, client_free, close, connect, done, half_close,
     in_flight, open, recv, send, shutdown, stream_cancel, stream_free,
 };
 pub use queue::{Completion, End, Queue, Value};
-pub use valkyrie_sdk::{Bytes, Class, Code, Detail, Metadata, Priority, Reason, Response, Status, VERSION};
+pub use valkyrie_sdk::{
+    Bytes, Class, Code, Detail, Level, Metadata, Priority, Reason, Record, Response, Status, VERSION,
+};
 
 /// The version and a hash of the core's sources: equal in every language that carries the same core.
 pub fn version() -> &'static str {

@@ -107,9 +107,11 @@ struct Receiver {
 }
 
 /// What an operation does, and how that is stopped.
-enum Work {
+pub(crate) enum Work {
     Unary(Option<Submission>),
     Task(Arc<Notify>),
+    /// It waits for records to log.
+    Nothing,
 }
 
 impl Work {
@@ -121,6 +123,7 @@ impl Work {
                 }
             }
             Self::Task(stop) => stop.notify_one(),
+            Self::Nothing => {}
         }
     }
 }
@@ -173,19 +176,20 @@ fn complete(op: u64, outcome: Outcome) -> Option<Outcome> {
 }
 
 /// The right to complete one operation. Dropped unused, it completes with ABANDONED, so no path can lose a promise.
-struct Token {
-    op: u64,
+#[derive(Debug)]
+pub(crate) struct Token {
+    pub(crate) op: u64,
     used: AtomicBool,
 }
 
 impl Token {
     /// Accepts an operation.
-    fn new(queue: &Arc<Queue>, work: Work) -> Result<Arc<Self>, Status> {
+    pub(crate) fn new(queue: &Arc<Queue>, work: Work) -> Result<Arc<Self>, Status> {
         let op = LEDGER.accept(queue, generation(), work).ok_or_else(queue_closed)?;
         Ok(Arc::new(Self { op, used: AtomicBool::new(false) }))
     }
 
-    fn complete(&self, outcome: Outcome) -> Option<Outcome> {
+    pub(crate) fn complete(&self, outcome: Outcome) -> Option<Outcome> {
         self.used.store(true, Ordering::Release);
         complete(self.op, outcome)
     }
@@ -673,10 +677,10 @@ pub fn client_free(client: Handle) {
     }
 }
 
-/// Operations that were accepted and are not complete.
+/// Operations that were accepted and are not complete; those that wait for records to log do not count.
 pub fn in_flight() -> usize {
     settle();
-    LEDGER.len()
+    LEDGER.count(|work| !matches!(work, Work::Nothing))
 }
 
 /// The process is about to end: every operation completes, every client closes at once, the runtime stops.

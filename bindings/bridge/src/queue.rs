@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use valkyrie_sdk::{Bytes, Metadata, Response, Status};
+use valkyrie_sdk::{Bytes, Metadata, Record, Response, Status};
 
 use crate::{
     fork::{Held, OwnedGuard},
@@ -39,6 +39,8 @@ pub enum Value {
         /// The stream ended with OK after them.
         end: Option<End>,
     },
+    /// What happened meanwhile, for the host's log.
+    Logs(Vec<Record>),
 }
 
 /// How a stream ended well.

@@ -14,6 +14,7 @@ use crate::echo::{self, Echo};
 use crate::{
     fork::{self, Held, generation},
     handle::lock,
+    log::Logs,
     operation,
 };
 
@@ -35,7 +36,9 @@ pub(crate) struct Own {
 impl Own {
     /// What a client on it begins with.
     pub(crate) fn client(&self) -> ClientBuilder {
-        Client::builder().connector(echo::SCHEME, Arc::new(echo::EchoConnector(self.echo.clone())))
+        Client::builder()
+            .connector(echo::SCHEME, Arc::new(echo::EchoConnector(self.echo.clone())))
+            .log(Arc::new(Logs))
     }
 }
 

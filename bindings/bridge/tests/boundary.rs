@@ -6,8 +6,8 @@ use std::{sync::Arc, time::Duration};
 
 use common::{connected, next};
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Code, Handle, Queue, Reason, Status, Value, call, cancel, client_free,
-    close, connect, half_close, open, recv, send, stream_free,
+    Bytes, CallOptions, ClientOptions, Code, Handle, Level, Listener, Queue, Reason, Record, Status, Value,
+    call, cancel, client_free, close, connect, half_close, open, recv, send, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -47,6 +47,25 @@ fn server() -> String {
         });
     });
     told.recv().unwrap()
+}
+
+/// A server that drains when it is told to.
+fn server_to_stop() -> (String, std::sync::mpsc::Sender<()>) {
+    let (tell, told) = std::sync::mpsc::channel();
+    let (stop, stopped) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let server = runtime
+            .block_on(ServerBuilder::new().bind("127.0.0.1:0").handler("/echo", EchoHandler).build())
+            .unwrap();
+        tell.send(server.endpoints()[0].clone()).unwrap();
+        let control = server.control();
+        runtime.spawn(async move { server.start().await });
+        stopped.recv().unwrap();
+        runtime.block_on(control.shutdown());
+    });
+    (told.recv().unwrap(), stop)
 }
 
 /// How many handlers of /hang run.
@@ -263,4 +282,65 @@ fn the_descriptor_is_readable_while_something_waits() {
     queue.drain(&mut out, usize::MAX);
     assert!(!readable(fd, 0));
     client_free(client);
+}
+
+/// The records of one endpoint, as many as are said.
+fn records(listener: &Listener, endpoint: &str, count: usize) -> Vec<Record> {
+    let queue = Queue::blocking();
+    let mut all = Vec::new();
+    while all.len() < count {
+        listener.next(&queue, 64).unwrap();
+        let Ok(Value::Logs(records)) = next(&queue).outcome else { panic!("no records") };
+        let of_it = |record: &Record| {
+            record.fields.iter().any(|(key, value)| *key == "endpoint" && value == endpoint)
+        };
+        all.extend(records.into_iter().filter(of_it));
+    }
+    all
+}
+
+#[test]
+fn what_happens_to_connections_is_logged_to_whoever_listens() {
+    let (unheard, all) = (Listener::new(), Listener::new());
+    unheard.set_level(Some(Level::Error));
+    all.set_level(Some(Level::Debug));
+    let queue = Queue::blocking();
+
+    // Nobody is there.
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let endpoint = format!("tcp://{closed}");
+    let (client, _) = connect(&queue, &endpoint, ClientOptions::default()).unwrap();
+    assert!(next(&queue).outcome.is_err());
+    client_free(client);
+    let record = &records(&all, &endpoint, 1)[0];
+    assert_eq!((record.level, record.target), (Level::Warn, "valkyrie.connection"));
+    assert!(record.message.starts_with(&format!("cannot connect to {endpoint}")), "{record:?}");
+    assert_eq!(record.fields[0], ("reason", "CONNECT_FAILED".to_owned()));
+
+    // A server that goes away before its connection does.
+    let (endpoint, stop) = server_to_stop();
+    let client = connected(&queue, &endpoint, ClientOptions::default());
+    stop.send(()).unwrap();
+    let said: Vec<_> = records(&all, &endpoint, 3);
+    assert_eq!(said.iter().map(|record| record.level).collect::<Vec<_>>(), [Level::Info; 3], "{said:?}");
+    assert!(said[0].message.starts_with("connected to "));
+    assert!(said[1].message.contains("takes no new calls"));
+    assert!(said[2].message.contains("is over"));
+    client_free(client);
+
+    // One that this side closes.
+    let endpoint = server();
+    let client = connected(&queue, &endpoint, ClientOptions::default());
+    close(client, &queue).unwrap();
+    assert!(next(&queue).outcome.is_ok());
+    let said = records(&all, &endpoint, 3);
+    assert_eq!(
+        said.iter().map(|record| record.level).collect::<Vec<_>>(),
+        [Level::Info, Level::Debug, Level::Debug]
+    );
+    assert!(said[1].message.ends_with(" drains") && said[2].message.contains(" is over"), "{said:?}");
+    client_free(client);
+    assert!(unheard.take().is_empty());
+    all.set_level(None);
+    unheard.set_level(None);
 }

@@ -14,8 +14,8 @@ use std::{
 
 use common::next;
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Code, Handle, Queue, Reason, Status, Value, call, cancel, client_free,
-    connect, in_flight, open, recv, send, stream_free,
+    Bytes, CallOptions, ClientOptions, Code, Handle, Level, Listener, Queue, Reason, Status, Value, call,
+    cancel, client_free, connect, in_flight, open, recv, send, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -209,6 +209,9 @@ fn a_fork_is_survived_by_both() {
         a_connection_ends_with_the_process_that_made_it(&server, &ended);
     }
     let queue = Queue::blocking();
+    // What was not logged at the fork is the parent's to log; a child hears of its own connections.
+    let (listener, listening) = (Listener::new(), Queue::blocking());
+    listener.set_level(Some(Level::Info));
     let client = connected(&queue, &server, &server.tcp);
 
     // Calls in flight fail in the child, once and by name, and go on in the parent.
@@ -228,14 +231,18 @@ fn a_fork_is_survived_by_both() {
         failed.sort_unstable();
         assert_eq!(failed, [unary, receiving]);
         assert_eq!(in_flight(), 0);
+        assert!(listener.take().is_empty());
         assert_eq!(send(stream, &queue, Bytes::new()).unwrap_err().reason(), Reason::FORKED);
         stream_free(stream);
         cancel(unary);
         assert!(echoes(client, &queue, "child".into()));
+        assert!(listener.take()[0].message.starts_with("connected to tcp://"));
         queue.drain(&mut Vec::new(), 1) == 0
     });
     assert_eq!(status, 0);
     assert_eq!(in_flight(), 2);
+    assert_eq!(listener.take().len(), 1);
+    listener.next(&listening, 1).unwrap();
     cancel(unary);
     assert_eq!(next(&queue).outcome.unwrap_err().code(), Code::Cancelled);
     send(stream, &queue, Bytes::from_static(b"on")).unwrap();
@@ -296,4 +303,7 @@ fn a_fork_is_survived_by_both() {
     for thread in busy {
         assert!(thread.join().unwrap() > 0);
     }
+    let Ok(Value::Logs(records)) = next(&listening).outcome else { panic!("no record") };
+    assert_eq!(records.len(), 1);
+    listener.set_level(None);
 }

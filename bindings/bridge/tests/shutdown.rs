@@ -13,8 +13,8 @@ use std::{
 
 use common::{connected, next};
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Handle, Queue, Reason, Status, Value, call, client_free, connect,
-    half_close, in_flight, open, recv, send, shutdown, stream_free,
+    Bytes, CallOptions, ClientOptions, Handle, Listener, Queue, Reason, Status, Value, call, client_free,
+    connect, half_close, in_flight, open, recv, send, shutdown, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, handler_fn};
 
@@ -80,8 +80,12 @@ fn what_is_under_way_at_shutdown_completes_once_and_stops_at_the_server() {
     }
     // Calls are begun in order: the handlers run by now.
     assert!(echoes(client, &queue));
-    assert_eq!(in_flight(), ops.len());
+    let (listener, listening) = (Listener::new(), Queue::blocking());
+    let record = listener.next(&listening, 1).unwrap();
+    assert_eq!(in_flight(), ops.len(), "who waits for records keeps nobody busy");
     shutdown();
+    let completion = next(&listening);
+    assert_eq!((completion.op, completion.outcome.unwrap_err().reason()), (record, Reason::CLIENT_CLOSED));
     assert_eq!(in_flight(), 0);
     shutdown();
     let mut completed: Vec<_> = ops

@@ -19,8 +19,8 @@ use std::{
 };
 
 use valkyrie_bridge::{
-    self as bridge, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Metadata, Priority, Queue,
-    Reason, Status, Value,
+    self as bridge, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener, Metadata,
+    Priority, Queue, Reason, Record, Status, Value,
 };
 
 use table::{Object, Part};
@@ -82,6 +82,11 @@ pub const VALKYRIE_OPERATION_SEND: u32 = 4;
 pub const VALKYRIE_OPERATION_HALF_CLOSE: u32 = 5;
 /// valkyrie_operation_start: takes the next message of a stream. Needs call.
 pub const VALKYRIE_OPERATION_RECV: u32 = 6;
+/// valkyrie_operation_start: waits for the next record of what happens to connections, to be logged. target is the least
+/// grave level that is wanted: "error", "warn", "info" or "debug"; NULL means "warn". The completion's message is the
+/// sentence, with metadata: level, target, and particulars such as endpoint. Its callback begins the next, as one record
+/// is given at a time: the queue keeps the last 1,024 until then. A second one beside it ends the first with CANCELLED.
+pub const VALKYRIE_OPERATION_LOG: u32 = 7;
 
 /// Bytes that belong to somebody else. {NULL, 0} is empty.
 #[repr(C)]
@@ -147,7 +152,7 @@ pub struct valkyrie_operation {
     pub client: *const valkyrie_client,
     /// For SEND, HALF_CLOSE and RECV.
     pub call: *const valkyrie_call,
-    /// The endpoint for CONNECT, the method for CALL; ended by NUL.
+    /// The endpoint for CONNECT, the method for CALL, the level for LOG; ended by NUL.
     pub target: *const c_char,
     /// For CALL and SEND.
     pub message: valkyrie_bytes,
@@ -168,8 +173,8 @@ pub struct valkyrie_completion {
     pub code: valkyrie_code,
     /// The client after a CONNECT that succeeded, else NULL. The callback's: free it with valkyrie_client_free.
     pub client: *mut valkyrie_client,
-    /// The answer of a CALL or the message of a RECV; NULL for others, on failure, and at the end of a stream. The
-    /// callback's: free it with valkyrie_message_free.
+    /// The answer of a CALL, the message of a RECV or the record of a LOG; NULL for others, on failure, and at the end of
+    /// a stream. The callback's: free it with valkyrie_message_free.
     pub message: *mut valkyrie_message,
     /// NULL when code is 0. The callback's: free it with valkyrie_error_free.
     pub error: *mut valkyrie_error,
@@ -349,10 +354,32 @@ fn stream(pointer: *const valkyrie_call) -> Result<Handle, Status> {
 
 fn queue(pointer: *const valkyrie_queue) -> Result<Arc<Queue>, Status> {
     let found = table::with(pointer, |object| match object {
-        Object::Queue(queue) => Some(queue.clone()),
+        Object::Queue(queue, _) => Some(queue.clone()),
         _ => None,
     });
     found.ok_or_else(|| dead(pointer, "queue"))
+}
+
+fn listener(pointer: *const valkyrie_queue) -> Result<Arc<Listener>, Status> {
+    let found = table::with(pointer, |object| match object {
+        Object::Queue(_, listener) => Some(listener.clone()),
+        _ => None,
+    });
+    found.ok_or_else(|| dead(pointer, "queue"))
+}
+
+/// # Safety
+/// `pointer` is NULL or a string that ends in NUL.
+unsafe fn level(pointer: *const c_char) -> Result<Level, Status> {
+    if pointer.is_null() {
+        return Ok(Level::Warn);
+    }
+    // SAFETY: the caller passes a string that ends in NUL.
+    let name = unsafe { text(pointer, "target")? };
+    Level::ALL
+        .into_iter()
+        .find(|level| level.name() == name)
+        .ok_or_else(|| invalid(format!("level '{name}' is not 'error', 'warn', 'info' or 'debug'")))
 }
 
 fn with_message<R>(pointer: *const valkyrie_message, read: impl FnOnce(&Message) -> R) -> Option<R> {
@@ -586,6 +613,23 @@ fn one_message(bytes: Option<Bytes>) -> Result<*mut valkyrie_message, Status> {
     bytes.map_or(Ok(ptr::null_mut()), |bytes| message(bytes, Metadata::default(), Metadata::default()))
 }
 
+/// A record as a message whose metadata are its particulars.
+fn record(value: Value) -> Result<*mut valkyrie_message, Status> {
+    let mut metadata = Metadata::default();
+    // What is no legal value, as a path may be, is left out: the sentence has it too.
+    let mut add = |key: &str, value: String| drop(metadata.insert(key, value));
+    let Value::Logs(records) = value else {
+        return Err(Status::from_reason(Reason::INTERNAL, "a record completed with something else"));
+    };
+    let Some(Record { level, target, message: sentence, fields, .. }) = records.into_iter().next() else {
+        return Ok(ptr::null_mut());
+    };
+    add("level", level.name().to_owned());
+    add("target", target.to_owned());
+    fields.into_iter().for_each(|(key, value)| add(key, value));
+    message(sentence.into(), metadata, Metadata::default())
+}
+
 fn made(handle: Handle) -> Result<*mut valkyrie_client, Status> {
     table::insert(Object::Client(handle)).map_err(|_| {
         bridge::client_free(handle);
@@ -610,6 +654,7 @@ fn completion(operation: u64, waiting: &Waiting, outcome: Result<Value, Status>)
             }
             VALKYRIE_OPERATION_CALL => out.message = reply(value)?,
             VALKYRIE_OPERATION_RECV => out.message = one_message(first(waiting.call, value)?)?,
+            VALKYRIE_OPERATION_LOG => out.message = record(value)?,
             _ => {}
         }
         Ok(())
@@ -897,7 +942,14 @@ pub unsafe extern "C" fn valkyrie_operation_start(
                     let stream = stream(asked.call)?;
                     accept(queue, entry, |_| bridge::recv(stream, completes_in, BATCH))?
                 }
-                other => return Err(invalid(format!("kind {other} of the operation is not 1 to 6"))),
+                VALKYRIE_OPERATION_LOG => {
+                    let (level, listener) = (level(asked.target)?, listener(queue)?);
+                    accept(queue, entry, |_| {
+                        listener.set_level(Some(level));
+                        listener.next(completes_in, 1)
+                    })?
+                }
+                other => return Err(invalid(format!("kind {other} of the operation is not 1 to 7"))),
             };
             if !number.is_null() {
                 *number = op;
@@ -934,7 +986,7 @@ pub unsafe extern "C" fn valkyrie_queue_new(
             let queue = Queue::with_fd().map_err(|error| {
                 Status::from_reason(Reason::INTERNAL, format!("no descriptor for the queue: {error}"))
             })?;
-            *out = table::insert(Object::Queue(queue)).map_err(|_| full())?;
+            *out = table::insert(Object::Queue(queue, Listener::new())).map_err(|_| full())?;
             Ok(())
         })
     }
@@ -988,7 +1040,13 @@ pub extern "C-unwind" fn valkyrie_queue_free(queue: *mut valkyrie_queue) -> valk
     while let Some(due) = quiet(None, || next_abandoned(queue)) {
         due.run();
     }
-    code(|| free(queue, "queue", |object| matches!(object, Object::Queue(_))).map(drop))
+    code(|| {
+        let object = free(queue, "queue", |object| matches!(object, Object::Queue(..)))?;
+        if let Some(Object::Queue(_, listener)) = object {
+            listener.set_level(None);
+        }
+        Ok(())
+    })
 }
 
 /// Opens a stream of any shape. What the server says comes with send and recv. options may be NULL.

@@ -11,7 +11,7 @@ use std::{
     },
 };
 
-use valkyrie_bridge::{self as bridge, Handle, Queue};
+use valkyrie_bridge::{self as bridge, Handle, Listener, Queue};
 
 use crate::{Call, Failure, Message};
 
@@ -31,7 +31,7 @@ const SHARDS: usize = 16;
 pub(crate) enum Object {
     Client(Handle),
     Call(Box<Call>),
-    Queue(Arc<Queue>),
+    Queue(Arc<Queue>, Arc<Listener>),
     Message(Box<Message>),
     Failure(Box<Failure>),
 }
@@ -41,7 +41,7 @@ impl Object {
         match self {
             Self::Client(_) => 1,
             Self::Call(_) => 2,
-            Self::Queue(_) => 3,
+            Self::Queue(..) => 3,
             Self::Message(_) => 4,
             Self::Failure(_) => 5,
         }

@@ -15,9 +15,12 @@ use pyo3::{
     sync::PyOnceLock,
     types::{IntoPyDict, PyCFunction},
 };
-use valkyrie_bridge::{self as bridge, Completion, Queue};
+use valkyrie_bridge::{self as bridge, Completion, Queue, Value};
 
-use crate::values::{take_back, value_out};
+use crate::{
+    log,
+    values::{take_back, value_out},
+};
 
 /// Completions taken in one crossing.
 const BATCH: usize = 1024;
@@ -88,6 +91,8 @@ impl Hub {
         let mut hubs = lock(&HUBS);
         hubs.retain(|hub| hub.strong_count() > 0);
         hubs.push(Arc::downgrade(&hub));
+        drop(hubs);
+        log::listen(&hub.queue);
         Ok(hub)
     }
 
@@ -252,8 +257,12 @@ impl Reader {
         hub.queue.drain(&mut taken, BATCH);
         LAST.set(Arc::downgrade(hub));
         let stepping = Stepping::begin();
-        let mut ended = Ok(());
+        let (mut ended, mut records) = (Ok(()), Vec::new());
         for Completion { op, outcome, .. } in taken {
+            if let Ok(Value::Logs(more)) = outcome {
+                records.extend(more);
+                continue;
+            }
             let Some(wait) = lock(&hub.waiting).remove(&op) else { continue };
             let wait = wait.bind(py);
             let outcome = value_out(py, outcome, wait.borrow().whole);
@@ -275,6 +284,7 @@ impl Reader {
         }
         drop(stepping);
         take_back(py);
+        log::deliver(py, Some(&hub.queue), records);
         ended
     }
 

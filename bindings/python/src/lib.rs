@@ -5,6 +5,7 @@
 #![allow(missing_docs, reason = "the Python names are documented in _native.pyi")]
 
 mod hub;
+mod log;
 mod operation;
 mod queue;
 mod values;
@@ -19,6 +20,7 @@ use crate::{
 
 #[pyfunction]
 fn connect(
+    py: Python<'_>,
     endpoint: &Bound<'_, PyAny>,
     timeout: &Bound<'_, PyAny>,
     connect_timeout: &Bound<'_, PyAny>,
@@ -32,6 +34,7 @@ fn connect(
         let pem = text(pem, "trusted_certificates is a str of PEM text")?;
         options.trusted_certificates = Some(pem.to_str()?.to_owned().into());
     }
+    log::ask_level(py)?;
     Ok(Operation::new(Start::Connect { endpoint, options }))
 }
 

@@ -14,6 +14,7 @@ use valkyrie_bridge::{self as bridge, Bytes, CallOptions, ClientOptions, Handle,
 
 use crate::{
     hub::{Hub, Wait},
+    log,
     values::{raised, take_back, value_out},
 };
 
@@ -249,6 +250,7 @@ impl Operation {
                 take_back(py);
                 value_out(py, outcome, accepted.whole)
             });
+            log::deliver(py, None, Vec::new());
             match outcome {
                 Ok(value) => accepted.value(py, value),
                 Err(error) => {

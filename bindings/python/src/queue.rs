@@ -6,9 +6,10 @@ use std::{
 };
 
 use pyo3::{exceptions::PyOSError, prelude::*};
-use valkyrie_bridge as bridge;
+use valkyrie_bridge::{self as bridge, Value};
 
 use crate::{
+    log,
     operation::{Accepted, Operation},
     values::{take_back, value_out},
 };
@@ -29,7 +30,9 @@ impl Queue {
 impl Queue {
     #[new]
     fn new() -> PyResult<Self> {
-        Ok(Self { queue: bridge::Queue::with_fd()?, accepted: Mutex::default() })
+        let queue = bridge::Queue::with_fd()?;
+        log::listen(&queue);
+        Ok(Self { queue, accepted: Mutex::default() })
     }
 
     /// Readable while there is something to drain.
@@ -49,9 +52,16 @@ impl Queue {
         let mut taken = Vec::new();
         self.queue.drain(&mut taken, usize::MAX);
         take_back(py);
-        let known =
-            taken.into_iter().filter_map(|completion| Some((self.forget(completion.op)?, completion)));
+        let (mut known, mut records) = (Vec::with_capacity(taken.len()), Vec::new());
+        for completion in taken {
+            match completion.outcome {
+                Ok(Value::Logs(more)) => records.extend(more),
+                _ => known.extend(self.forget(completion.op).map(|accepted| (accepted, completion))),
+            }
+        }
+        log::deliver(py, Some(&self.queue), records);
         known
+            .into_iter()
             .map(|(accepted, completion)| {
                 let value = value_out(py, completion.outcome, accepted.whole);
                 match value.and_then(|value| accepted.value(py, value)) {

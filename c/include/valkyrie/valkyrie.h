@@ -166,6 +166,14 @@
 #define VALKYRIE_OPERATION_RECV 6
 
 /*
+ valkyrie_operation_start: waits for the next record of what happens to connections, to be logged. target is the least
+ grave level that is wanted: "error", "warn", "info" or "debug"; NULL means "warn". The completion's message is the
+ sentence, with metadata: level, target, and particulars such as endpoint. Its callback begins the next, as one record
+ is given at a time: the queue keeps the last 1,024 until then. A second one beside it ends the first with CANCELLED.
+ */
+#define VALKYRIE_OPERATION_LOG 7
+
+/*
  One stream of any shape.
  */
 typedef struct valkyrie_call valkyrie_call;
@@ -302,7 +310,7 @@ typedef struct {
    */
   const valkyrie_call *call;
   /*
-   The endpoint for CONNECT, the method for CALL; ended by NUL.
+   The endpoint for CONNECT, the method for CALL, the level for LOG; ended by NUL.
    */
   const char *target;
   /*
@@ -340,8 +348,8 @@ typedef struct {
    */
   valkyrie_client *client;
   /*
-   The answer of a CALL or the message of a RECV; NULL for others, on failure, and at the end of a stream. The
-   callback's: free it with valkyrie_message_free.
+   The answer of a CALL, the message of a RECV or the record of a LOG; NULL for others, on failure, and at the end of
+   a stream. The callback's: free it with valkyrie_message_free.
    */
   valkyrie_message *message;
   /*

@@ -16,14 +16,18 @@ use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
 
 use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
-    DEFAULT_TIMEOUT_MS, Endpoint, Peer, RecvStream, Response, Runtime, SendStream, ValkyrieClient,
+    DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, Record, RecvStream, Response, Runtime, SendStream,
+    ValkyrieClient,
     connection::{Link, Terms, cancelled, lock},
+    log::Logger,
     runtime::sleep_until,
     stream::halves,
 };
 
 /// How long [`Client::close`] lets calls in flight go on.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// What records of connections are about.
+pub(crate) const CONNECTION: &str = "valkyrie.connection";
 
 /// Describes a client; [`ClientBuilder::build`] makes it.
 #[must_use = "a builder does nothing until it is built"]
@@ -90,6 +94,12 @@ impl ClientBuilder {
     #[doc(hidden)]
     pub fn versions(mut self, versions: RangeInclusive<u8>) -> Self {
         self.terms.versions = versions;
+        self
+    }
+
+    /// Takes what happens to the client's connections, for a host to log. Default: nobody, which costs nothing.
+    pub fn log(mut self, log: Arc<dyn Log>) -> Self {
+        self.terms.log = Logger(Some(log));
         self
     }
 
@@ -524,7 +534,25 @@ impl Attempt {
                 ),
             )),
         };
+        self.log(&result);
         self.settle(result);
+    }
+
+    fn log(&self, result: &Result<Arc<Link>, Status>) {
+        let (log, endpoint) = (&self.inner.terms.log, self.inner.endpoint.to_string());
+        match result {
+            Ok(link) => log.log(Level::Info, || {
+                let message = format!("connected to {endpoint}");
+                Record::new(Level::Info, CONNECTION, message)
+                    .with("connection", link.id.to_string())
+                    .with("endpoint", endpoint)
+            }),
+            Err(status) => log.log(Level::Warn, || {
+                Record::new(Level::Warn, CONNECTION, status.message())
+                    .with("reason", status.reason().name())
+                    .with("endpoint", endpoint)
+            }),
+        }
     }
 
     fn settle(&self, mut result: Result<Arc<Link>, Status>) {

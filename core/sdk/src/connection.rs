@@ -20,13 +20,15 @@ use std::{
 
 use bytes::Bytes;
 use valkyrie_protocol::{
-    Config, Connection, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened, Reason, Role,
-    SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
+    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened,
+    Reason, Role, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
 use crate::{
-    Carrier, Peer, ReadBuffer, Response, Runtime, Sink, Timer, Transport,
+    Carrier, Level, Peer, ReadBuffer, Record, Response, Runtime, Sink, Timer, Transport,
     channels::Channels,
+    client::CONNECTION,
+    log::Logger,
     router::{Arrived, Router},
 };
 
@@ -80,11 +82,17 @@ pub(crate) struct Terms {
     pub(crate) versions: RangeInclusive<u8>,
     /// How long a driver looks for bytes before it sleeps.
     pub(crate) spin: Duration,
+    pub(crate) log: Logger,
 }
 
 impl Default for Terms {
     fn default() -> Self {
-        Self { limits: Limits::default(), versions: VERSION..=VERSION, spin: Duration::ZERO }
+        Self {
+            limits: Limits::default(),
+            versions: VERSION..=VERSION,
+            spin: Duration::ZERO,
+            log: Logger::default(),
+        }
     }
 }
 
@@ -93,6 +101,7 @@ pub(crate) struct Link {
     pub(crate) id: u64,
     pub(crate) peer: Peer,
     pub(crate) runtime: Arc<dyn Runtime>,
+    log: Logger,
     started: Time,
     state: Mutex<State>,
     calls: AtomicU64,
@@ -112,6 +121,8 @@ struct State {
     abort: Option<Status>,
     closed: Option<Status>,
     on_close: Vec<Waker>,
+    /// To be logged by the driver, in its order.
+    records: Vec<Record>,
     /// Small messages that lie unread, and how many may (F20).
     unread: u32,
     max_unread: u32,
@@ -192,6 +203,7 @@ struct Actions {
     wakers: Vec<Waker>,
     completed: Vec<Completed>,
     calls: Vec<Arrived>,
+    records: Vec<Record>,
 }
 
 impl Actions {
@@ -224,7 +236,7 @@ impl Link {
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
         let multiplexed = transport.carrier() == Carrier::Streams;
-        let Terms { limits, versions, spin } = terms.clone();
+        let Terms { limits, versions, spin, log } = terms.clone();
         let config = Config { limits, versions, grease, multiplexed, ..Config::new(role) };
         let protocol = Connection::new(config, now);
         let timer = runtime.timer();
@@ -232,6 +244,7 @@ impl Link {
             id,
             peer,
             runtime,
+            log,
             started: now,
             state: Mutex::new(State {
                 protocol,
@@ -242,6 +255,7 @@ impl Link {
                 abort: None,
                 closed: None,
                 on_close: Vec::new(),
+                records: Vec::new(),
                 unread: 0,
                 max_unread: limits.max_unread_messages,
                 sends: 0,
@@ -372,8 +386,30 @@ impl Link {
             state.protocol.go_away(message);
             state.closing = Some(deadline);
             state.dirty = false;
+            if self.log.wants(Level::Debug).is_some() {
+                let message = format!("the connection to {} drains", self.peer.endpoint);
+                state.records.push(self.record(Level::Debug, message));
+            }
             Self::wake_driver(state);
         }
+    }
+
+    fn record(&self, level: Level, message: String) -> Record {
+        Record::new(level, CONNECTION, message)
+            .with("connection", self.id.to_string())
+            .with("endpoint", self.peer.endpoint.clone())
+    }
+
+    /// What there is to log of a GOAWAY.
+    fn went_away(&self, error: &ConnectionError) -> Option<Record> {
+        let status = error.status();
+        let level = match error.code {
+            ErrorCode::NO_ERROR => Level::Info,
+            _ => Level::Warn,
+        };
+        self.log.wants(level)?;
+        let message = format!("{} takes no new calls: {}", self.peer.endpoint, status.message());
+        Some(self.record(level, message).with("reason", status.reason().name()))
     }
 
     /// Ends at once; calls in flight end with `status`.
@@ -509,7 +545,8 @@ impl State {
     fn dispatch(&mut self, link: &Arc<Link>, actions: &mut Actions) {
         while let Some(event) = self.protocol.poll_event() {
             match event {
-                Event::Connected | Event::Pong { .. } | Event::GoAway { .. } => {}
+                Event::Connected | Event::Pong { .. } => {}
+                Event::GoAway { error } => actions.records.extend(link.went_away(&error)),
                 Event::Call { key, method, metadata, priority, message, end } => {
                     link.calls.fetch_add(1, Relaxed);
                     let cell = Arc::new(StreamCell::default());
@@ -878,13 +915,16 @@ pub(crate) struct Driver {
 
 impl Driver {
     fn run_actions(&mut self) -> bool {
-        let Actions { wakers, completed, calls } = &mut self.actions;
+        let Actions { wakers, completed, calls, records } = &mut self.actions;
         let any = !calls.is_empty();
         self.woke |= !wakers.is_empty() || !completed.is_empty();
         for (sink, token, result) in completed.drain(..) {
             sink.complete(token, result);
         }
         wakers.drain(..).for_each(Waker::wake);
+        for record in records.drain(..) {
+            self.link.log.log(record.level, || record);
+        }
         if let Some(router) = &self.router
             && any
         {
@@ -1057,6 +1097,7 @@ impl Driver {
         }
         state.dirty = false;
         state.sends = 0;
+        self.actions.records.append(&mut state.records);
         let mut result = match self.transport.carrier() {
             Carrier::Bytes | Carrier::Streams => state.protocol.handle_read(now, &mut self.buffer.bytes),
             Carrier::Messages if self.buffer.bytes.is_empty() => {
@@ -1229,7 +1270,21 @@ impl Driver {
             .ended
             .take()
             .unwrap_or_else(|| Status::from_reason(Reason::CONNECTION_LOST, "the connection ended"));
-        lock(&self.link.state).close(status, &mut self.actions);
+        let mut state = lock(&self.link.state);
+        let level = match state.closing.is_some() || status.reason() == Reason::CLIENT_CLOSED {
+            true => Level::Debug,
+            false if state.protocol.is_draining() => Level::Info,
+            false => Level::Warn,
+        };
+        let record = self.link.log.wants(level).map(|_| {
+            let message =
+                format!("the connection to {} is over: {}", self.link.peer.endpoint, status.message());
+            self.link.record(level, message).with("reason", status.reason().name())
+        });
+        self.actions.records.append(&mut state.records);
+        self.actions.records.extend(record);
+        state.close(status, &mut self.actions);
+        drop(state);
         self.actions.calls.clear();
         self.run_actions();
         Poll::Ready(())

@@ -30,6 +30,7 @@ mod endpoint;
 mod handler;
 #[cfg(feature = "native")]
 mod listen;
+mod log;
 mod options;
 mod router;
 mod runtime;
@@ -55,6 +56,7 @@ pub use client::{Client, ClientBuilder, Sink, Submission};
 pub use connection::ConnectionInfo;
 pub use endpoint::Endpoint;
 pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
+pub use log::{Level, Log, Record, Records};
 pub use options::{CallOptions, Response};
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
