@@ -13,6 +13,25 @@ export const version: string;
  * when the endpoint cannot be parsed or its scheme is not supported. */
 export function connect(endpoint: string, options?: ConnectOptions): Promise<Client>;
 
+/** Gives what happens to connections to `logger`: those that cannot be made or are lost (`warn`), those that are made and
+ * those whose server goes away (`info`), and those that end here (`debug`). `null`, as at first, is nobody: an error
+ * reaches whoever awaits the call, and a library that prints unasked is in the way; `console.warn` is a logger. What is
+ * logged before a listener is there is lost, and of what it is too slow for the last 1,024 records stay. */
+export function setLogger(logger: ((record: LogRecord) => void) | null, level?: LogLevel): void;
+
+/** The least grave level that is wanted, `warn` when none is given. */
+export type LogLevel = 'error' | 'warn' | 'info' | 'debug';
+
+/** What happened. */
+export interface LogRecord {
+  readonly level: LogLevel;
+  /** What it is about: `valkyrie.connection`. */
+  readonly target: string;
+  readonly message: string;
+  /** Particulars: `endpoint`, `reason`, `connection`. */
+  readonly fields: { readonly [key: string]: string };
+}
+
 export interface ConnectOptions {
   /** Time limit of unary calls that give none, in milliseconds. Default 5000; `Infinity`: none. */
   timeoutMs?: number | undefined;

@@ -6,6 +6,7 @@ const { types } = require('node:util');
 const native = require('./native.js');
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
+const LEVELS = ['error', 'warn', 'info', 'debug'];
 // Messages taken from the core at once; credit goes back to the server when they are taken.
 const RECV_BATCH = 64;
 const PRIVATE = Symbol('valkyrie-sdk');
@@ -30,6 +31,18 @@ async function connect(endpoint, options = {}) {
     throw traced(error);
   }
   return new Client(PRIVATE, handle, endpoint);
+}
+
+let logger = null;
+
+/** Gives what happens to connections to `listener`, from that level up. */
+function setLogger(listener, level = 'warn') {
+  if (listener !== null && typeof listener !== 'function') throw wrongType('logger', 'a function or null', listener);
+  if (typeof level !== 'string') throw wrongType('level', 'a string', level);
+  const number = LEVELS.indexOf(level) + 1;
+  if (number === 0) throw new RangeError(`level is '${level}', not 'error', 'warn', 'info' or 'debug'`);
+  logger = listener;
+  if (listener !== null || theLoop !== undefined) loop().log(listener === null ? 0 : number);
 }
 
 /** A client of one endpoint. Made by `connect`. */
@@ -424,11 +437,18 @@ function flush() {
   if (loop().submit(gatheredBytes, length)) drain();
 }
 
-// bindings/node/src/pack.rs has the layout.
+// ARCHITECTURE.md has the layout, bindings/bridge/src/layout.rs writes it.
 function complete(batch) {
   for (let count = batch.count; count > 0; count--) {
-    const waiter = settle(batch.word());
-    switch (batch.word()) {
+    const slot = batch.word();
+    const kind = batch.word();
+    if (kind === 5) {
+      // What a logger throws is not for a call to hear.
+      for (const record of batch.records()) queueMicrotask(() => logger?.(record));
+      continue;
+    }
+    const waiter = settle(slot);
+    switch (kind) {
       case 0:
         waiter.resolve();
         break;
@@ -492,6 +512,15 @@ class Batch {
       metadata.push([key, key.endsWith('-bin') ? this.bytes() : this.text()]);
     }
     return metadata;
+  }
+
+  records() {
+    return this.list(() => ({
+      level: LEVELS[this.word() - 1],
+      target: this.text(),
+      message: this.text(),
+      fields: Object.fromEntries(this.list(() => [this.text(), this.text()])),
+    }));
   }
 
   error() {
@@ -587,4 +616,4 @@ function wrongType(name, expected, value) {
 
 function ignore() {}
 
-module.exports = { Client, Metadata, StatusError, Stream, connect, version: native.version() };
+module.exports = { Client, Metadata, StatusError, Stream, connect, setLogger, version: native.version() };

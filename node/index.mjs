@@ -1,4 +1,4 @@
 // The same module for `import`: one instance, however it is loaded.
 import sdk from './index.js';
 
-export const { Client, Metadata, StatusError, Stream, connect, version } = sdk;
+export const { Client, Metadata, StatusError, Stream, connect, setLogger, version } = sdk;

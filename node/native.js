@@ -72,4 +72,14 @@ if (built.split(' ')[0] !== version) {
   );
 }
 
+// The layout of bindings/bridge/src/layout.rs that index.js reads.
+const LAYOUT = 1;
+const written = native.layoutVersion?.();
+if (written !== LAYOUT) {
+  throw new Error(
+    `valkyrie-sdk reads completions in layout ${LAYOUT} and its native part writes layout ${written ?? 'unknown'}: ` +
+      'install the same version of both packages.',
+  );
+}
+
 module.exports = native;

@@ -1,7 +1,10 @@
 // The face of the package: checks arguments, keeps a promise per operation, and turns what the WebAssembly part hands
 // over into JavaScript values. It decides nothing about calls; the core does. Nothing is loaded before it is needed.
 
+import { Batch, LAYOUT, LEVELS, Metadata, NO_METADATA, StatusError } from './layout.js';
 import init, * as core from './pkg/valkyrie.js';
+
+export { Metadata, StatusError };
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
 // Messages taken from the core at once; credit goes back to the server when they are taken.
@@ -9,7 +12,6 @@ const RECV_BATCH = 64;
 const PRIVATE = Symbol('valkyrie-sdk-web');
 
 const encoder = new TextEncoder();
-const decoder = new TextDecoder();
 
 export let version = '';
 let loading;
@@ -25,8 +27,30 @@ export function load(module) {
 
 async function start(module) {
   await init(module === undefined ? undefined : { module_or_path: module });
+  const written = core.layout_version?.();
+  if (written !== LAYOUT) {
+    const both = 'the files of two versions of valkyrie-sdk-web are mixed: deploy those of one';
+    throw new Error(`index.js reads completions in layout ${LAYOUT}, the module writes layout ${written}; ${both}`);
+  }
   core.start(() => queueMicrotask(turn), fail);
+  core.log(level);
+  loaded = true;
   version = core.version();
+}
+
+let logger = null;
+let level = 0;
+let loaded = false;
+
+/** Gives what happens to connections to `listener`, from that level up. */
+export function setLogger(listener, least = 'warn') {
+  if (listener !== null && typeof listener !== 'function') throw wrongType('logger', 'a function or null', listener);
+  if (typeof least !== 'string') throw wrongType('level', 'a string', least);
+  const number = LEVELS.indexOf(least) + 1;
+  if (number === 0) throw new RangeError(`level is '${least}', not 'error', 'warn', 'info' or 'debug'`);
+  logger = listener;
+  level = listener === null ? 0 : number;
+  if (loaded) enter(core.log, level);
 }
 
 /** Connects to an endpoint such as `ws://localhost:8080`. */
@@ -271,37 +295,6 @@ export class Stream {
   }
 }
 
-/** Key and value pairs in the order the peer gave them. */
-export class Metadata extends Array {
-  // map() and the like give plain arrays.
-  static get [Symbol.species]() {
-    return Array;
-  }
-
-  get(key) {
-    return this.find((pair) => pair[0] === key)?.[1];
-  }
-
-  getAll(key) {
-    return this.filter((pair) => pair[0] === key).map((pair) => pair[1]);
-  }
-}
-
-const NO_METADATA = Object.freeze(new Metadata());
-
-/** How a call ended when it did not end with OK. */
-export class StatusError extends Error {
-  constructor(message, facts) {
-    super(message);
-    Object.assign(this, facts);
-  }
-
-  get retryable() {
-    return this.code === 'UNAVAILABLE';
-  }
-}
-Object.defineProperty(StatusError.prototype, 'name', { value: 'StatusError', writable: true, configurable: true });
-
 // What the collector finds is given up in the core.
 const clients = new FinalizationRegistry((id) => free(core.client_free, id));
 const streams = new FinalizationRegistry((id) => free(core.stream_free, id));
@@ -385,93 +378,18 @@ function turn() {
   for (let more = true; more; ) {
     const batch = enter(core.turn);
     if (batch === undefined) return;
-    more = complete(new Batch(batch));
+    const completions = new Batch(batch);
+    completions.read(resolve, reject, log);
+    more = completions.more;
   }
 }
 
-// bindings/wasm/src/pack.rs has the layout.
-function complete(batch) {
-  for (let count = batch.count; count > 0; count--) {
-    const waiter = settle(batch.word());
-    switch (batch.word()) {
-      case 0:
-        waiter.resolve();
-        break;
-      case 1:
-        waiter.resolve({ message: batch.bytes(), metadata: NO_METADATA, trailers: NO_METADATA });
-        break;
-      case 2:
-        waiter.resolve({ message: batch.bytes(), metadata: batch.metadata(), trailers: batch.metadata() });
-        break;
-      case 3: {
-        const messages = batch.list(() => batch.bytes());
-        waiter.resolve(
-          batch.word() === 1 ? { messages, metadata: batch.metadata(), trailers: batch.metadata() } : { messages },
-        );
-        break;
-      }
-      default:
-        waiter.reject(batch.error());
-    }
-  }
-  return batch.more;
-}
+const resolve = (slot, value) => settle(slot).resolve(value);
+const reject = (slot, error) => settle(slot).reject(error);
 
-class Batch {
-  constructor(buffer) {
-    const words = new Uint32Array(buffer.buffer, buffer.byteOffset, buffer.byteLength >>> 2);
-    this.buffer = buffer;
-    this.words = words;
-    this.count = words[0];
-    this.more = words[2] === 1;
-    this.at = 3;
-    this.offset = words[1] * 4;
-  }
-
-  word() {
-    return this.words[this.at++];
-  }
-
-  bytes() {
-    const start = this.offset;
-    this.offset += this.word();
-    return this.buffer.subarray(start, this.offset);
-  }
-
-  text() {
-    return decoder.decode(this.bytes());
-  }
-
-  list(item) {
-    return Array.from({ length: this.word() }, item);
-  }
-
-  metadata() {
-    const count = this.word();
-    if (count === 0) return NO_METADATA;
-    const metadata = new Metadata();
-    for (let i = 0; i < count; i++) {
-      const key = this.text();
-      metadata.push([key, key.endsWith('-bin') ? this.bytes() : this.text()]);
-    }
-    return metadata;
-  }
-
-  error() {
-    const number = this.word();
-    const [code, reason, kind, message] = [this.text(), this.text(), this.text(), this.text()];
-    const pushback = this.word();
-    return new StatusError(message, {
-      code,
-      number,
-      reason,
-      class: kind,
-      pushbackMs: pushback === 0 ? undefined : pushback === 0xffffffff ? Infinity : pushback - 1,
-      details: this.list(() => ({ type: this.text(), value: this.bytes() })),
-      metadata: this.metadata(),
-      trailers: this.metadata(),
-    });
-  }
+function log(records) {
+  // What a logger throws is not for a call to hear.
+  for (const record of records) queueMicrotask(() => logger?.(record));
 }
 
 // The core's errors are made in a turn, where no caller is on the stack: what helps is where one awaits.

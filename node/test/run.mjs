@@ -19,7 +19,7 @@ const server = resolve(process.env.VALKYRIE_TEST_SERVER ?? join(root, 'target/de
 const tools = resolve(process.env.VALKYRIE_NODE_TOOLS ?? join(root, 'xtask/node'));
 
 const long = process.argv.includes('--long');
-const tests = ['client', 'leaks', 'platform', 'process', 'worker'].map((name) => `test/${name}.test.mjs`);
+const tests = ['client', 'layout', 'leaks', 'log', 'platform', 'process', 'worker'].map((name) => `test/${name}.test.mjs`);
 
 const project = mkdtempSync(join(tmpdir(), 'valkyrie-node-'));
 const run = (command, ...args) =>
@@ -33,6 +33,7 @@ try {
   const tarballs = pack(library, project);
   run('npm', 'install', '--offline', '--no-audit', '--no-fund', '--loglevel=error', ...tarballs);
   cpSync(here, join(project, 'test'), { recursive: true });
+  cpSync(join(root, 'bindings/bridge/tests/layout.json'), join(project, 'test/layout.json'));
   cpSync(join(root, 'node/npm'), join(project, 'npm'), { recursive: true });
   cpSync(join(root, 'examples/node'), join(project, 'examples'), { recursive: true });
   run(process.execPath, '--expose-gc', '--test', `--test-timeout=${long ? 3_600_000 : 120_000}`, '--test-reporter=spec', ...tests);

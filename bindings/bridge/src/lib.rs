@@ -11,6 +11,7 @@ mod descriptors;
 mod echo;
 mod fork;
 mod handle;
+pub mod layout;
 mod ledger;
 mod log;
 mod operation;

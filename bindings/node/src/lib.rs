@@ -1,11 +1,10 @@
 //! The native part of the npm package `valkyrie-sdk`: checks nothing twice, holds no policy, owns no thread.
 //!
 //! JavaScript picks a *slot* (a small number) for each operation and finds its promise by it. Everything an operation
-//! ends with, a refusal too, goes through [`Loop::drain`], which hands a batch to JavaScript in one crossing (`pack.rs`
-//! has the layout). The unary calls of one turn come in one crossing too (`gathered.rs`). A native thread only ever triggers the one wake function; it never runs JavaScript.
+//! ends with, a refusal too, goes through [`Loop::drain`], which hands a batch to JavaScript in one crossing (in
+//! the layout of `valkyrie_bridge::layout`). The unary calls of one turn come in one crossing too (`gathered.rs`). A native thread only ever triggers the one wake function; it never runs JavaScript.
 
 mod gathered;
-mod pack;
 
 use std::{
     cell::{Cell, RefCell},
@@ -17,18 +16,22 @@ use std::{
 
 use bytes::Bytes;
 use napi::{
-    Env, Result, Status as NapiStatus,
-    bindgen_prelude::{Buffer, Function, Unknown},
+    Env, Error, Result, Status as NapiStatus,
+    bindgen_prelude::{Buffer, FromNapiValue, Function, Unknown},
     sys,
     threadsafe_function::{ThreadsafeFunction, ThreadsafeFunctionCallMode},
 };
 use napi_derive::napi;
 use valkyrie_bridge::{
-    self as bridge, CallOptions, ClientOptions, Completion, Handle, Metadata, Priority, Queue, Status,
+    self as bridge, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener, Metadata,
+    Priority, Queue, Status, Value,
+    layout::{self, Batch},
 };
 
 /// How many completions leave the bridge's queue at once.
 const DRAIN_MAX: usize = 512;
+/// Records for the log that one completion brings at most.
+const LOGS_MAX: usize = 64;
 
 /// Weak, so that an idle client does not keep the process alive; [`Loop`] refers it while operations are in flight.
 type Wake = ThreadsafeFunction<(), (), (), NapiStatus, false, true, 1>;
@@ -37,6 +40,12 @@ type Wake = ThreadsafeFunction<(), (), (), NapiStatus, false, true, 1>;
 #[napi]
 pub fn version() -> &'static str {
     bridge::version()
+}
+
+/// The version of the layout of what [`Loop::drain`] gives.
+#[napi]
+pub fn layout_version() -> u32 {
+    layout::VERSION
 }
 
 /// Operations of the whole process that are accepted and not complete.
@@ -57,6 +66,10 @@ struct Shared {
     table: RefCell<Table>,
     /// Methods of gathered calls, by the number that JavaScript has for each.
     methods: RefCell<Vec<String>>,
+    listener: Arc<Listener>,
+    /// The operation that waits for records, which does not keep the process alive.
+    listening: Cell<Option<u64>>,
+    logs: Cell<bool>,
 }
 
 /// Operations of this environment that are accepted and not yet handed to JavaScript.
@@ -109,9 +122,21 @@ impl Loop {
                 let _ = wake.call((), ThreadsafeFunctionCallMode::NonBlocking);
             }
         });
-        env.add_env_cleanup_hook(Arc::clone(&queue), |queue| queue.close())?;
+        let listener = Listener::new();
+        env.add_env_cleanup_hook((Arc::clone(&queue), Arc::clone(&listener)), |(queue, listener)| {
+            queue.close();
+            listener.set_level(None);
+        })?;
         Ok(Self {
-            shared: Rc::new(Shared { queue, wake, table: RefCell::default(), methods: RefCell::default() }),
+            shared: Rc::new(Shared {
+                queue,
+                wake,
+                table: RefCell::default(),
+                methods: RefCell::default(),
+                listener,
+                listening: Cell::default(),
+                logs: Cell::default(),
+            }),
         })
     }
 
@@ -177,6 +202,17 @@ impl Loop {
         }
     }
 
+    /// From now on records of this level, 1 to 4, and graver ones come with what is drained; 0: none.
+    #[napi]
+    pub fn log(&self, level: u32) {
+        let level = Level::ALL.into_iter().find(|known| u32::from(known.number()) == level);
+        self.shared.logs.set(level.is_some());
+        self.shared.listener.set_level(level);
+        if level.is_some() && self.shared.listening.get().is_none() {
+            self.shared.listen();
+        }
+    }
+
     /// The next batch of completions, `None` when there is none.
     #[napi]
     pub fn drain(&self, env: Env) -> Result<Option<Unknown<'static>>> {
@@ -184,7 +220,15 @@ impl Loop {
         if table.ready.is_empty() {
             table.left_behind = self.shared.queue.drain(&mut table.scratch, DRAIN_MAX) == DRAIN_MAX;
             for completion in table.scratch.drain(..) {
-                if let Some(slot) = table.slots.remove(&completion.op) {
+                if self.shared.listening.get() == Some(completion.op) {
+                    self.shared.listening.set(None);
+                    if self.shared.logs.get() {
+                        self.shared.listen();
+                    }
+                    if completion.outcome.is_ok() {
+                        table.ready.push_back((0, completion));
+                    }
+                } else if let Some(slot) = table.slots.remove(&completion.op) {
                     table.ready.push_back((slot, completion));
                 }
             }
@@ -192,20 +236,62 @@ impl Loop {
         if table.ready.is_empty() {
             return Ok(None);
         }
-        let mut batch = pack::Batch::new();
+        let mut batch = Batch::default();
         while batch.has_room() {
             let Some((slot, completion)) = table.ready.pop_front() else { break };
-            batch.push(slot, completion.outcome);
+            push(&mut batch, slot, completion.outcome);
         }
         let more = table.left_behind || !table.ready.is_empty();
         if !more && table.slots.is_empty() {
             self.shared.refer(env, false);
         }
-        batch.into_buffer(env, more).map(Some)
+        into_buffer(batch, env, more).map(Some)
     }
 }
 
+fn push(batch: &mut Batch, slot: u32, outcome: std::result::Result<Value, Status>) {
+    match outcome {
+        Ok(Value::Done) => batch.done(slot),
+        Ok(Value::Response(response)) => {
+            batch.response(slot, response.message, &response.metadata, &response.trailers);
+        }
+        Ok(Value::Messages { messages, end }) => {
+            batch.messages(slot, messages, end.as_ref().map(|end| (&end.metadata, &end.trailers)));
+        }
+        Ok(Value::Logs(records)) => batch.logs(&records),
+        Ok(_) => batch.error(slot, &Status::new(Code::Internal, "a completion of an unknown kind")),
+        Err(status) => batch.error(slot, &status),
+    }
+}
+
+/// One copy: from the messages to the Buffer.
+fn into_buffer(mut batch: Batch, env: Env, more: bool) -> Result<Unknown<'static>> {
+    let (mut data, mut value) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: `env` is the environment that called into this method, on its own thread; both out pointers are valid.
+    let status = unsafe { sys::napi_create_buffer(env.raw(), batch.len(), &mut data, &mut value) };
+    if status != sys::Status::napi_ok {
+        return Err(Error::new(NapiStatus::from(status), "cannot allocate a Buffer"));
+    }
+    let mut to = data.cast::<u8>();
+    for part in batch.parts(more) {
+        // SAFETY: `data` has room for `batch.len()` bytes, the sum of the parts' lengths; it is fresh memory that
+        // nothing else refers to, so the ranges cannot overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+            to = to.add(part.len());
+        }
+    }
+    // SAFETY: `value` was made by the call above in this handle scope.
+    unsafe { Unknown::from_napi_value(env.raw(), value) }
+}
+
 impl Shared {
+    /// Begins to wait for records.
+    fn listen(&self) {
+        // A queue that is closed has nobody to tell.
+        self.listening.set(self.listener.next(&self.queue, LOGS_MAX).ok());
+    }
+
     /// Notes an operation; `true` when it was refused, so that the outcome can be drained at once.
     fn accepted(&self, env: Env, slot: u32, op: std::result::Result<u64, Status>) -> bool {
         let table = &mut *self.table.borrow_mut();

@@ -1,7 +1,7 @@
 //! What JavaScript calls. Checked arguments come in, outcomes leave through [`turn`]; nothing here waits or throws.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     future::Future,
     rc::Rc,
@@ -10,11 +10,14 @@ use std::{
 };
 
 use js_sys::Function;
-use valkyrie_sdk::{CallOptions, Client, Priority, Reason, Response, Sink, Status, Submission};
+use valkyrie_sdk::{
+    CallOptions, Client, Level, Log, Priority, Reason, Record, Records, Response, Sink, Status, Submission,
+};
 use wasm_bindgen::prelude::*;
 
 use crate::{
-    pack::{self, Batch, Value},
+    layout::{self, Batch},
+    pack::{self, Value},
     runtime::{self, PageRuntime},
     socket::PageConnector,
     stream::Stream,
@@ -22,6 +25,8 @@ use crate::{
 
 thread_local! {
     static BOUNDARY: RefCell<Boundary> = RefCell::default();
+    /// The least grave level that JavaScript listens to; 0 is none.
+    static LEVEL: Cell<u8> = const { Cell::new(0) };
 }
 
 /// Never borrowed while the sdk runs, which calls back.
@@ -34,6 +39,7 @@ struct Boundary {
     /// Unary calls in flight, by slot.
     submissions: HashMap<u32, Submission>,
     outcomes: VecDeque<(u32, Result<Value, Status>)>,
+    records: Records,
 }
 
 impl Boundary {
@@ -72,6 +78,35 @@ impl Sink for Unary {
     }
 }
 
+/// Keeps records for the next turn.
+struct Logs;
+
+impl Log for Logs {
+    fn enabled(&self, level: Level) -> bool {
+        level.number() <= LEVEL.get()
+    }
+
+    fn log(&self, record: Record) {
+        boundary(|boundary| boundary.records.push(record));
+        runtime::request_turn();
+    }
+}
+
+/// From now on records of this level, 1 to 4, and graver ones come with a turn's outcomes; 0: none.
+#[wasm_bindgen]
+pub fn log(level: u8) {
+    LEVEL.set(level);
+    if level == 0 {
+        boundary(|boundary| boundary.records.clear());
+    }
+}
+
+/// The version of the layout of what [`turn`] gives.
+#[wasm_bindgen]
+pub fn layout_version() -> u32 {
+    layout::VERSION
+}
+
 /// The version of this module and a hash of the core's sources, equal in every language of one release.
 #[wasm_bindgen]
 pub fn version() -> String {
@@ -96,19 +131,26 @@ pub fn start(wake: Function, fatal: Function) {
 #[wasm_bindgen]
 pub fn turn() -> Option<Vec<u8>> {
     runtime::run_tasks();
-    let (batch, more) = boundary(|boundary| {
-        let mut batch = Batch::new();
+    let (mut batch, more) = boundary(|boundary| {
+        let mut batch = Batch::default();
+        if !boundary.records.is_empty() {
+            batch.logs(&boundary.records.take(usize::MAX));
+        }
         while batch.has_room() {
             let Some((slot, outcome)) = boundary.outcomes.pop_front() else { break };
             boundary.submissions.remove(&slot);
-            batch.push(slot, outcome);
+            pack::push(&mut batch, slot, outcome);
         }
         (batch, !boundary.outcomes.is_empty())
     });
     if !more {
         runtime::end_turn();
     }
-    (!batch.is_empty()).then(|| batch.into_bytes(more))
+    (!batch.is_empty()).then(|| {
+        let mut bytes = Vec::with_capacity(batch.len());
+        batch.parts(more).for_each(|part| bytes.extend_from_slice(part));
+        bytes
+    })
 }
 
 /// Begins to connect and gives the client's number; 0 when it was refused.
@@ -118,6 +160,7 @@ pub fn connect(slot: u32, endpoint: String, timeout_ms: f64, connect_timeout_ms:
     let mut builder = Client::builder()
         .endpoint(endpoint)
         .runtime(Arc::new(PageRuntime))
+        .log(Arc::new(Logs))
         .connector("ws", connector.clone())
         .connector("wss", connector);
     if let Some(timeout_ms) = milliseconds(timeout_ms) {

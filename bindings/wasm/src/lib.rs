@@ -3,11 +3,13 @@
 //!
 //! JavaScript picks a *slot* (a small number) for each operation and finds its promise by it. Everything an operation
 //! ends with, a refusal too, comes out of [`boundary::turn`], which runs the tasks that are ready and hands over a
-//! batch of outcomes in one crossing (`pack.rs` has the layout). Exactly one outcome per operation.
+//! batch of outcomes in one crossing (in the layout of `layout.rs`). Exactly one outcome per operation.
 #![cfg(target_arch = "wasm32")]
 #![forbid(unsafe_code)]
 
 pub mod boundary;
+#[path = "../../bridge/src/layout.rs"]
+pub mod layout;
 mod pack;
 mod runtime;
 mod socket;

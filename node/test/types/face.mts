@@ -4,9 +4,11 @@ import {
   Metadata,
   StatusError,
   connect,
+  setLogger,
   version,
   type CallOptions,
   type CodeName,
+  type LogRecord,
   type Message,
   type Priority,
   type Response,
@@ -24,6 +26,12 @@ export async function uses(signal: AbortSignal): Promise<void> {
   await client.call('/echo', '', { metadata: full.metadata, timeoutMs: undefined });
   const value: string | Uint8Array | undefined = full.trailers.get('a');
   const keys: string[] = full.metadata.map(([key]) => key);
+
+  setLogger(({ level, target, message, fields }: LogRecord) => console.log(level, target, message, fields['endpoint']));
+  setLogger(console.warn, 'info');
+  setLogger(null);
+  // @ts-expect-error: no such level
+  setLogger(console.warn, 'loud');
 
   const stream: Stream = client.open('/echo', { priority });
   const message: Message = 'x';
