@@ -383,8 +383,8 @@ impl Connection {
             taken_scarce: 0,
             buffered: 0,
             unsent: 0,
-            resets: Bucket::new(limits.max_resets, limits.resets_per_second),
-            account: Account::new(&limits, config.multiplexed),
+            resets: abuse::resets_bucket(&limits, config.multiplexed),
+            account: Account::new(&limits),
             glitches: Bucket::new(limits.max_glitches, limits.glitches_per_second),
             fragment_overhead: 0,
             pings: 0,
@@ -451,10 +451,15 @@ impl Connection {
 
     /// When a call that waits for room in the account may get it.
     fn next_opening(&self) -> Option<Time> {
-        let waits = self.unopened.iter().any(|waiting| !waiting.is_empty())
+        let next = || Time::sooner(self.account.room_at(self.open_local), self.account.ask_at(true));
+        self.waits_for_room().then(next).flatten()
+    }
+
+    /// Whether a call waits that the peer would take another stream for.
+    fn waits_for_room(&self) -> bool {
+        self.unopened.iter().any(|waiting| !waiting.is_empty())
             && self.open_local < self.peer.max_concurrent_streams
-            && self.failed.is_none();
-        waits.then(|| Time::sooner(self.account.room_at(self.open_local), self.account.ask_at())).flatten()
+            && self.failed.is_none()
     }
 
     /// Whether the peer takes another stream of this side, and would forgive its bad end.

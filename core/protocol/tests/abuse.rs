@@ -173,8 +173,8 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Self {
-        let [client, server] = [Role::Client, Role::Server].map(|role| Side::new(role, Limits::default()));
+    fn new(limits: Limits) -> Self {
+        let [client, server] = [Role::Client, Role::Server].map(|role| Side::new(role, limits));
         Self { client, server, to_server: BytesMut::new(), started: Vec::new() }
     }
 
@@ -212,7 +212,7 @@ impl Pair {
 // spec: W9-15
 #[test]
 fn f18_a_client_that_cancels_without_end_keeps_its_connection() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(Limits::default());
     let (mut now, mut started) = (Time::default(), 0);
     for _ in 0..10_000 {
         let key = pair.client.open();
@@ -239,7 +239,7 @@ fn f18_a_client_that_cancels_without_end_keeps_its_connection() {
 // spec: W9-15
 #[test]
 fn f18_a_server_that_stands_still_is_not_sent_more_than_it_forgives_at_once() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(Limits::default());
     let mut last = Time::default();
     for second in 0..100 {
         for _ in 0..100 {
@@ -258,11 +258,36 @@ fn f18_a_server_that_stands_still_is_not_sent_more_than_it_forgives_at_once() {
     pair.completes_a_call(after);
 }
 
+/// Calls that wait for each other all begin, although some were given up before them.
+// spec: W9-15
+#[test]
+fn f18_as_many_calls_as_may_be_given_up_are_open_at_once() {
+    let limits = Limits { max_resets: 80, ..LIMITS };
+    let mut pair = Pair::new(limits);
+    for _ in 0..3 {
+        let key = pair.client.open();
+        pair.client_turn(seconds(0));
+        pair.client.0.reset(key, ErrorCode::CANCEL);
+    }
+    pair.server_turn(seconds(0));
+    pair.started.clear();
+    let most = limits.max_resets as usize;
+    (0..most).for_each(|_| _ = pair.client.open());
+    pair.client_turn(seconds(0));
+    pair.server_turn(seconds(0));
+    while pair.started.len() < most {
+        let now = pair.client.0.poll_timeout().unwrap();
+        assert!(now < seconds(2), "{} began", pair.started.len());
+        pair.client_turn(now);
+        pair.server_turn(now);
+    }
+}
+
 /// As many are cancelled as complete: nobody waits for time to pass.
 // spec: W9-15
 #[test]
 fn f18_calls_that_complete_make_room_for_as_many_that_do_not() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(Limits::default());
     for count in 0..10_000 {
         let now = Time::from_micros(count * 1_000);
         let key = pair.client.open();

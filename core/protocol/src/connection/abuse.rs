@@ -38,6 +38,13 @@ impl Bucket {
     }
 }
 
+/// What a peer may do badly at once (W9-07): where the streams of calls are the carrier's they overtake each other, and what
+/// the peer has reason to think forgiven may come late.
+pub(super) fn resets_bucket(limits: &Limits, multiplexed: bool) -> Bucket {
+    let late = if multiplexed { limits.max_resets / 8 } else { 0 };
+    Bucket::new(limits.max_resets.saturating_add(late), limits.resets_per_second)
+}
+
 /// What the peer has against this side by W9-07, kept so that it never comes to `most`: a call is opened while its bad
 /// end would still be forgiven, and so its RESET never waits (W9-15).
 #[derive(Debug)]
@@ -63,16 +70,15 @@ impl Account {
     /// So often at most, or the PINGs would be glitches.
     const PAUSE: Duration = Duration::from_millis(20);
 
-    pub(super) fn new(limits: &Limits, multiplexed: bool) -> Self {
-        // An eighth is for clocks that differ, and for a carrier whose streams overtake each other.
-        let less = |number: u32| number - number / 8;
-        let most = if multiplexed { less(limits.max_resets) } else { limits.max_resets };
+    pub(super) fn new(limits: &Limits) -> Self {
+        // An eighth is for clocks that differ.
+        let per_second = limits.resets_per_second - limits.resets_per_second / 8;
         Self {
-            counted: Bucket::new(most, less(limits.resets_per_second)),
+            counted: Bucket::new(limits.max_resets, per_second),
             unread: 0,
             asked: None,
             ask_at: Time::default(),
-            most: most.max(1),
+            most: limits.max_resets.max(1),
         }
     }
 
@@ -89,9 +95,11 @@ impl Account {
         Some(self.counted.holds_at(left))
     }
 
-    /// When the peer is to be asked how far it has read; `None` while there is no need.
-    pub(super) fn ask_at(&self) -> Option<Time> {
-        (self.asked.is_none() && self.unread >= (self.most / 8).max(1)).then_some(self.ask_at)
+    /// When the peer is to be asked how far it has read; `None` while there is no need. While a call waits for room every
+    /// reset is in its way: those that it waits for may themselves wait for it.
+    pub(super) fn ask_at(&self, waits: bool) -> Option<Time> {
+        let enough = if waits { 1 } else { (self.most / 8).max(1) };
+        (self.asked.is_none() && self.unread >= enough).then_some(self.ask_at)
     }
 
     /// A stream of this side was reset by it.
@@ -130,7 +138,9 @@ impl Account {
 impl Connection {
     /// Asks how far the peer has read, if it is time to.
     pub(super) fn settle_account(&mut self) {
-        if self.account.ask_at().is_some_and(|at| at <= self.now) && self.failed.is_none() {
+        if self.account.ask_at(self.waits_for_room()).is_some_and(|at| at <= self.now)
+            && self.failed.is_none()
+        {
             self.account.asked = Some(Asked { ahead: self.pings, resets: self.account.unread });
             self.account.ask_at = self.now.after(Account::PAUSE);
             self.ping(0);
@@ -142,7 +152,7 @@ impl Connection {
         if self.resets.add(self.now) {
             return Ok(());
         }
-        Err(calm(format!("{} more resets than completed calls", self.config.limits.max_resets)))
+        Err(calm(format!("{} more resets than completed calls", self.resets.most)))
     }
 
     /// A frame that is legal, and that nobody needs many of.
