@@ -232,7 +232,8 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(NEVER)
 }
 
-fn now() -> u64 {
+/// Microseconds since the first time.
+pub(crate) fn now() -> u64 {
     static ORIGIN: OnceLock<Instant> = OnceLock::new();
     micros(ORIGIN.get_or_init(Instant::now).elapsed())
 }
