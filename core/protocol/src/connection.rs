@@ -24,13 +24,13 @@ mod channels;
 pub use channels::StreamAction;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     hash::{BuildHasherDefault, Hasher},
     ops::RangeInclusive,
     time::Duration,
 };
 
-use abuse::{Account, Bucket};
+use abuse::{Account, BRIEF, Bucket};
 use bytes::{Buf, Bytes, BytesMut};
 
 use crate::{
@@ -312,6 +312,10 @@ pub struct Connection {
     resets: Bucket,
     /// The same of this side, as the peer sees it.
     account: Account,
+    /// Streams of this side that are over and whose RESET waits: the peer would not forgive it yet. Their places are taken.
+    held: BTreeMap<u64, ErrorCode>,
+    /// Calls with a brief deadline that wait for the same.
+    paused: VecDeque<StreamKey>,
     glitches: Bucket,
     /// How far fragments fell short, less what longer ones paid back.
     fragment_overhead: u32,
@@ -383,8 +387,10 @@ impl Connection {
             taken_scarce: 0,
             buffered: 0,
             unsent: 0,
-            resets: abuse::resets_bucket(&limits, config.multiplexed),
-            account: Account::new(&limits),
+            resets: Bucket::new(limits.max_resets, limits.resets_per_second),
+            account: Account::new(&limits, config.multiplexed),
+            held: BTreeMap::new(),
+            paused: VecDeque::new(),
             glitches: Bucket::new(limits.max_glitches, limits.glitches_per_second),
             fragment_overhead: 0,
             pings: 0,
@@ -445,31 +451,29 @@ impl Connection {
         // What was noted for frames that are whole by now is nobody's.
         let overdue = self.next_overdue.filter(|_| !self.unfinished_streams.is_empty());
         let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), overdue);
-        let streams = Time::sooner(self.next_deadline, self.next_opening());
+        let streams = Time::sooner(self.next_deadline, self.next_room());
         Time::sooner(self.handshake_deadline, Time::sooner(frame, streams))
-    }
-
-    /// When a call that waits for room in the account may get it.
-    fn next_opening(&self) -> Option<Time> {
-        let next = || Time::sooner(self.account.room_at(self.open_local), self.account.ask_at(true));
-        self.waits_for_room().then(next).flatten()
-    }
-
-    /// Whether a call waits that the peer would take another stream for.
-    fn waits_for_room(&self) -> bool {
-        self.unopened.iter().any(|waiting| !waiting.is_empty())
-            && self.open_local < self.peer.max_concurrent_streams
-            && self.failed.is_none()
-    }
-
-    /// Whether the peer takes another stream of this side, and would forgive its bad end.
-    fn may_open(&self) -> bool {
-        self.open_local < self.peer.max_concurrent_streams && self.account.has_room(self.now, self.open_local)
     }
 
     /// Streams that are open or wait to be.
     pub fn streams(&self) -> usize {
         self.streams.len()
+    }
+
+    /// Message bytes that were read and that nobody has taken.
+    pub fn unread_bytes(&self) -> u64 {
+        self.received - self.consumed
+    }
+
+    /// Bytes that wait to be written: messages, and frames about streams and the connection.
+    pub fn unsent_bytes(&self) -> u64 {
+        let words: usize = self.last_words.iter().map(|(_, words)| words.len()).sum();
+        self.unsent + (self.control.len() + words) as u64
+    }
+
+    /// Streams that have a deadline. Looks at each.
+    pub fn deadlines(&mut self) -> usize {
+        self.streams.iter().filter(|(_, stream)| stream.deadline.is_some()).count()
     }
 
     /// Where it stands. The driver closes a link whose protocol is `Closed`, and knows by itself when a link breaks.
@@ -664,15 +668,15 @@ impl Connection {
 
     /// Ends a stream badly in both directions. Does nothing when it is gone.
     pub fn reset(&mut self, key: StreamKey, code: ErrorCode) {
-        // Before its place is another's.
-        if self.streams.get(key).is_some_and(|stream| stream.local && stream.id != 0) {
-            self.account.sent();
-        }
-        if let Some((id, _)) = self.forget(key)
-            && id != 0
-        {
-            self.push_reset(id, code);
-            self.settle_account();
+        let Some(stream) = self.streams.get(key) else { return };
+        let (id, local) = (stream.id, stream.local);
+        if local && id != 0 {
+            self.reset_local(key, id, code);
+        } else {
+            self.forget(key);
+            if id != 0 {
+                self.push_reset(id, code);
+            }
         }
     }
 
@@ -824,9 +828,8 @@ impl Connection {
         {
             return Err(self.fail(error));
         }
-        if due(self.next_opening()) {
-            self.settle_account();
-            self.open_next();
+        if due(self.next_room()) {
+            self.use_room();
         }
         Ok(())
     }
@@ -845,20 +848,20 @@ impl Connection {
             let still = stream.stands_since(now).map(|since| since.after(patience));
             let again = still.map(|at| at.min(now.after(limits.stall_timeout_pressed)));
             if stream.deadline.is_some_and(|at| at <= now) {
-                passed.push((key, ErrorCode::DEADLINE, stream.local));
+                passed.push((key, ErrorCode::DEADLINE, !stream.local && stream.brief));
             } else if still.is_some_and(|at| at <= now) {
-                passed.push((key, ErrorCode::ENHANCE_CALM, stream.local));
+                passed.push((key, ErrorCode::ENHANCE_CALM, !stream.local));
             } else {
                 self.next_deadline = Time::sooner(self.next_deadline, Time::sooner(stream.deadline, again));
             }
         }
-        for (key, code, local) in passed {
+        for (key, code, counts) in passed {
             let message = match code {
                 ErrorCode::DEADLINE => "the deadline passed",
                 _ => "nothing of the stream moved for too long",
             };
             self.reset_and_tell(key, code, Status::from_error_code(code, message));
-            if !local {
+            if counts {
                 self.count_reset()?;
             }
         }
@@ -1029,7 +1032,7 @@ impl Connection {
                     Some(left) => {
                         self.pings = left;
                         if self.account.ponged(now) {
-                            self.open_next();
+                            self.use_room();
                         } else {
                             self.events.push_back(Event::Pong { data });
                         }
@@ -1159,6 +1162,11 @@ impl Connection {
             .filter(|(_, stream)| stream.local && (stream.id == 0 || stream.id > go_away.last_stream))
             .map(|(key, _)| key)
             .collect();
+        let unheard: Vec<_> =
+            self.held.range(go_away.last_stream.saturating_add(1)..).map(|(id, _)| *id).collect();
+        for id in unheard {
+            self.release(id);
+        }
         let error = ConnectionError::new(code, message);
         for key in refused {
             self.forget(key);
@@ -1234,8 +1242,10 @@ impl Connection {
         self.last_peer_id = self.last_peer_id.max(header.stream);
         let priority = Priority::from_number(header.priority).unwrap_or_default();
         let mut stream = self.new_stream(header.stream, false, priority);
-        let deadline = (call.timeout_us != 0).then(|| now.after(Duration::from_micros(call.timeout_us)));
+        let timeout = (call.timeout_us != 0).then(|| Duration::from_micros(call.timeout_us));
+        let deadline = timeout.map(|timeout| now.after(timeout));
         stream.deadline = deadline;
+        stream.brief = timeout.is_some_and(|timeout| timeout < BRIEF);
         stream.half_closed_remote = header.has(FLAG_END);
         stream.received = payload.len() as u64;
         if stream.received > stream.receive_limit {
@@ -1356,7 +1366,13 @@ impl Connection {
         // What ends a call is handed to its caller at once: its credit comes back with it.
         self.drop_bytes(payload.len());
         let fields = StatusRecord::decode(record).map_err(malformed)?;
-        let Some(key) = self.find(header.stream)? else { return Ok(()) };
+        let Some(key) = self.find(header.stream)? else {
+            if self.release(header.stream) {
+                self.account.pay_back();
+                self.use_room();
+            }
+            return Ok(());
+        };
         self.only_answers(key, "status")?;
         let outcome = if fields.code == 0 {
             let finish = Finish {
@@ -1391,26 +1407,32 @@ impl Connection {
         } else {
             Err(fields.to_status(record).map_err(malformed)?)
         };
+        self.forget(key);
         self.resets.pay_back();
         self.account.pay_back();
-        self.forget(key);
+        self.use_room();
         self.events.push_back(Event::Ended { key, outcome });
         Ok(())
     }
 
     fn handle_reset(&mut self, id: u64, record: &Bytes) -> Result<(), ConnectionError> {
         let code = ErrorCode::from_number(Reset::decode(record).map_err(malformed)?.code);
-        let Some(key) = self.find(id)? else { return Ok(()) };
+        let Some(key) = self.find(id)? else {
+            self.release(id);
+            return Ok(());
+        };
         self.reset_by_peer(key, code)
     }
 
     fn reset_by_peer(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
         let seen = self.is_seen(key);
         let refused = code == ErrorCode::REFUSED;
-        if !refused && self.streams.get(key).is_some_and(|stream| stream.local) {
+        let brief = self.streams.get(key).is_some_and(|stream| stream.brief);
+        let local = self.forget(key).is_some_and(|(_, local)| local);
+        // Of a deadline that was not brief it keeps no count.
+        if local && !refused && (brief || code != ErrorCode::DEADLINE) {
             self.account.told(self.now);
         }
-        let local = self.forget(key).is_some_and(|(_, local)| local);
         let message = match (code, local) {
             (ErrorCode::CANCEL, false) => "the caller cancelled the call".to_owned(),
             (ErrorCode::REFUSED, _) => "the peer refused the stream".to_owned(),
@@ -1607,7 +1629,7 @@ impl Connection {
     }
 
     fn write_frame(&mut self, now: Time, key: StreamKey, out: &mut TransmitBuffer) {
-        let may_open = self.may_open();
+        let max_streams = self.peer.max_concurrent_streams;
         // Where the others take all that comes back, bulk would never find half a window.
         let by_share = self.pressed && self.bulk_is_due();
         let Some(stream) = self.streams.get(key) else { return };
@@ -1637,13 +1659,21 @@ impl Connection {
             return;
         }
         let opens = matches!(item, Out::Call { .. }) && *offset == 0 && stream.id == 0;
+        if opens && self.open_local >= max_streams {
+            self.wait_unopened(key);
+            return;
+        }
         if opens {
+            let brief = stream.deadline.is_some_and(|at| at.since(now) < BRIEF);
+            let called = std::mem::take(&mut stream.called);
             // What came later does not go before those that wait for time to pass.
-            let class = stream.priority as usize;
-            let yields = !stream.called && self.unopened[..=class].iter().any(|waiting| !waiting.is_empty());
-            if yields || !may_open {
-                self.wait_unopened(key);
+            if brief && !(self.account.has_room(now) && (called || self.paused.is_empty())) {
+                self.pause(key, called);
                 return;
+            }
+            if brief {
+                stream.brief = true;
+                self.account.open_brief();
             }
             stream.id = self.next_id;
             self.ids.insert(self.next_id, key);
@@ -1754,8 +1784,8 @@ impl Connection {
         } else {
             self.make_ready(key);
         }
-        if opens {
-            self.open_next();
+        if opens && !self.paused.is_empty() {
+            self.use_room();
         }
     }
 
@@ -1768,29 +1798,43 @@ impl Connection {
         }
     }
 
-    /// Puts a stream of ours aside until another one may be opened.
+    /// Puts a stream of ours aside until the peer takes another one.
     fn wait_unopened(&mut self, key: StreamKey) {
         let Some(stream) = self.streams.get(key) else { return };
         let class = stream.priority as usize;
         if std::mem::replace(&mut stream.waiting, true) {
             return;
         }
-        let called = std::mem::take(&mut stream.called);
         // Calls that were given up while they waited left their keys behind.
         if self.unopened[class].len() > 2 * self.waiting_opens + 64 {
             let streams = &mut self.streams;
             self.unopened[class].retain(|key| streams.get(*key).is_some());
         }
-        match called {
-            true => self.unopened[class].push_front(key),
-            false => self.unopened[class].push_back(key),
-        }
+        self.unopened[class].push_back(key);
     }
 
-    /// Another stream of ours may be opened, if there is room: the first of the most urgent class gets another look, and
-    /// not all that wait, or each end of a call would cost as much as there are calls waiting.
+    /// Puts a call with a brief deadline aside until its bad end would be forgiven.
+    fn pause(&mut self, key: StreamKey, called: bool) {
+        let Some(stream) = self.streams.get(key) else { return };
+        if std::mem::replace(&mut stream.waiting, true) {
+            return;
+        }
+        if self.paused.len() > 2 * self.waiting_opens + 64 {
+            let streams = &mut self.streams;
+            self.paused.retain(|key| streams.get(*key).is_some());
+        }
+        match called {
+            true => self.paused.push_front(key),
+            false => self.paused.push_back(key),
+        }
+        // The place that it was to have is another's.
+        self.open_next();
+    }
+
+    /// The peer may take another stream of ours: the first of the most urgent class gets another look, and not all that
+    /// wait, or each end of a call would cost as much as there are calls waiting.
     fn open_next(&mut self) {
-        if !self.may_open() {
+        if self.open_local >= self.peer.max_concurrent_streams {
             return;
         }
         let bulk = Priority::Bulk as usize;
@@ -1800,7 +1844,6 @@ impl Connection {
             while let Some(key) = self.unopened[class].pop_front() {
                 if let Some(stream) = self.streams.get(key) {
                     stream.waiting = false;
-                    stream.called = true;
                     return self.make_ready(key);
                 }
             }
@@ -1848,6 +1891,8 @@ impl Connection {
     fn forget(&mut self, key: StreamKey) -> Option<(u64, bool)> {
         let stream = self.streams.get(key)?;
         let (id, local, partial) = (stream.id, stream.local, stream.partial_len());
+        let brief = local && stream.brief;
+        let held = local && self.held.contains_key(&id);
         self.unsent -= stream.send_buffered as u64;
         self.streams.remove(key);
         if id == 0 {
@@ -1858,9 +1903,16 @@ impl Connection {
             self.ids.remove(&id);
             if self.config.multiplexed {
                 self.unfinished_streams.remove(&id);
-                self.actions.push_back(StreamAction::Close { id });
+                if !held {
+                    self.actions.push_back(StreamAction::Close { id });
+                }
             }
-            if local {
+            if brief {
+                self.account.close_brief();
+            }
+            if held {
+                // Its place is taken until its RESET is sent, or the peer has ended it.
+            } else if local {
                 self.open_local -= 1;
                 self.open_next();
             } else {

@@ -52,7 +52,7 @@ pub struct Limits {
     /// nghttp2's bound. Memory: about 50 bytes each.
     pub max_control_frames: u32,
     /// Streams that the peer may reset, or make this side reset, at once and ahead of calls that completed: 1,000 by
-    /// default, and an eighth more where streams are the carrier's; then ENHANCE_CALM. A client believes its server to have the same limit, and opens no call whose reset
+    /// default, then ENHANCE_CALM. A client believes its server to have the same limit, and holds back what
     /// would pass it. Source: nghttp2's burst, after the Rapid Reset and MadeYouReset attacks on HTTP/2. Memory: none; it
     /// bounds work.
     pub max_resets: u32,

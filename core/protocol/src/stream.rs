@@ -117,8 +117,10 @@ pub(crate) struct Stream {
     pub(crate) ready: bool,
     /// Whether the stream stands among those that wait for the connection.
     pub(crate) waiting: bool,
-    /// Whether it waited for another stream of this side to end, and it is its turn.
+    /// Whether it waited for its bad end to be forgiven, and it is its turn.
     pub(crate) called: bool,
+    /// Whether its deadline counts as a reset when it passes.
+    pub(crate) brief: bool,
     /// The end of this side's messages is queued; nothing may follow it.
     pub(crate) half_closed_local: bool,
     /// Whether the stream's own channel has not taken its last frames.
@@ -158,6 +160,7 @@ impl Stream {
             ready: false,
             waiting: false,
             called: false,
+            brief: false,
             half_closed_local: false,
             blocked: false,
             sent: 0,

@@ -552,9 +552,13 @@ impl World {
 
     fn begin_protocol(&mut self, link: usize, side: usize) {
         let role = if side == CLIENT { Role::Client } else { Role::Server };
-        let limits = self.hosts[self.links[link].hosts[side]].limits;
+        let mut limits = self.hosts[self.links[link].hosts[side]].limits;
         let grease = self.random.one_in(2).then(|| self.random.next());
         let multiplexed = self.links[link].carrier.is_datagrams();
+        if !multiplexed {
+            // Few enough to be met by callers that give up: each side counts what the other does (W9-07, W9-15).
+            limits.max_resets = 24;
+        }
         let config = Config { limits, grease, multiplexed, ..Config::new(role) };
         self.links[link].sides[side].protocol = Some(Connection::new(config, self.time()));
     }
@@ -1046,8 +1050,6 @@ impl Host {
             // Short enough to be met by a paused reader; the timer outlives the stall and must be over at rest.
             max_unsent_bytes: random.pick(&[64 << 10, 64 << 20]),
             stall_timeout_pressed: Duration::from_secs(8),
-            // Few enough to be met by callers that give up: each counts what the other does (W9-07, W9-15).
-            max_resets: 24,
             ..INITIAL
         };
         Self {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::Connection;
-use crate::{ConnectionError, ErrorCode, Limits, Time};
+use super::{Connection, StreamAction};
+use crate::{ConnectionError, ErrorCode, Limits, StreamKey, Time};
 
 /// A leaky bucket, kept as the instant at which it will be empty.
 #[derive(Debug)]
@@ -38,17 +38,14 @@ impl Bucket {
     }
 }
 
-/// What a peer may do badly at once (W9-07): where the streams of calls are the carrier's they overtake each other, and what
-/// the peer has reason to think forgiven may come late.
-pub(super) fn resets_bucket(limits: &Limits, multiplexed: bool) -> Bucket {
-    let late = if multiplexed { limits.max_resets / 8 } else { 0 };
-    Bucket::new(limits.max_resets.saturating_add(late), limits.resets_per_second)
-}
+/// A deadline that is nearer than this when its call is opened counts as a reset when it passes.
+pub(super) const BRIEF: Duration = Duration::from_secs(1);
 
-/// What the peer has against this side by W9-07, kept so that it never comes to `most`: a call is opened while its bad
-/// end would still be forgiven, and so its RESET never waits (W9-15).
+/// What the peer has against this side by W9-07, kept so that it never comes to `most` (W9-15).
 #[derive(Debug)]
 pub(super) struct Account {
+    /// Open calls with a brief deadline: the peer may end them, and count that, without a word of this side.
+    brief: u32,
     /// Bad ends that the peer certainly counted by now, so that it has forgiven as much of them as this bucket.
     counted: Bucket,
     /// Resets that were sent since, which may lie unread for any time.
@@ -70,36 +67,45 @@ impl Account {
     /// So often at most, or the PINGs would be glitches.
     const PAUSE: Duration = Duration::from_millis(20);
 
-    pub(super) fn new(limits: &Limits) -> Self {
-        // An eighth is for clocks that differ.
-        let per_second = limits.resets_per_second - limits.resets_per_second / 8;
+    pub(super) fn new(limits: &Limits, multiplexed: bool) -> Self {
+        // An eighth is for clocks that differ, and for a carrier whose streams overtake each other.
+        let less = |number: u32| number - number / 8;
+        let most = if multiplexed { less(limits.max_resets) } else { limits.max_resets };
         Self {
-            counted: Bucket::new(limits.max_resets, per_second),
+            brief: 0,
+            counted: Bucket::new(most, less(limits.resets_per_second)),
             unread: 0,
             asked: None,
             ask_at: Time::default(),
-            most: limits.max_resets.max(1),
+            most: most.max(1),
         }
     }
 
-    /// Whether another call may be opened beside `open` ones.
-    pub(super) fn has_room(&self, now: Time, open: u32) -> bool {
-        // Most connections have nothing to be forgiven.
-        let nothing = self.counted.empty_at <= now && self.unread == 0 && open < self.most;
-        nothing || self.room_at(open).is_some_and(|at| at <= now)
+    /// Whether another call may end badly.
+    pub(super) fn has_room(&self, now: Time) -> bool {
+        self.room_at().is_some_and(|at| at <= now)
     }
 
-    /// When another call may be opened beside `open` ones; `None` for not before one ends or a PONG comes.
-    pub(super) fn room_at(&self, open: u32) -> Option<Time> {
-        let left = self.most.checked_sub(open.saturating_add(self.unread).saturating_add(1))?;
+    /// When another call may end badly; `None` for not before a brief one ends or a PONG comes.
+    pub(super) fn room_at(&self) -> Option<Time> {
+        let left = self.most.checked_sub(self.brief.saturating_add(self.unread).saturating_add(1))?;
         Some(self.counted.holds_at(left))
     }
 
-    /// When the peer is to be asked how far it has read; `None` while there is no need. While a call waits for room every
-    /// reset is in its way: those that it waits for may themselves wait for it.
+    /// When the peer is to be asked how far it has read; `None` while there is no need.
     pub(super) fn ask_at(&self, waits: bool) -> Option<Time> {
-        let enough = if waits { 1 } else { (self.most / 8).max(1) };
-        (self.asked.is_none() && self.unread >= enough).then_some(self.ask_at)
+        let worth = if waits { 1 } else { (self.most / 8).max(1) };
+        (self.asked.is_none() && self.unread >= worth).then_some(self.ask_at)
+    }
+
+    /// A call with a brief deadline was opened.
+    pub(super) fn open_brief(&mut self) {
+        self.brief += 1;
+    }
+
+    /// It is over.
+    pub(super) fn close_brief(&mut self) {
+        self.brief -= 1;
     }
 
     /// A stream of this side was reset by it.
@@ -136,11 +142,75 @@ impl Account {
 }
 
 impl Connection {
+    fn waits_for_room(&self) -> bool {
+        self.failed.is_none() && !(self.held.is_empty() && self.paused.is_empty())
+    }
+
+    /// When there may be room for what waits for it.
+    pub(super) fn next_room(&self) -> Option<Time> {
+        let at = || Time::sooner(self.account.room_at(), self.account.ask_at(true));
+        self.waits_for_room().then(at).flatten()
+    }
+
+    /// Ends a stream of this side that was opened: its RESET goes out at once or, where the peer would not forgive it, waits
+    /// with the stream's place.
+    pub(super) fn reset_local(&mut self, key: StreamKey, id: u64, code: ErrorCode) {
+        let brief = self.streams.get(key).is_some_and(|stream| stream.brief);
+        // A brief one has room of its own.
+        if brief || self.held.is_empty() && self.account.has_room(self.now) {
+            self.account.sent();
+            self.forget(key);
+            self.push_reset(id, code);
+        } else {
+            self.held.insert(id, code);
+            self.forget(key);
+        }
+        self.settle_account();
+    }
+
+    /// The peer ended a stream whose RESET waits: nothing is left to say, and its place is free.
+    pub(super) fn release(&mut self, id: u64) -> bool {
+        let held = self.held.remove(&id).is_some();
+        if held {
+            self.open_local -= 1;
+            if self.config.multiplexed {
+                self.actions.push_back(StreamAction::Close { id });
+            }
+            self.open_next();
+        }
+        held
+    }
+
+    /// Sends the resets that there is room for, and then opens the calls.
+    pub(super) fn use_room(&mut self) {
+        if !self.waits_for_room() {
+            return;
+        }
+        while self.account.has_room(self.now)
+            && let Some((id, code)) = self.held.pop_first()
+        {
+            self.account.sent();
+            self.open_local -= 1;
+            self.push_reset(id, code);
+            self.open_next();
+        }
+        while self.account.has_room(self.now)
+            && let Some(key) = self.paused.pop_front()
+        {
+            if let Some(stream) = self.streams.get(key) {
+                (stream.waiting, stream.called) = (false, true);
+                // Once it is open, the next one.
+                self.make_ready(key);
+                break;
+            }
+        }
+        self.settle_account();
+    }
+
     /// Asks how far the peer has read, if it is time to.
     pub(super) fn settle_account(&mut self) {
-        if self.account.ask_at(self.waits_for_room()).is_some_and(|at| at <= self.now)
-            && self.failed.is_none()
-        {
+        let at = self.account.ask_at(self.waits_for_room());
+        if at.is_some_and(|at| at <= self.now) && self.failed.is_none() {
             self.account.asked = Some(Asked { ahead: self.pings, resets: self.account.unread });
             self.account.ask_at = self.now.after(Account::PAUSE);
             self.ping(0);
@@ -152,7 +222,7 @@ impl Connection {
         if self.resets.add(self.now) {
             return Ok(());
         }
-        Err(calm(format!("{} more resets than completed calls", self.resets.most)))
+        Err(calm(format!("{} more resets than completed calls", self.config.limits.max_resets)))
     }
 
     /// A frame that is legal, and that nobody needs many of.

@@ -144,7 +144,10 @@ impl Connection {
             Some(key) => self.reset_by_peer(key, code),
             // Opened for nothing: its call never came.
             None if self.is_unheard_of(id) => self.count_reset(),
-            None => Ok(()),
+            None => {
+                self.release(id);
+                Ok(())
+            }
         };
         result.map_err(|error| self.fail(error))
     }

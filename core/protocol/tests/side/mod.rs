@@ -149,22 +149,26 @@ impl Side {
     }
 
     pub(crate) fn call(&mut self, end: bool) -> StreamKey {
-        let key = self.opened(end);
+        let key = self.opened(end, None);
         assert_eq!(self.said().len(), 1);
         key
     }
 
     /// A call that may have to wait.
     pub(crate) fn open(&mut self) -> StreamKey {
-        self.opened(true)
+        self.opened(true, None)
     }
 
-    fn opened(&mut self, end: bool) -> StreamKey {
+    pub(crate) fn open_until(&mut self, deadline: Option<Time>) -> StreamKey {
+        self.opened(true, deadline)
+    }
+
+    fn opened(&mut self, end: bool, deadline: Option<Time>) -> StreamKey {
         let opened = Opened {
             method: Bytes::from_static(b"/m"),
             metadata: Metadata::new(),
             priority: Priority::Normal,
-            deadline: None,
+            deadline,
             message: None,
             end,
         };
