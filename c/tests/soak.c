@@ -4,8 +4,6 @@
 #include <unistd.h>
 #include "check.h"
 
-#define BATCH 500L
-
 typedef struct {
     long cancelled, ended;
 } tally;
@@ -38,56 +36,54 @@ static int descriptors(void) {
     return open;
 }
 
-/* Until no handler of this token runs at the server: each answer is its state at that time. */
-static void server_is_idle(const valkyrie_client *client, const char *token) {
-    for (;;) {
-        valkyrie_message *reply = NULL;
-        char words[128];
-        CHECK(valkyrie_client_call(client, "/test/hang_stats", text(token), NULL, &reply, NULL) == 0);
-        valkyrie_bytes bytes = valkyrie_message_bytes(reply);
-        snprintf(words, sizeof words, "%.*s", (int)bytes.len, (const char *)bytes.data);
-        valkyrie_message_free(reply);
-        if (strstr(words, "\"running\":0") != NULL) return;
-    }
+/* The answer to a message, as text. */
+static const char *answer(const valkyrie_client *client, const char *method, const char *words,
+                          const valkyrie_call_options *options) {
+    static char answered[256];
+    valkyrie_message *reply = NULL;
+    CHECK(valkyrie_client_call(client, method, text(words), options, &reply, NULL) == 0);
+    valkyrie_bytes bytes = valkyrie_message_bytes(reply);
+    snprintf(answered, sizeof answered, "%.*s", (int)bytes.len, (const char *)bytes.data);
+    valkyrie_message_free(reply);
+    return answered;
 }
 
-/* Runs as many operations at once and hears of each. */
-static void together(const valkyrie_operation *operation, long wanted, bool cancels) {
-    static uint64_t numbers[BATCH];
+/* As many calls at once and as many streams, all given up while they run or wait, and none completes beside them: a server
+ * of their own has nothing of them left, and their connection lives. */
+static void storm(const valkyrie_client *opener, long cancels) {
+    char endpoint[256];
+    snprintf(endpoint, sizeof endpoint, "%s", answer(opener, "/test/private", "tcp", NULL));
+    valkyrie_client *client = connect_to(endpoint), *watch = connect_to(endpoint);
+    valkyrie_operation hang = calling(client, "/test/hang", "storm");
+    valkyrie_call_options until = VALKYRIE_CALL_OPTIONS_INIT;
+    valkyrie_metadata_entry started = {"until", text("started")};
     valkyrie_queue *queue = NULL;
+    uint64_t *numbers = (uint64_t *)calloc((size_t)cancels, sizeof *numbers);
     tally seen = {0, 0};
-    CHECK(valkyrie_queue_new(&queue, NULL) == 0);
-    for (long i = 0; i < wanted; i++)
-        CHECK(valkyrie_operation_start(queue, operation, &numbers[i], NULL, count, &seen) == 0);
-    for (long i = 0; i < wanted && cancels; i++) valkyrie_operation_cancel(numbers[i]);
-    while (seen.ended < wanted) CHECK(valkyrie_queue_dispatch(queue, 60000) > 0);
-    CHECK(seen.cancelled == (cancels ? wanted : 0) && valkyrie_in_flight() == 0);
+    until.metadata = &started;
+    until.metadata_len = 1;
+    CHECK(numbers != NULL && valkyrie_queue_new(&queue, NULL) == 0);
+    for (long i = 0; i < cancels; i++)
+        CHECK(valkyrie_operation_start(queue, &hang, &numbers[i], NULL, count, &seen) == 0);
+    answer(watch, "/test/hang_stats", "storm", &until);
+    for (long i = 0; i < cancels; i++) valkyrie_operation_cancel(numbers[i]);
+    while (seen.ended < cancels) CHECK(valkyrie_queue_dispatch(queue, 60000) > 0);
+    CHECK(seen.cancelled == cancels && valkyrie_in_flight() == 0);
+    free(numbers);
     CHECK(valkyrie_queue_free(queue) == 0);
-}
-
-/* As many calls and as many streams, all given up while they run or wait. In batches: a server ends a connection that
- * resets 1,000 calls more than it completes. */
-static void storm(const valkyrie_client *client, long cancels) {
-    char token[32];
-    snprintf(token, sizeof token, "storm %ld", (long)getpid());
-    valkyrie_operation hang = calling(client, "/test/hang", token), echo = calling(client, "/echo", token);
-    for (long left = cancels; left > 0; left -= BATCH) {
-        long batch = left < BATCH ? left : BATCH;
-        together(&hang, batch, true);
-        together(&echo, batch, false);
-        for (long i = 0; i < batch; i++) {
-            valkyrie_call *call = NULL;
-            valkyrie_message *message = NULL;
-            CHECK(valkyrie_client_open(client, "/test/hang", NULL, &call, NULL) == 0);
-            if (i % 2 == 0) CHECK(valkyrie_call_send(call, text(token), NULL) == 0);
-            valkyrie_call_cancel(call);
-            CHECK(valkyrie_call_recv(call, &message, NULL) == VALKYRIE_CODE_CANCELLED);
-            CHECK(valkyrie_call_free(call) == 0);
-        }
-        together(&echo, batch, false);
+    for (long i = 0; i < cancels; i++) {
+        valkyrie_call *call = NULL;
+        valkyrie_message *message = NULL;
+        CHECK(valkyrie_client_open(client, "/test/hang", NULL, &call, NULL) == 0);
+        if (i % 2 == 0) CHECK(valkyrie_call_send(call, text("storm"), NULL) == 0);
+        valkyrie_call_cancel(call);
+        CHECK(valkyrie_call_recv(call, &message, NULL) == VALKYRIE_CODE_CANCELLED);
+        CHECK(valkyrie_call_free(call) == 0);
     }
-    server_is_idle(client, token);
-    CHECK(valkyrie_in_flight() == 0 && valkyrie_alive() == 1);
+    const char *nothing = "{\"accepted\":2,\"streams\":0,\"running\":0,\"queued\":0,\"unread\":0,\"unsent\":0,\"deadlines\":0}";
+    while (strcmp(answer(client, "/test/held", "", NULL), nothing) != 0) {}
+    CHECK(valkyrie_in_flight() == 0 && valkyrie_alive() == 3);
+    CHECK(valkyrie_client_free(client) == 0 && valkyrie_client_free(watch) == 0);
 }
 
 static void calls(const valkyrie_client *client, long wanted) {
@@ -111,9 +107,10 @@ static void clients(const char *endpoint, long wanted) {
 
 int main(int argc, char **argv) {
     CHECK(argc == 2 || argc == 5);
-    long cancels = argc == 5 ? atol(argv[2]) : 500, wanted_calls = argc == 5 ? atol(argv[3]) : 1000;
+    long cancels = argc == 5 ? atol(argv[2]) : 10000, wanted_calls = argc == 5 ? atol(argv[3]) : 1000;
     long wanted_clients = argc == 5 ? atol(argv[4]) : 100;
     valkyrie_client *client = connect_to(argv[1]);
+    storm(client, cancels);
     /* Memory is compared between two equal halves: the first also fills what is kept for ever. */
     long began = 0;
     int open = 0;
@@ -122,7 +119,7 @@ int main(int argc, char **argv) {
             began = resident();
             open = descriptors();
         }
-        storm(client, cancels / 2);
+        storm(client, cancels / 20);
         calls(client, wanted_calls / 2);
         clients(argv[1], wanted_clients / 2);
     }

@@ -13,6 +13,9 @@ use crate::setup::BROWSERS;
 use crate::step::{During, Outcome, Project, Steps, failed, read_lines, run};
 use crate::{support, web};
 
+/// The case whose detail is a figure, for people.
+const TIMED: &str = "cancel_times";
+
 pub(crate) const CASES: &str = "tests/conformance/cases.json";
 
 /// Which side offers a version of the protocol that the other does not know.
@@ -297,6 +300,12 @@ fn report(
         }
     }
     println!("\n{table}");
+    println!("from a call's cancel to the end of its handler (case {TIMED}):");
+    for (cells, head) in columns.iter().zip(&heads) {
+        if let Some(Cell { ok: true, detail }) = cells.get(TIMED) {
+            println!("   {head:24} {detail}");
+        }
+    }
     std::fs::write(project.path("target/matrix.md"), &table).during("target/matrix.md")?;
     std::fs::write(project.path("target/matrix.json"), format!("{:#}\n", Value::from(rows)))
         .during("matrix.json")?;

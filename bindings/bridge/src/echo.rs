@@ -13,7 +13,7 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use ring::digest;
@@ -22,8 +22,8 @@ use tokio::{
     sync::{Barrier, OnceCell, mpsc, watch},
 };
 use valkyrie_sdk::{
-    BoxFuture, Bytes, Code, Connector, EchoHandler, Endpoint, Listener, Metadata, Peer, ReadBuffer, Reply,
-    ServerBuilder, ServerCall, ServerControl, Status, Transport, handler_fn,
+    BoxFuture, Bytes, Code, ConnectionInfo, Connector, EchoHandler, Endpoint, Listener, Metadata, Peer,
+    ReadBuffer, Reply, ServerBuilder, ServerCall, ServerControl, Status, Transport, handler_fn,
 };
 
 use crate::handle::lock;
@@ -160,6 +160,8 @@ struct State {
 struct Hangs {
     started: u64,
     dropped: u64,
+    /// When the last one was dropped, by the system's clock.
+    dropped_us: u64,
 }
 
 impl Methods {
@@ -207,6 +209,7 @@ impl Methods {
             .handler("/test/private", with_state(|state, call| Box::pin(private(state, call))))
             .handler("/test/hang", with_state(|state, call| Box::pin(hang(state, call))))
             .handler("/test/hang_stats", with_state(|state, call| Box::pin(hang_stats(state, call))))
+            .handler("/test/held", with_state(|state, call| Box::pin(held(state, call))))
             .handler("/test/barrier", with_state(|state, call| Box::pin(barrier(state, call))))
             .handler("/test/shutdown", with_state(|state, call| Box::pin(shutdown(state, call))))
     }
@@ -341,7 +344,12 @@ struct Hanging {
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        self.state.hangs.send_modify(|hangs| hangs.entry(self.token.clone()).or_default().dropped += 1);
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        self.state.hangs.send_modify(|hangs| {
+            let hangs = hangs.entry(self.token.clone()).or_default();
+            hangs.dropped += 1;
+            hangs.dropped_us = since.as_micros() as u64;
+        });
     }
 }
 
@@ -358,7 +366,11 @@ async fn hang_stats(state: Arc<State>, mut call: ServerCall) -> Result<Reply, St
     let counts = |hangs: &HashMap<Bytes, Hangs>| {
         hangs.iter().filter(|(key, _)| token.is_empty() || **key == token).fold(
             Hangs::default(),
-            |sum, (_, one)| Hangs { started: sum.started + one.started, dropped: sum.dropped + one.dropped },
+            |sum, (_, one)| Hangs {
+                started: sum.started + one.started,
+                dropped: sum.dropped + one.dropped,
+                dropped_us: sum.dropped_us.max(one.dropped_us),
+            },
         )
     };
     let mut changes = state.hangs.subscribe();
@@ -367,12 +379,39 @@ async fn hang_stats(state: Arc<State>, mut call: ServerCall) -> Result<Reply, St
         Some("dropped") => counts(hangs).dropped > 0,
         _ => true,
     });
-    let Hangs { started, dropped } = match reached.await {
+    let Hangs { started, dropped, dropped_us } = match reached.await {
         Ok(hangs) => counts(&hangs),
         Err(_) => return Err(Status::new(Code::Internal, "the counters are gone")),
     };
     let running = started.saturating_sub(dropped);
-    Ok(Reply::message(format!(r#"{{"started":{started},"dropped":{dropped},"running":{running}}}"#)))
+    Ok(Reply::message(format!(
+        r#"{{"started":{started},"dropped":{dropped},"running":{running},"dropped_us":{dropped_us}}}"#
+    )))
+}
+
+/// What a private server holds for its callers, without what it holds for this call.
+async fn held(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Status> {
+    call.message().await?;
+    // While calls are handed out every permit is: from here on this one has its own.
+    tokio::task::yield_now().await;
+    let own_deadline = usize::from(call.remaining().is_some());
+    let control = private_control(&state)?;
+    let (connections, accepted) = (control.connections(), control.stats().connections_total);
+    let sum = |of: fn(&ConnectionInfo) -> usize| connections.iter().map(of).sum::<usize>();
+    Ok(Reply::message(format!(
+        r#"{{"accepted":{accepted},"streams":{},"running":{},"queued":{},"unread":{},"unsent":{},"deadlines":{}}}"#,
+        sum(|one| one.streams) - 1,
+        sum(|one| one.running) - 1,
+        sum(|one| one.queued),
+        sum(|one| one.unread_bytes as usize),
+        sum(|one| one.unsent_bytes as usize),
+        sum(|one| one.deadlines) - own_deadline,
+    )))
+}
+
+fn private_control(state: &State) -> Result<&ServerControl, Status> {
+    let public = || Status::new(Code::FailedPrecondition, "this server is not private");
+    state.control.get().ok_or_else(public)
 }
 
 async fn barrier(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Status> {
@@ -390,9 +429,7 @@ async fn barrier(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Statu
 
 async fn shutdown(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Status> {
     let how = call.message().await?;
-    let Some(control) = state.control.get() else {
-        return Err(Status::new(Code::FailedPrecondition, "this server is not private"));
-    };
+    let control = private_control(&state)?;
     match how.as_ref() {
         b"drain" => control.drain(),
         b"now" => control.shutdown_now(),

@@ -284,7 +284,8 @@ impl Reader {
         }
         drop(stepping);
         take_back(py);
-        ended.and(log::deliver(py, Some(&hub.queue), records))
+        log::deliver(py, Some(&hub.queue), records);
+        ended
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

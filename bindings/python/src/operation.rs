@@ -250,7 +250,8 @@ impl Operation {
                 take_back(py);
                 value_out(py, outcome, accepted.whole)
             });
-            match log::deliver(py, None, Vec::new()).and(outcome) {
+            log::deliver(py, None, Vec::new());
+            match outcome {
                 Ok(value) => accepted.value(py, value),
                 Err(error) => {
                     accepted.abandon();

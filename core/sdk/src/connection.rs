@@ -68,6 +68,16 @@ pub struct ConnectionInfo {
     pub bytes_in: u64,
     /// Bytes written.
     pub bytes_out: u64,
+    /// Handlers that run and hold a permit; 0 on a client's side, as the next one.
+    pub running: usize,
+    /// Calls that wait for a permit.
+    pub queued: usize,
+    /// Message bytes that were read and that no handler and no caller has taken.
+    pub unread_bytes: u64,
+    /// Bytes that wait to be handed to the transport.
+    pub unsent_bytes: u64,
+    /// Streams with a deadline. One timer serves all of them.
+    pub deadlines: usize,
 }
 
 /// A lock whose holder panicked is still a lock: every state in here is whole between two statements.
@@ -286,7 +296,7 @@ impl Link {
     }
 
     pub(crate) fn info(&self) -> ConnectionInfo {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         let stage = match state.closed {
             Some(_) => ConnectionState::Closed,
             None => state.protocol.state(),
@@ -300,6 +310,11 @@ impl Link {
             calls: self.calls.load(Relaxed),
             bytes_in: self.bytes_in.load(Relaxed),
             bytes_out: self.bytes_out.load(Relaxed),
+            running: state.running,
+            queued: state.queued.len(),
+            unread_bytes: state.protocol.unread_bytes(),
+            unsent_bytes: state.protocol.unsent_bytes(),
+            deadlines: state.protocol.deadlines(),
         }
     }
 

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <valkyrie.h>
 
@@ -289,7 +290,8 @@ static got echo(valkyrie_client *client) {
     return settle(code, response, error);
 }
 
-static void hang_until(const test_case *one, const char *until) {
+/* When a handler was dropped last, in microseconds since 1970. */
+static uint64_t hang_until(const test_case *one, const char *until) {
     valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
     valkyrie_metadata_entry entry = {"until", words(until)};
     valkyrie_message *response = NULL;
@@ -299,7 +301,12 @@ static void hang_until(const test_case *one, const char *until) {
     valkyrie_code code =
         valkyrie_client_call(shared, "/test/hang_stats", words(one->token), &options, &response, NULL);
     if (code) fail("waiting until the handler has %s: %s", until, valkyrie_code_name(code));
+    valkyrie_bytes bytes = valkyrie_message_bytes(response);
+    char stats[256];
+    snprintf(stats, sizeof stats, "%.*s", (int)bytes.len, (const char *)bytes.data);
     valkyrie_message_free(response);
+    const char *dropped = strstr(stats, "\"dropped_us\":");
+    return dropped ? strtoull(dropped + 13, NULL, 10) : 0;
 }
 
 static int same(valkyrie_bytes bytes, const char *string) {
@@ -496,6 +503,11 @@ static void *receive_in_thread(void *argument) {
     return NULL;
 }
 
+static int by_size(const void *a, const void *b) {
+    uint64_t one = *(const uint64_t *)a, other = *(const uint64_t *)b;
+    return (one > other) - (one < other);
+}
+
 /* ---- private servers ---- */
 
 static valkyrie_client *private_server(void) {
@@ -580,6 +592,32 @@ static void run(const test_case *one) {
         check_and_drop(one, beside.result);
         if (!strcmp(action, "cancel_after")) check_and_drop(one, call(shared, one));
         valkyrie_queue_free(beside.queue);
+    } else if (!strcmp(action, "cancel_times")) {
+        uint64_t took[1000];
+        test_case round = *one;
+        for (count = 0; count < wanted && count < 1000 && !failed; count++) {
+            worker beside;
+            struct timespec now;
+            memset(&beside, 0, sizeof beside);
+            snprintf(round.token, sizeof round.token, "%.40s-%zu", one->token, count);
+            beside.client = shared;
+            beside.one = &round;
+            valkyrie_queue_new(&beside.queue, NULL);
+            start(&beside);
+            hang_until(&round, "started");
+            clock_gettime(CLOCK_REALTIME, &now);
+            valkyrie_operation_cancel(beside.operation);
+            finish(&beside);
+            check_and_drop(&round, beside.result);
+            uint64_t since = (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+            uint64_t dropped = hang_until(&round, "dropped");
+            took[count] = dropped > since ? dropped - since : 0;
+            valkyrie_queue_free(beside.queue);
+        }
+        qsort(took, count, sizeof *took, by_size);
+        if (!failed)
+            snprintf(detail, sizeof detail, "%llu µs, %llu at worst", (unsigned long long)took[count / 2],
+                     (unsigned long long)took[count - 1]);
     } else if (!strcmp(action, "cancel_stream")) {
         worker beside;
         pthread_t thread;

@@ -127,7 +127,8 @@ class Case {
   }
 
   async hangUntil(until) {
-    await this.client.call('/test/hang_stats', this.token, { metadata: { until }, timeoutMs: 30_000 });
+    const stats = await this.client.call('/test/hang_stats', this.token, { metadata: { until }, timeoutMs: 30_000 });
+    return JSON.parse(fromUtf8(stats));
   }
 
   // A fresh server, a client for it, and what ends it.
@@ -218,6 +219,23 @@ const ACTIONS = {
     await one.hangUntil('started');
     controller.abort();
     await one.check(await call);
+  },
+
+  async cancel_times(one) {
+    const took = [];
+    for (let number = 0; number < one.count; number++) {
+      const round = new Case(one.sdk, one.client, one.settings, one.fields, `${one.token}-${number}`);
+      const controller = new AbortController();
+      const options = { ...round.options, signal: controller.signal };
+      const call = round.outcome(round.client.callWithResponse(round.text('method'), round.message, options));
+      await round.hangUntil('started');
+      const since = (performance.timeOrigin + performance.now()) * 1000;
+      controller.abort();
+      await round.check(await call);
+      took.push(Math.round(Math.max((await round.hangUntil('dropped')).dropped_us - since, 0)));
+    }
+    took.sort((a, b) => a - b);
+    return `${took[took.length >> 1]} µs, ${took.at(-1)} at worst`;
   },
 
   async cancel_after(one) {

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -158,13 +159,15 @@ class Case:
         if fields.get("then_dropped") == 1:
             await self.hang_until("dropped")
 
-    async def hang_until(self, until: str) -> None:
-        await self.client.call(
+    async def hang_until(self, until: str) -> dict[str, int]:
+        stats = await self.client.call(
             "/test/hang_stats",
             self.token.encode(),
             metadata={"until": until},
             timeout=30,
         )
+        found: dict[str, int] = json.loads(stats)
+        return found
 
     async def fresh_server(
         self,
@@ -285,6 +288,20 @@ async def do_cancel_during(one: Case) -> None:
     await one.hang_until("started")
     call.cancel()
     await one.check(await outcome(call))
+
+
+async def do_cancel_times(one: Case) -> str:
+    took = []
+    for number in range(one.count):
+        round = Case(one.client, one.fields, f"{one.token}-{number}")
+        call = asyncio.ensure_future(round.client.call_with_response(round.method, round.message, **round.options))
+        await round.hang_until("started")
+        since = time.time_ns() // 1000
+        call.cancel()
+        await round.check(await outcome(call))
+        took.append(max((await round.hang_until("dropped"))["dropped_us"] - since, 0))
+    took.sort()
+    return f"{took[len(took) // 2]} µs, {took[-1]} at worst"
 
 
 async def do_cancel_after(one: Case) -> None:

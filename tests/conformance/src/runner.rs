@@ -4,7 +4,7 @@ use std::{
     fmt,
     pin::pin,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::Bytes;
@@ -139,6 +139,7 @@ impl Case<'_> {
             "bidi" => self.bidi().await,
             "cancel_before" => self.cancel_before().await,
             "cancel_during" => self.cancel_during().await,
+            "cancel_times" => self.cancel_times().await,
             "cancel_after" => self.cancel_after().await,
             "cancel_stream" => self.cancel_stream().await,
             "leave_stream" => self.leave_stream().await,
@@ -268,11 +269,11 @@ impl Case<'_> {
         Ok(String::new())
     }
 
-    async fn hang_until(&self, what: &str) -> Result<(), String> {
+    async fn hang_until(&self, what: &str) -> Result<Bytes, String> {
         let metadata = entries(&format!("until={what}"))?;
         let options = CallOptions::new().with_metadata(metadata).with_timeout(Duration::from_secs(30));
         match self.client.call_with("/test/hang_stats", self.token.clone(), options).await {
-            Ok(_) => Ok(()),
+            Ok(stats) => Ok(stats.message),
             Err(status) => fail(status),
         }
     }
@@ -409,17 +410,35 @@ impl Case<'_> {
     }
 
     async fn cancel_during(&self) -> Verdict {
-        let method = self.method();
-        {
-            let mut call = pin!(self.client.call_with(&method, self.message()?, self.options()?));
-            let mut started = pin!(self.hang_until("started"));
-            tokio::select! {
-                result = &mut call => return Err(format!("the call ended before the cancel: {result:?}")),
-                started = &mut started => started?,
-            }
-            // Here the call is dropped, which is how Rust cancels.
-        }
+        self.cancel_a_call().await?;
         self.check_dropped().await
+    }
+
+    /// Gives the time of the cancel, since 1970.
+    async fn cancel_a_call(&self) -> Result<Duration, String> {
+        let method = self.method();
+        let mut call = pin!(self.client.call_with(&method, self.message()?, self.options()?));
+        let mut started = pin!(self.hang_until("started"));
+        tokio::select! {
+            result = &mut call => return Err(format!("the call ended before the cancel: {result:?}")),
+            started = &mut started => { started?; }
+        }
+        // Here the call is dropped, which is how Rust cancels.
+        Ok(SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default())
+    }
+
+    async fn cancel_times(&self) -> Verdict {
+        let mut took = Vec::new();
+        for round in 0..self.number("count").unwrap_or(0) {
+            let one = Case { token: format!("{}-{round}", self.token), ..*self };
+            let since = one.cancel_a_call().await?;
+            let stats: Value = serde_json::from_slice(&one.hang_until("dropped").await?)
+                .map_err(|error| error.to_string())?;
+            let dropped = stats["dropped_us"].as_u64().ok_or("no time of the drop")?;
+            took.push(dropped.saturating_sub(since.as_micros() as u64));
+        }
+        took.sort_unstable();
+        Ok(format!("{} µs, {} at worst", took[took.len() / 2], took[took.len() - 1]))
     }
 
     async fn cancel_after(&self) -> Verdict {
