@@ -134,6 +134,21 @@ def test_a_handler_that_calls_and_one_that_fails_disturb_nobody(monkeypatch: pyt
     assert failures == ["from a handler"]
 
 
+def test_ctrl_c_in_a_handler_is_the_callers(heard: Heard, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(record: logging.LogRecord) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(heard, "emit", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        valkyrie.sync.connect(absent())
+
+    async def connect() -> None:
+        await valkyrie.connect(absent())
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(connect())
+
+
 def test_importing_loads_no_logging_and_nobody_listening_hears_nothing() -> None:
     source = f"""
 import sys, valkyrie.sync

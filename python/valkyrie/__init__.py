@@ -2,9 +2,9 @@
 
 Importing starts no thread, opens no socket and loads no asyncio.
 
-``logging.getLogger("valkyrie")`` hears of connections that cannot be made or are lost (``WARNING``), that are made or whose
-server goes away (``INFO``), and that end here (``DEBUG``), on the thread that awaits or calls; its level counts from the
-next ``connect``. Who has no handler hears nothing.
+``logging.getLogger("valkyrie")`` hears of connections that cannot be made or are lost (``WARNING``), that are made or
+whose server goes away (``INFO``), and that end here (``DEBUG``), on the thread that awaits or calls. Its level counts
+from the next ``connect``; who has no handler hears nothing.
 """
 
 from __future__ import annotations

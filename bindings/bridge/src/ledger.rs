@@ -14,6 +14,9 @@ use super::sync::{
     Ordering::{Acquire, Relaxed, Release},
 };
 
+/// When an operation without a deadline is due.
+pub(crate) const NEVER: u64 = u64::MAX;
+
 /// How whoever drains a line learns that it is not empty.
 pub(crate) trait Signal {
     /// Begins to show it. The line is locked.
@@ -30,6 +33,8 @@ pub(crate) struct Line<T, S> {
     filled: Condvar,
     signal: S,
     closed: AtomicBool,
+    /// No operation that is to complete here is due before. Changed with the ledger locked.
+    due: AtomicU64,
 }
 
 pub(crate) struct Items<T> {
@@ -47,6 +52,7 @@ impl<T, S: Signal> Line<T, S> {
             filled: Condvar::new(),
             signal,
             closed: AtomicBool::new(false),
+            due: AtomicU64::new(NEVER),
         }
     }
 
@@ -100,6 +106,11 @@ impl<T, S: Signal> Line<T, S> {
             items.blocked -= 1;
         }
         !items.waiting.is_empty()
+    }
+
+    /// Whether an operation with a deadline was accepted.
+    pub(crate) fn has_due(&self) -> bool {
+        self.due.load(Relaxed) != NEVER
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -159,6 +170,8 @@ pub(crate) struct Pending<Q, W> {
     made_in: u64,
     queue: Weak<Q>,
     work: W,
+    /// When it is overdue: its deadline, and then some. Microseconds from any origin, or [`NEVER`].
+    due: u64,
 }
 
 /// Operations by number: exactly those that are not complete.
@@ -176,14 +189,16 @@ impl<Q: Outlet, W> Ledger<Q, W> {
     }
 
     /// Accepts an operation and numbers it; `None` when its queue is closed.
-    pub(crate) fn accept(&self, queue: &Arc<Q>, made_in: u64, work: W) -> Option<u64> {
+    pub(crate) fn accept(&self, queue: &Arc<Q>, made_in: u64, due: u64, work: W) -> Option<u64> {
         let op = self.next.fetch_add(1, Relaxed);
         let mut pending = self.lock();
         // Under the lock: whoever closes the queue finds the operation afterwards, or has closed it before.
         if queue.line().is_closed() {
             return None;
         }
-        pending.get_or_insert_default().insert(op, Pending { made_in, queue: Arc::downgrade(queue), work });
+        queue.line().due.fetch_min(due, Relaxed);
+        let queue = Arc::downgrade(queue);
+        pending.get_or_insert_default().insert(op, Pending { made_in, queue, work, due });
         Some(op)
     }
 
@@ -214,6 +229,26 @@ impl<Q: Outlet, W> Ledger<Q, W> {
             }
             None => Some(work),
         }
+    }
+
+    /// The operations of `queue` that are overdue: each is told once, for the caller to complete. One load where none can
+    /// be.
+    pub(crate) fn overdue(&self, queue: &Q, now: u64) -> Vec<u64> {
+        if queue.line().due.load(Relaxed) > now {
+            return Vec::new();
+        }
+        let all = self.lock();
+        let (mut late, mut next) = (Vec::new(), NEVER);
+        for (op, pending) in all.iter().flatten() {
+            if std::ptr::eq(pending.queue.as_ptr(), queue) {
+                match pending.due <= now {
+                    true => late.push(*op),
+                    false => next = next.min(pending.due),
+                }
+            }
+        }
+        queue.line().due.store(next, Relaxed);
+        late
     }
 
     /// The operations that complete in `queue`.

@@ -1,9 +1,12 @@
 //! Records of what happens to connections, on their way to the host's own log. A native thread only ever puts one in a
 //! bounded ring; the host takes them on its own thread, and is told by its ordinary queue that there are some.
 
-use std::sync::{
-    Arc, Mutex, Weak,
-    atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use valkyrie_sdk::{Level, Log, Reason, Record, Records, Status};
@@ -87,7 +90,7 @@ impl Listener {
     /// # Errors
     /// CLIENT_CLOSED for a queue that is closed.
     pub fn next(&self, queue: &Arc<Queue>, max: usize) -> Result<u64, Status> {
-        let token = Token::new(queue, Work::Nothing)?;
+        let token = Token::new(queue, Work::Nothing, Duration::MAX)?;
         let op = token.op;
         let mut ring = lock(&self.ring);
         let records = ring.records.take(max.max(1));

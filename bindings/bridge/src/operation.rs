@@ -5,11 +5,11 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
@@ -17,15 +17,16 @@ use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
 };
 use valkyrie_sdk::{
-    Bytes, Client, ClientBuilder, Metadata, Priority, Reason, RecvStream, Response, SendStream, Sink, Status,
-    Submission, TokioRuntime,
+    Bytes, Client, ClientBuilder, Level, Log, Metadata, Priority, Reason, Record, RecvStream, Response,
+    SendStream, Sink, Status, Submission, TokioRuntime,
 };
 
 use crate::{
     Completion, End, Handle, Queue, Value,
     fork::{Held, OwnedGuard, generation},
     handle::{Table, lock},
-    ledger::Ledger,
+    ledger::{Ledger, NEVER},
+    log::Logs,
     runtime,
 };
 
@@ -65,12 +66,14 @@ pub struct CallOptions {
 impl From<CallOptions> for valkyrie_sdk::CallOptions {
     fn from(options: CallOptions) -> Self {
         let mut out = Self::new().with_metadata(options.metadata).with_priority(options.priority);
-        out.timeout = options.timeout_ms.map(|ms| match ms {
-            u64::MAX => Duration::MAX,
-            ms => Duration::from_millis(ms),
-        });
+        out.timeout = options.timeout_ms.map(milliseconds);
         out
     }
+}
+
+/// `u64::MAX` is no limit.
+fn milliseconds(ms: u64) -> Duration {
+    if ms == u64::MAX { Duration::MAX } else { Duration::from_millis(ms) }
 }
 
 /// A client as the boundary keeps it: what it is made of, and the sdk's client of this fork generation.
@@ -85,6 +88,8 @@ struct ClientEntry {
 /// which they were submitted.
 struct StreamEntry {
     made_in: u64,
+    /// When its last operation must be complete.
+    ends: Option<Instant>,
     opening: Mutex<Opening>,
     changed: Notify,
     sender: AsyncMutex<Option<SendStream>>,
@@ -183,9 +188,17 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// Accepts an operation.
-    pub(crate) fn new(queue: &Arc<Queue>, work: Work) -> Result<Arc<Self>, Status> {
-        let op = LEDGER.accept(queue, generation(), work).ok_or_else(queue_closed)?;
+    /// Accepts an operation that must be complete within that time.
+    pub(crate) fn new(queue: &Arc<Queue>, work: Work, limit: Duration) -> Result<Arc<Self>, Status> {
+        let due = match limit {
+            Duration::MAX => NEVER,
+            limit => {
+                let now = now();
+                give_up_overdue(queue, now);
+                now.saturating_add(micros(limit.saturating_add(PATIENCE)))
+            }
+        };
+        let op = LEDGER.accept(queue, generation(), due, work).ok_or_else(queue_closed)?;
         Ok(Arc::new(Self { op, used: AtomicBool::new(false) }))
     }
 
@@ -207,6 +220,47 @@ impl Drop for Token {
 impl Sink for Token {
     fn complete(&self, _token: u64, result: Result<Response, Status>) {
         self.complete(result.map(Value::Response));
+    }
+}
+
+/// How long the sdk lets calls in flight go on at a close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long after its deadline an operation may take to be told so.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(NEVER)
+}
+
+/// Microseconds since the first time.
+pub(crate) fn now() -> u64 {
+    static ORIGIN: OnceLock<Instant> = OnceLock::new();
+    micros(ORIGIN.get_or_init(Instant::now).elapsed())
+}
+
+/// The core ends what has passed its deadline, when its one thread comes to it. Where that thread does not, because
+/// something keeps it busy or it lost the operation, whoever waits for the operation ends it.
+pub(crate) fn watch(queue: &Queue) {
+    if queue.may_be_overdue() {
+        give_up_overdue(queue, now());
+    }
+}
+
+fn give_up_overdue(queue: &Queue, now: u64) {
+    for op in LEDGER.overdue(queue, now) {
+        let message = "the deadline passed, and the core did not come to say so";
+        let status = Status::from_reason(Reason::DEADLINE_EXCEEDED, message);
+        let Ok(work) = LEDGER.complete(op, Completion { op, outcome: Err(status) }) else { continue };
+        if Logs.enabled(Level::Warn) {
+            let message = format!("{message}: the runtime is kept busy, or an operation was lost");
+            Logs.log(
+                Record::new(Level::Warn, "valkyrie.boundary", message).with("operation", op.to_string()),
+            );
+        }
+        // Not here: it takes locks that whoever is busy may hold.
+        if let Ok(runtime) = runtime::runtime() {
+            runtime.spawn(async move { work.stop() });
+        }
     }
 }
 
@@ -281,14 +335,15 @@ fn start(runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) {
     }
 }
 
-/// Accepts an operation and starts its `work`, which completes the token. A cancel stops it, a panic completes it.
+/// Accepts an operation and starts its `work`, which completes the token within `limit`. A cancel stops it, a panic completes it.
 fn begin<W: Future<Output = ()> + Send + 'static>(
     queue: &Arc<Queue>,
+    limit: Duration,
     work: impl FnOnce(Arc<Token>) -> W,
 ) -> Result<u64, Status> {
     let runtime = runtime::runtime()?;
     let cancel = Arc::new(Notify::new());
-    let token = Token::new(queue, Work::Task(cancel.clone()))?;
+    let token = Token::new(queue, Work::Task(cancel.clone()), limit)?;
     let op = token.op;
     let work = guarded(work(token.clone()));
     start(&runtime, async move {
@@ -317,10 +372,11 @@ pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Re
         closed: AtomicBool::new(false),
     });
     let client = entry.client()?;
+    let limit = Duration::from_millis(entry.options.connect_timeout_ms);
     let handle = CLIENTS
         .insert(entry)
         .ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many clients are alive"))?;
-    let op = begin(queue, |token| async move {
+    let op = begin(queue, limit, |token| async move {
         token.complete(client.ready().await.map(|()| Value::Done));
     });
     match op {
@@ -337,7 +393,7 @@ pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Re
 /// # Errors
 /// CLIENT_CLOSED for a queue that is closed.
 pub fn done(queue: &Arc<Queue>, value: Value) -> Result<u64, Status> {
-    let token = Token::new(queue, Work::Unary(None))?;
+    let token = Token::new(queue, Work::Unary(None), Duration::MAX)?;
     token.complete(Ok(value));
     Ok(token.op)
 }
@@ -353,7 +409,8 @@ pub fn call(
     message: Bytes,
     options: CallOptions,
 ) -> Result<u64, Status> {
-    begin_call(&client_of(client)?, queue, method, message, options)
+    let (client, limit) = client_of(client)?;
+    begin_call(&client, limit, queue, method, message, options)
 }
 
 /// Begins unary calls, in order; `accepted` is told of each what [`call`] would return. For hosts that gather calls and
@@ -363,34 +420,38 @@ pub fn call_many<'a>(
     calls: impl IntoIterator<Item = (Handle, &'a str, Bytes, CallOptions)>,
     mut accepted: impl FnMut(Result<u64, Status>),
 ) {
-    let mut last: Option<(Handle, Client)> = None;
+    let mut last: Option<(Handle, Client, Duration)> = None;
     for (handle, method, message, options) in calls {
-        if last.as_ref().is_none_or(|(of, _)| *of != handle) {
+        if last.as_ref().is_none_or(|(of, ..)| *of != handle) {
             match client_of(handle) {
-                Ok(client) => last = Some((handle, client)),
+                Ok((client, limit)) => last = Some((handle, client, limit)),
                 Err(status) => {
                     accepted(Err(status));
                     continue;
                 }
             }
         }
-        let Some((_, client)) = &last else { continue };
-        accepted(begin_call(client, queue, method, message, options));
+        let Some((_, client, limit)) = &last else { continue };
+        accepted(begin_call(client, *limit, queue, method, message, options));
     }
 }
 
-fn client_of(handle: Handle) -> Result<Client, Status> {
-    CLIENTS.get(handle).ok_or_else(closed)?.client()
+/// The sdk's client, and the time limit of its calls that give none.
+fn client_of(handle: Handle) -> Result<(Client, Duration), Status> {
+    let entry = CLIENTS.get(handle).ok_or_else(closed)?;
+    Ok((entry.client()?, milliseconds(entry.options.timeout_ms)))
 }
 
 fn begin_call(
     client: &Client,
+    limit: Duration,
     queue: &Arc<Queue>,
     method: &str,
     message: Bytes,
     options: CallOptions,
 ) -> Result<u64, Status> {
-    let token = Token::new(queue, Work::Unary(None))?;
+    let limit = options.timeout_ms.map_or(limit, milliseconds);
+    let token = Token::new(queue, Work::Unary(None), limit)?;
     let op = token.op;
     let submit = || client.submit(method, message, options.into(), op, token);
     // A panic drops the token, which completes the operation.
@@ -418,6 +479,7 @@ pub fn open(
     let runtime = runtime::runtime()?;
     let entry = Arc::new(StreamEntry {
         made_in: generation(),
+        ends: options.timeout_ms.and_then(|ms| Instant::now().checked_add(milliseconds(ms))),
         opening: Mutex::new(Opening::Waiting),
         changed: Notify::new(),
         sender: AsyncMutex::new(None),
@@ -484,6 +546,11 @@ impl StreamEntry {
             }
             changed.await;
         }
+    }
+
+    /// What is left of the stream's time.
+    fn limit(&self) -> Duration {
+        self.ends.map_or(Duration::MAX, |ends| ends.saturating_duration_since(Instant::now()))
     }
 
     /// Runs `work` unless the stream is cancelled before or meanwhile.
@@ -594,7 +661,7 @@ impl Receiver {
 /// STREAM_MISUSE for a stream that is freed; FORKED in a child; CLIENT_CLOSED for a queue that is closed.
 pub fn send(stream: Handle, queue: &Arc<Queue>, message: Bytes) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
-    begin(queue, |token| async move {
+    begin(queue, entry.limit(), |token| async move {
         let sent = entry.unless_cancelled(entry.send(message)).await;
         token.complete(sent.map(|()| Value::Done));
     })
@@ -606,7 +673,7 @@ pub fn send(stream: Handle, queue: &Arc<Queue>, message: Bytes) -> Result<u64, S
 /// As [`send`].
 pub fn half_close(stream: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
-    begin(queue, |token| async move {
+    begin(queue, entry.limit(), |token| async move {
         let closed = entry.unless_cancelled(entry.half_close()).await;
         token.complete(closed.map(|()| Value::Done));
     })
@@ -619,7 +686,7 @@ pub fn half_close(stream: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
 /// As [`send`].
 pub fn recv(stream: Handle, queue: &Arc<Queue>, max: usize) -> Result<u64, Status> {
     let entry = StreamEntry::find(stream)?;
-    begin(queue, |token| async move {
+    begin(queue, entry.limit(), |token| async move {
         if let Err(status) = entry.unless_cancelled(entry.recv(max, &token)).await {
             token.complete(Err(status));
         }
@@ -661,7 +728,7 @@ pub fn close(client: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
     let entry = CLIENTS.get(client).ok_or_else(closed)?;
     entry.closed.store(true, Ordering::Release);
     let current = lock(&entry.current).clone();
-    begin(queue, |token| async move {
+    begin(queue, CLOSE_TIMEOUT, |token| async move {
         match current {
             Some((made_in, client)) if made_in == generation() => client.close().await,
             parents => std::mem::forget(parents),
@@ -708,7 +775,7 @@ mod tests {
     #[test]
     fn a_token_that_is_dropped_completes_as_abandoned() {
         let queue = Queue::blocking();
-        let token = Token::new(&queue, Work::Unary(None)).unwrap();
+        let token = Token::new(&queue, Work::Unary(None), Duration::MAX).unwrap();
         let op = token.op;
         drop(token);
         let out = outcomes(&queue);
@@ -719,8 +786,8 @@ mod tests {
     #[test]
     fn a_panic_completes_as_internal() {
         let queue = Queue::blocking();
-        begin(&queue, |_token| async { panic!("on the caller's thread") }).unwrap();
-        begin(&queue, |_token| async {
+        begin(&queue, Duration::MAX, |_token| async { panic!("on the caller's thread") }).unwrap();
+        begin(&queue, Duration::MAX, |_token| async {
             tokio::task::yield_now().await;
             panic!("on the runtime's")
         })

@@ -3,7 +3,7 @@
 use std::{
     fmt, io,
     sync::{Arc, Mutex, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use valkyrie_sdk::{Bytes, Metadata, Record, Response, Status};
@@ -54,6 +54,9 @@ pub struct End {
 
 /// Completions on their way to one host loop. The host owns it; operations hold it weakly.
 pub struct Queue(Line<Completion, Wake>);
+
+/// How often a thread that waits looks for what is overdue: what it waits for may be begun after it.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// Every queue there is: a fork holds their locks, and a child renews their descriptors.
 static QUEUES: Mutex<Vec<Weak<Queue>>> = Mutex::new(Vec::new());
@@ -139,13 +142,29 @@ impl Queue {
     /// whenever it calls in.
     pub fn drain(&self, out: &mut Vec<Completion>, max: usize) -> usize {
         operation::settle();
+        operation::watch(self);
         self.0.drain(out, max)
     }
 
     /// Waits until something is there, at most `timeout`; whether something is.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
         operation::settle();
-        self.0.wait(timeout)
+        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        loop {
+            operation::watch(self);
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if self.0.wait(Some(left.map_or(WATCH, |left| left.min(WATCH)))) {
+                return true;
+            }
+            if left.is_some_and(|left| left <= WATCH) || self.0.is_closed() {
+                return false;
+            }
+        }
+    }
+
+    /// Whether something that completes here may be overdue.
+    pub(crate) fn may_be_overdue(&self) -> bool {
+        self.0.has_due()
     }
 
     /// The host's loop is gone: what waits on the queue is cancelled, its completions are dropped, and nothing more is

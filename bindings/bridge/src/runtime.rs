@@ -86,6 +86,8 @@ pub(crate) fn runtime() -> Result<Arc<Own>, Status> {
         // The parent's: dropping it would wait for threads that are not here.
         std::mem::forget(current.take());
     }
+    // Begun with this lock held, over which no thread of a child can have been in the middle of it.
+    operation::now();
     let runtime =
         Builder::new_multi_thread().worker_threads(1).thread_name("valkyrie").enable_all().build().map_err(
             |error| Status::from_reason(Reason::INTERNAL, format!("cannot start the runtime: {error}")),

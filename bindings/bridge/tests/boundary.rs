@@ -320,6 +320,9 @@ fn what_happens_to_connections_is_logged_to_whoever_listens() {
     // A server that goes away before its connection does.
     let (endpoint, stop) = server_to_stop();
     let client = connected(&queue, &endpoint, ClientOptions::default());
+    // It has the connection, not only its system.
+    call(client, &queue, "/echo", Bytes::new(), CallOptions::default()).unwrap();
+    assert!(next(&queue).outcome.is_ok());
     stop.send(()).unwrap();
     let said: Vec<_> = records(&all, &endpoint, 3);
     assert_eq!(said.iter().map(|record| record.level).collect::<Vec<_>>(), [Level::Info; 3], "{said:?}");

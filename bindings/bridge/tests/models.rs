@@ -15,7 +15,7 @@ mod ledger;
 
 use std::sync::Arc;
 
-use ledger::{Ledger, Line, Outlet, Signal};
+use ledger::{Ledger, Line, NEVER, Outlet, Signal};
 use loom::{
     sync::{
         Mutex,
@@ -50,6 +50,7 @@ enum Outcome {
     Answer,
     Cancelled,
     Forked,
+    Overdue,
 }
 use Outcome::*;
 
@@ -116,6 +117,15 @@ fn cancel(ledger: &Operations, op: u64) {
     }
 }
 
+/// As the bridge ends what is overdue.
+fn watch(ledger: &Operations, queue: &Arc<Queue>, now: u64) {
+    for op in ledger.overdue(queue, now) {
+        if let Ok(work) = ledger.complete(op, (op, Overdue)) {
+            work.stop();
+        }
+    }
+}
+
 /// As the bridge closes a queue.
 fn close(ledger: &Operations, queue: &Arc<Queue>) {
     queue.0.close();
@@ -136,7 +146,7 @@ fn an_answer_and_a_cancel_at_once_complete_once() {
     loom::model(|| {
         let (ledger, queue) = (ledger(), Queue::new());
         let (work, stopped) = Work::new();
-        let op = ledger.accept(&queue, 0, work).unwrap();
+        let op = ledger.accept(&queue, 0, NEVER, work).unwrap();
         let answer = beside(&ledger, move |ledger| drop(ledger.complete(op, (op, Answer))));
         cancel(&ledger, op);
         answer.join().unwrap();
@@ -151,7 +161,7 @@ fn an_answer_and_a_cancel_at_once_complete_once() {
 fn a_thread_that_waits_gets_every_completion() {
     loom::model(|| {
         let (ledger, queue) = (ledger(), Queue::new());
-        let ops = [0, 1].map(|_| ledger.accept(&queue, 0, Work::default()).unwrap());
+        let ops = [0, 1].map(|_| ledger.accept(&queue, 0, NEVER, Work::default()).unwrap());
         let other = beside(&ledger, move |ledger| {
             for op in ops {
                 assert!(ledger.complete(op, (op, Answer)).is_ok());
@@ -172,7 +182,7 @@ fn a_thread_that_waits_gets_every_completion() {
 fn a_line_is_shown_and_woken_once_each_time_it_fills() {
     loom::model(|| {
         let (ledger, queue) = (ledger(), Queue::new());
-        let ops = [0, 1].map(|_| ledger.accept(&queue, 0, Work::default()).unwrap());
+        let ops = [0, 1].map(|_| ledger.accept(&queue, 0, NEVER, Work::default()).unwrap());
         let others = ops.map(|op| beside(&ledger, move |ledger| drop(ledger.complete(op, (op, Answer)))));
         let taken = queue.drain().len();
         for other in others {
@@ -195,7 +205,7 @@ fn what_is_submitted_while_its_queue_closes_does_not_run_on() {
             move |ledger| close(&ledger, &queue)
         });
         // As a unary call: what stops it is known once it was sent.
-        let accepted = ledger.accept(&queue, 0, Work::default());
+        let accepted = ledger.accept(&queue, 0, NEVER, Work::default());
         if let Some(op) = accepted
             && let Some(over) = ledger.attach(op, work)
         {
@@ -211,7 +221,7 @@ fn what_is_submitted_while_its_queue_closes_does_not_run_on() {
 fn a_queue_that_closes_keeps_no_completion_and_wakes_who_waits() {
     loom::model(|| {
         let (ledger, queue) = (ledger(), Queue::new());
-        let op = ledger.accept(&queue, 0, Work::default()).unwrap();
+        let op = ledger.accept(&queue, 0, NEVER, Work::default()).unwrap();
         let answer = beside(&ledger, move |ledger| drop(ledger.complete(op, (op, Answer))));
         let closes = beside(&ledger, {
             let queue = queue.clone();
@@ -229,7 +239,7 @@ fn a_queue_that_closes_keeps_no_completion_and_wakes_who_waits() {
 fn a_fork_finds_an_operation_in_one_place() {
     loom::model(|| {
         let (ledger, queue) = (ledger(), Queue::new());
-        let op = ledger.accept(&queue, 0, Work::default()).unwrap();
+        let op = ledger.accept(&queue, 0, NEVER, Work::default()).unwrap();
         let answer = beside(&ledger, move |ledger| drop(ledger.complete(op, (op, Answer))));
         let pending = ledger.lock();
         let copied = (pending.as_ref().is_some_and(|all| all.contains_key(&op)), queue.0.len());
@@ -244,7 +254,7 @@ fn a_child_fails_what_the_fork_cut_off_once_and_keeps_what_is_its_own() {
     loom::model(|| {
         let (ledger, queue) = (ledger(), Queue::new());
         let (work, stopped) = Work::new();
-        let parents = ledger.accept(&queue, 0, work).unwrap();
+        let parents = ledger.accept(&queue, 0, NEVER, work).unwrap();
         // Two threads of the child come in for the first time.
         let other = beside(&ledger, {
             let queue = queue.clone();
@@ -256,10 +266,46 @@ fn a_child_fails_what_the_fork_cut_off_once_and_keeps_what_is_its_own() {
         });
         ledger.settle(1, |op| (op, Forked));
         assert!(!ledger.of(&queue).contains(&parents));
-        let own = ledger.accept(&queue, 1, Work::default()).unwrap();
+        let own = ledger.accept(&queue, 1, NEVER, Work::default()).unwrap();
         assert!(ledger.complete(own, (own, Answer)).is_ok());
         other.join().unwrap();
         assert_eq!(queue.drain(), [(parents, Forked), (own, Answer)]);
         assert!(!stopped.load(SeqCst), "the child reached into what belongs to the parent");
+    });
+}
+
+#[test]
+fn what_is_overdue_completes_once_whoever_ends_it() {
+    loom::model(|| {
+        let (ledger, queue) = (ledger(), Queue::new());
+        let (work, stopped) = Work::new();
+        let op = ledger.accept(&queue, 0, 5, work).unwrap();
+        let answer = thread::spawn({
+            let ledger = ledger.clone();
+            move || ledger.complete(op, (op, Answer)).is_ok()
+        });
+        watch(&ledger, &queue, 4);
+        watch(&ledger, &queue, 5);
+        let answered = answer.join().unwrap();
+        let outcome = if answered { Answer } else { Overdue };
+        assert_eq!((queue.drain(), stopped.load(SeqCst)), (vec![(op, outcome)], !answered));
+        assert_eq!(ledger.count(|_| true), 0);
+    });
+}
+
+#[test]
+fn a_deadline_that_comes_while_others_are_looked_at_is_seen() {
+    loom::model(|| {
+        let (ledger, queue) = (ledger(), Queue::new());
+        let early = ledger.accept(&queue, 0, 5, Work::default()).unwrap();
+        let submit = thread::spawn({
+            let (ledger, queue) = (ledger.clone(), queue.clone());
+            move || ledger.accept(&queue, 0, 7, Work::default()).unwrap()
+        });
+        watch(&ledger, &queue, 6);
+        let late = submit.join().unwrap();
+        assert_eq!(queue.drain(), [(early, Overdue)]);
+        watch(&ledger, &queue, 7);
+        assert_eq!(queue.drain(), [(late, Overdue)]);
     });
 }

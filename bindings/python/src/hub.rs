@@ -284,8 +284,7 @@ impl Reader {
         }
         drop(stepping);
         take_back(py);
-        log::deliver(py, Some(&hub.queue), records);
-        ended
+        ended.and(log::deliver(py, Some(&hub.queue), records))
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {

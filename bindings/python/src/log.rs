@@ -3,7 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use pyo3::{prelude::*, sync::PyOnceLock, types::IntoPyDict};
+use pyo3::{exceptions::PyException, prelude::*, sync::PyOnceLock, types::IntoPyDict};
 use valkyrie_bridge::{Level, Listener, Queue, Record};
 
 /// Records that one completion brings at most.
@@ -29,7 +29,8 @@ pub(crate) fn ask_level(py: Python<'_>) -> PyResult<()> {
     static LEVEL: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     let wanted: i64 = LEVEL.import(py, "valkyrie._log", "level")?.call0()?.extract()?;
     let least = Level::ALL.into_iter().rfind(|level| i64::from(number(*level)) >= wanted);
-    listener().set_level(least);
+    // `logging` leaves out what it does not want; who listens once goes on.
+    listener().set_level(Some(least.unwrap_or(Level::Error)));
     Ok(())
 }
 
@@ -39,20 +40,23 @@ pub(crate) fn listen(queue: &Arc<Queue>) {
     let _ = listener().next(queue, BATCH);
 }
 
-/// Hands over what came by `queue` and what waits. Any error is the handler's, and no caller's.
-pub(crate) fn deliver(py: Python<'_>, queue: Option<&Arc<Queue>>, came: Vec<Record>) {
+/// Hands over what came by `queue` and what waits. A handler's exception is no caller's; an error is one that ends the
+/// thread's work, such as Ctrl-C.
+pub(crate) fn deliver(py: Python<'_>, queue: Option<&Arc<Queue>>, came: Vec<Record>) -> PyResult<()> {
     let mut records = came;
     records.append(&mut listener().take());
     if records.is_empty() {
-        return;
+        return Ok(());
     }
     // Whoever drains is there: the queue that was told before may be gone.
     if let Some(queue) = queue {
         listen(queue);
     }
-    if let Err(error) = emit(py, records) {
-        error.write_unraisable(py, None);
+    match emit(py, records) {
+        Err(error) if error.is_instance_of::<PyException>(py) => error.write_unraisable(py, None),
+        other => return other,
     }
+    Ok(())
 }
 
 fn emit(py: Python<'_>, records: Vec<Record>) -> PyResult<()> {

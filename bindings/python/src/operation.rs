@@ -250,8 +250,7 @@ impl Operation {
                 take_back(py);
                 value_out(py, outcome, accepted.whole)
             });
-            log::deliver(py, None, Vec::new());
-            match outcome {
+            match log::deliver(py, None, Vec::new()).and(outcome) {
                 Ok(value) => accepted.value(py, value),
                 Err(error) => {
                     accepted.abandon();

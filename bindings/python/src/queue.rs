@@ -59,7 +59,10 @@ impl Queue {
                 _ => known.extend(self.forget(completion.op).map(|accepted| (accepted, completion))),
             }
         }
-        log::deliver(py, Some(&self.queue), records);
+        if let Err(error) = log::deliver(py, Some(&self.queue), records) {
+            // Raised here it would lose what is complete.
+            error.write_unraisable(py, None);
+        }
         known
             .into_iter()
             .map(|(accepted, completion)| {
