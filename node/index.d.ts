@@ -28,7 +28,7 @@ export interface LogRecord {
   /** What it is about: `valkyrie.connection`. */
   readonly target: string;
   readonly message: string;
-  /** Particulars: `endpoint`, `reason`, `connection`. */
+  /** Particulars: `endpoint`, `reason`. */
   readonly fields: { readonly [key: string]: string };
 }
 

@@ -16,7 +16,7 @@ export function connect(endpoint: string, options?: ConnectOptions): Promise<Cli
 /** Gives what happens to connections to `logger`: those that cannot be made or are lost (`warn`), those that are made and
  * those whose server goes away (`info`), and those that end here (`debug`). `null`, as at first, is nobody: an error
  * reaches whoever awaits the call, and a library that prints unasked is in the way; `console.warn` is a logger. What is
- * logged before a listener is there is lost, and of what it is too slow for the last 1,024 records stay. */
+ * logged before a listener is there is lost. */
 export function setLogger(logger: ((record: LogRecord) => void) | null, level?: LogLevel): void;
 
 /** The least grave level that is wanted, `warn` when none is given. */
@@ -28,7 +28,7 @@ export interface LogRecord {
   /** What it is about: `valkyrie.connection`. */
   readonly target: string;
   readonly message: string;
-  /** Particulars: `endpoint`, `reason`, `connection`. */
+  /** Particulars: `endpoint`, `reason`. */
   readonly fields: { readonly [key: string]: string };
 }
 

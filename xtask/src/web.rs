@@ -93,7 +93,7 @@ pub(crate) fn package(project: &Project) -> Outcome {
         .arg("valkyrie"))?;
     let module = glue.join("valkyrie_bg.wasm");
     let mut optimise = project.command(format!("{NODE_TOOLS}/.bin/wasm-opt"));
-    optimise.args(["-Os", "--strip-debug", "--strip-producers"]).args(FEATURES);
+    optimise.args(["-Oz", "--converge", "--strip-debug", "--strip-producers"]).args(FEATURES);
     run(optimise.arg(&module).arg("-o").arg(&module))?;
     let sizes = Sizes::of(project, &module)?;
     let brotli =

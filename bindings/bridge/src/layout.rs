@@ -19,14 +19,14 @@ const NO_SLOT: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Batch {
     count: u32,
-    words: Vec<u8>,
+    words: Vec<u32>,
     pieces: Vec<Bytes>,
     bytes: usize,
 }
 
 impl Default for Batch {
     fn default() -> Self {
-        Self { count: 0, words: vec![0; 3 * size_of::<u32>()], pieces: Vec::new(), bytes: 0 }
+        Self { count: 0, words: vec![0; 3], pieces: Vec::new(), bytes: 0 }
     }
 }
 
@@ -106,16 +106,17 @@ impl Batch {
 
     /// How many bytes it is.
     pub fn len(&self) -> usize {
-        self.words.len() + self.bytes
+        self.words.len() * size_of::<u32>() + self.bytes
     }
 
-    /// The batch, part after part. `more`: another one waits.
-    pub fn parts(&mut self, more: bool) -> impl Iterator<Item = &[u8]> {
-        let words = (self.words.len() / size_of::<u32>()) as u32;
-        for (at, word) in [self.count, words, u32::from(more)].into_iter().enumerate() {
-            self.words[at * 4..][..4].copy_from_slice(&word.to_le_bytes());
-        }
-        std::iter::once(&self.words[..]).chain(self.pieces.iter().map(|piece| &piece[..]))
+    /// What the batch begins with, and the pieces that follow. `more`: another one waits.
+    pub fn parts(&mut self, more: bool) -> (Vec<u8>, &[Bytes]) {
+        self.words[0] = self.count;
+        self.words[1] = self.words.len() as u32;
+        self.words[2] = u32::from(more);
+        let mut head = Vec::with_capacity(self.words.len() * size_of::<u32>());
+        self.words.iter().for_each(|word| head.extend_from_slice(&word.to_le_bytes()));
+        (head, &self.pieces)
     }
 
     fn begin(&mut self, slot: u32, kind: u32) {
@@ -125,7 +126,7 @@ impl Batch {
     }
 
     fn word(&mut self, word: u32) {
-        self.words.extend_from_slice(&word.to_le_bytes());
+        self.words.push(word);
     }
 
     fn piece(&mut self, piece: Bytes) {

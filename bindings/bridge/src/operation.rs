@@ -254,7 +254,7 @@ fn give_up_overdue(queue: &Queue, now: u64) {
         if Logs.enabled(Level::Warn) {
             let message = format!("{message}: the runtime is kept busy, or an operation was lost");
             Logs.log(
-                Record::new(Level::Warn, "valkyrie.boundary", message).with("operation", op.to_string()),
+                Record::new(Level::Warn, "valkyrie.boundary", message).with("operation", &op.to_string()),
             );
         }
         // Not here: it takes locks that whoever is busy may hold.

@@ -315,7 +315,7 @@ fn what_happens_to_connections_is_logged_to_whoever_listens() {
     let record = &records(&all, &endpoint, 1)[0];
     assert_eq!((record.level, record.target), (Level::Warn, "valkyrie.connection"));
     assert!(record.message.starts_with(&format!("cannot connect to {endpoint}")), "{record:?}");
-    assert_eq!(record.fields[0], ("reason", "CONNECT_FAILED".to_owned()));
+    assert_eq!(record.fields[1], ("reason", "CONNECT_FAILED".to_owned()));
 
     // A server that goes away before its connection does.
     let (endpoint, stop) = server_to_stop();

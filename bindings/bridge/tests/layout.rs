@@ -35,7 +35,9 @@ fn every_kind_of_completion_has_the_published_bytes() {
     batch.logs(&[Record::new(Level::Warn, "valkyrie.connection", "lost").with("endpoint", "tcp://h:1")]);
     assert!(batch.has_room());
     let len = batch.len();
-    let bytes = batch.parts(true).flatten().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let (head, pieces) = batch.parts(true);
+    let bytes = head.iter().chain(pieces.iter().flatten());
+    let bytes = bytes.map(|byte| format!("{byte:02x}")).collect::<String>();
     assert_eq!(bytes.len(), 2 * len);
     assert!(published.contains(&format!("\"version\": {VERSION},")));
     assert!(published.contains(&format!("\"bytes\": \"{bytes}\"")), "{bytes}");

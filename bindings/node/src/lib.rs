@@ -273,7 +273,8 @@ fn into_buffer(mut batch: Batch, env: Env, more: bool) -> Result<Unknown<'static
         return Err(Error::new(NapiStatus::from(status), "cannot allocate a Buffer"));
     }
     let mut to = data.cast::<u8>();
-    for part in batch.parts(more) {
+    let (head, pieces) = batch.parts(more);
+    for part in std::iter::once(&head[..]).chain(pieces.iter().map(|piece| &piece[..])) {
         // SAFETY: `data` has room for `batch.len()` bytes, the sum of the parts' lengths; it is fresh memory that
         // nothing else refers to, so the ranges cannot overlap.
         unsafe {

@@ -39,7 +39,8 @@ struct Boundary {
     /// Unary calls in flight, by slot.
     submissions: HashMap<u32, Submission>,
     outcomes: VecDeque<(u32, Result<Value, Status>)>,
-    records: Records,
+    /// Of this turn, [`Records::MAX`] at most.
+    records: Vec<Record>,
 }
 
 impl Boundary {
@@ -87,7 +88,11 @@ impl Log for Logs {
     }
 
     fn log(&self, record: Record) {
-        boundary(|boundary| boundary.records.push(record));
+        boundary(|boundary| {
+            if boundary.records.len() < Records::MAX {
+                boundary.records.push(record);
+            }
+        });
         runtime::request_turn();
     }
 }
@@ -134,7 +139,7 @@ pub fn turn() -> Option<Vec<u8>> {
     let (mut batch, more) = boundary(|boundary| {
         let mut batch = Batch::default();
         if !boundary.records.is_empty() {
-            batch.logs(&boundary.records.take(usize::MAX));
+            batch.logs(&std::mem::take(&mut boundary.records));
         }
         while batch.has_room() {
             let Some((slot, outcome)) = boundary.outcomes.pop_front() else { break };
@@ -147,8 +152,8 @@ pub fn turn() -> Option<Vec<u8>> {
         runtime::end_turn();
     }
     (!batch.is_empty()).then(|| {
-        let mut bytes = Vec::with_capacity(batch.len());
-        batch.parts(more).for_each(|part| bytes.extend_from_slice(part));
+        let (mut bytes, pieces) = batch.parts(more);
+        pieces.iter().for_each(|piece| bytes.extend_from_slice(piece));
         bytes
     })
 }

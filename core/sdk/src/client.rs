@@ -16,18 +16,16 @@ use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
 
 use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
-    DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, Record, RecvStream, Response, Runtime, SendStream,
+    DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, RecvStream, Response, Runtime, SendStream,
     ValkyrieClient,
     connection::{Link, Terms, cancelled, lock},
-    log::Logger,
+    log::{Logger, of_connection},
     runtime::sleep_until,
     stream::halves,
 };
 
 /// How long [`Client::close`] lets calls in flight go on.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// What records of connections are about.
-pub(crate) const CONNECTION: &str = "valkyrie.connection";
 
 /// Describes a client; [`ClientBuilder::build`] makes it.
 #[must_use = "a builder does nothing until it is built"]
@@ -539,20 +537,13 @@ impl Attempt {
     }
 
     fn log(&self, result: &Result<Arc<Link>, Status>) {
-        let (log, endpoint) = (&self.inner.terms.log, self.inner.endpoint.to_string());
-        match result {
-            Ok(link) => log.log(Level::Info, || {
-                let message = format!("connected to {endpoint}");
-                Record::new(Level::Info, CONNECTION, message)
-                    .with("connection", link.id.to_string())
-                    .with("endpoint", endpoint)
-            }),
-            Err(status) => log.log(Level::Warn, || {
-                Record::new(Level::Warn, CONNECTION, status.message())
-                    .with("reason", status.reason().name())
-                    .with("endpoint", endpoint)
-            }),
-        }
+        let level = if result.is_ok() { Level::Info } else { Level::Warn };
+        let Some(log) = self.inner.terms.log.wants(level) else { return };
+        let endpoint = &self.inner.endpoint.to_string();
+        log.log(match result {
+            Ok(_) => of_connection(level, &["connected to ", endpoint], None, endpoint),
+            Err(status) => of_connection(level, &[status.message()], Some(status.reason()), endpoint),
+        });
     }
 
     fn settle(&self, mut result: Result<Arc<Link>, Status>) {

@@ -27,8 +27,7 @@ use valkyrie_protocol::{
 use crate::{
     Carrier, Level, Peer, ReadBuffer, Record, Response, Runtime, Sink, Timer, Transport,
     channels::Channels,
-    client::CONNECTION,
-    log::Logger,
+    log::{Logger, of_connection},
     router::{Arrived, Router},
 };
 
@@ -402,29 +401,21 @@ impl Link {
             state.closing = Some(deadline);
             state.dirty = false;
             if self.log.wants(Level::Debug).is_some() {
-                let message = format!("the connection to {} drains", self.peer.endpoint);
-                state.records.push(self.record(Level::Debug, message));
+                let endpoint = &self.peer.endpoint;
+                let sentence = ["the connection to ", endpoint, " drains"];
+                state.records.push(of_connection(Level::Debug, &sentence, None, endpoint));
             }
             Self::wake_driver(state);
         }
     }
 
-    fn record(&self, level: Level, message: String) -> Record {
-        Record::new(level, CONNECTION, message)
-            .with("connection", self.id.to_string())
-            .with("endpoint", self.peer.endpoint.clone())
-    }
-
     /// What there is to log of a GOAWAY.
     fn went_away(&self, error: &ConnectionError) -> Option<Record> {
-        let status = error.status();
-        let level = match error.code {
-            ErrorCode::NO_ERROR => Level::Info,
-            _ => Level::Warn,
-        };
+        let level = if error.code == ErrorCode::NO_ERROR { Level::Info } else { Level::Warn };
         self.log.wants(level)?;
-        let message = format!("{} takes no new calls: {}", self.peer.endpoint, status.message());
-        Some(self.record(level, message).with("reason", status.reason().name()))
+        let endpoint = &self.peer.endpoint;
+        let sentence = [endpoint, " takes no new calls: ", &error.message];
+        Some(of_connection(level, &sentence, Some(error.reason), endpoint))
     }
 
     /// Ends at once; calls in flight end with `status`.
@@ -938,7 +929,9 @@ impl Driver {
         }
         wakers.drain(..).for_each(Waker::wake);
         for record in records.drain(..) {
-            self.link.log.log(record.level, || record);
+            if let Some(log) = self.link.log.wants(record.level) {
+                log.log(record);
+            }
         }
         if let Some(router) = &self.router
             && any
@@ -1292,9 +1285,9 @@ impl Driver {
             false => Level::Warn,
         };
         let record = self.link.log.wants(level).map(|_| {
-            let message =
-                format!("the connection to {} is over: {}", self.link.peer.endpoint, status.message());
-            self.link.record(level, message).with("reason", status.reason().name())
+            let endpoint = &self.link.peer.endpoint;
+            let sentence = ["the connection to ", endpoint, " is over: ", status.message()];
+            of_connection(level, &sentence, Some(status.reason()), endpoint)
         });
         self.actions.records.append(&mut state.records);
         self.actions.records.extend(record);

@@ -2,6 +2,8 @@
 
 use std::{collections::VecDeque, fmt, sync::Arc};
 
+use valkyrie_protocol::Reason;
+
 /// How much a [`Record`] matters, the gravest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -58,9 +60,14 @@ impl Record {
 
     /// The same with one more particular.
     #[must_use]
-    pub fn with(mut self, key: &'static str, value: impl Into<String>) -> Self {
-        self.fields.push((key, value.into()));
+    pub fn with(mut self, key: &'static str, value: &str) -> Self {
+        self.add(key, value);
         self
+    }
+
+    #[inline(never)]
+    fn add(&mut self, key: &'static str, value: &str) {
+        self.fields.push((key, value.to_owned()));
     }
 }
 
@@ -76,13 +83,25 @@ pub trait Log: Send + Sync + 'static {
 #[derive(Clone, Default)]
 pub(crate) struct Logger(pub(crate) Option<Arc<dyn Log>>);
 
-impl Logger {
-    pub(crate) fn log(&self, level: Level, record: impl FnOnce() -> Record) {
-        if let Some(log) = self.wants(level) {
-            log.log(record());
-        }
+/// A record about the connection to `endpoint`. The sentence is in pieces: to format it would be more code, of which a
+/// browser's module has little.
+pub(crate) fn of_connection(
+    level: Level,
+    sentence: &[&str],
+    reason: Option<Reason>,
+    endpoint: &str,
+) -> Record {
+    let mut message = String::new();
+    sentence.iter().for_each(|piece| message.push_str(piece));
+    let mut record = Record { level, target: "valkyrie.connection", message, fields: Vec::new() };
+    record.add("endpoint", endpoint);
+    if let Some(reason) = reason {
+        record.add("reason", reason.name());
     }
+    record
+}
 
+impl Logger {
     pub(crate) fn wants(&self, level: Level) -> Option<&dyn Log> {
         self.0.as_deref().filter(|log| log.enabled(level))
     }
@@ -130,8 +149,9 @@ impl Records {
         if max > 0 && self.dropped > 0 {
             let dropped = std::mem::take(&mut self.dropped);
             let message = format!("{dropped} records were dropped: nobody took them");
-            taken
-                .push(Record::new(Level::Warn, "valkyrie.log", message).with("dropped", dropped.to_string()));
+            taken.push(
+                Record::new(Level::Warn, "valkyrie.log", message).with("dropped", &dropped.to_string()),
+            );
         }
         let count = self.waiting.len().min(max - taken.len());
         taken.extend(self.waiting.drain(..count));
