@@ -10,6 +10,7 @@ use std::{
         fd::AsRawFd,
         unix::fs::{FileTypeExt, MetadataExt},
     },
+    sync::Mutex,
 };
 
 use tokio::{
@@ -17,12 +18,42 @@ use tokio::{
     runtime::Runtime,
 };
 
+use crate::{fork::Held, handle::lock};
+
 /// The descriptors that a runtime has from its beginning to its end.
 pub(crate) struct Descriptors {
     /// One epoll instance, by all the descriptors that it has.
     epoll: Vec<i32>,
     /// What it watches for the runtime itself: an eventfd.
     wakers: Vec<i32>,
+}
+
+/// What threads poll instead of the runtime, with their inodes.
+static POLLED: Mutex<Vec<(i32, u64)>> = Mutex::new(Vec::new());
+
+pub(crate) fn hold(held: &mut Held) {
+    held.push(Box::new(lock(&POLLED)));
+}
+
+/// Keeps a descriptor in the list of those that a thread polls, until dropped.
+pub(crate) struct Polled((i32, u64));
+
+impl Polled {
+    /// Before a socket leaves the runtime's poller, so that a fork between finds it twice rather than never.
+    pub(crate) fn new(fd: i32) -> Self {
+        let entry = (fd, inode(fd).unwrap_or_default());
+        lock(&POLLED).push(entry);
+        Self(entry)
+    }
+}
+
+impl Drop for Polled {
+    fn drop(&mut self) {
+        let mut all = lock(&POLLED);
+        if let Some(at) = all.iter().position(|entry| *entry == self.0) {
+            all.swap_remove(at);
+        }
+    }
 }
 
 /// What an epoll descriptor watches: descriptors and their inodes.
@@ -39,6 +70,10 @@ fn watched(epoll: i32) -> Vec<(i32, u64)> {
 
 fn metadata(fd: i32) -> Option<fs::Metadata> {
     fs::metadata(format!("/proc/self/fd/{fd}")).ok()
+}
+
+fn inode(fd: i32) -> Option<u64> {
+    Some(metadata(fd)?.ino())
 }
 
 /// The inode of a descriptor that is a socket: no other socket has it.
@@ -71,7 +106,8 @@ impl Descriptors {
     pub(crate) fn close_inherited(self) {
         let sockets = self.epoll.first().map_or_else(Vec::new, |epoll| watched(*epoll));
         // The parent goes on meanwhile, and what it has opened since may have the number of something else here.
-        let sockets = sockets.into_iter().filter(|(fd, inode)| socket(*fd) == Some(*inode)).map(|(fd, _)| fd);
+        let sockets = sockets.into_iter().chain(std::mem::take(&mut *lock(&POLLED)));
+        let sockets = sockets.filter(|(fd, is)| inode(*fd) == Some(*is)).map(|(fd, _)| fd);
         for fd in sockets.chain(self.wakers).chain(self.epoll) {
             // SAFETY: close takes a number. It is the child's copy of a descriptor of the parent's runtime, which is
             // leaked in the child: nothing here uses it.

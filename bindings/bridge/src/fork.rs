@@ -91,6 +91,8 @@ mod unix {
             operation::hold(held);
             queue::hold(held);
             log::hold(held);
+            #[cfg(target_os = "linux")]
+            crate::descriptors::hold(held);
         });
     }
 

@@ -6,7 +6,8 @@
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, PoisonError, Weak},
-    time::{Duration, Instant},
+    task::Waker,
+    time::Instant,
 };
 
 use super::sync::{
@@ -43,12 +44,22 @@ pub(crate) struct Items<T> {
     raised: bool,
     /// Threads in [`Line::wait`]: telling a condition variable that nobody waits for costs a system call.
     blocked: usize,
+    /// Of the thread that waits by other means than [`Line::wait`].
+    attending: Option<Waker>,
+}
+
+impl<T> Items<T> {
+    fn rouse(&self) {
+        if let Some(attending) = &self.attending {
+            attending.wake_by_ref();
+        }
+    }
 }
 
 impl<T, S: Signal> Line<T, S> {
     pub(crate) fn new(signal: S) -> Self {
         Self {
-            items: Mutex::new(Items { waiting: VecDeque::new(), raised: false, blocked: 0 }),
+            items: Mutex::new(Items { waiting: VecDeque::new(), raised: false, blocked: 0, attending: None }),
             filled: Condvar::new(),
             signal,
             closed: AtomicBool::new(false),
@@ -86,9 +97,23 @@ impl<T, S: Signal> Line<T, S> {
         count
     }
 
-    /// Waits until something is there, at most `timeout`; whether something is.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) -> bool {
-        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    /// Has `waker` woken when there is something to drain, until [`Line::leave`]. `false` when there is already, and
+    /// when another thread attends.
+    pub(crate) fn attend(&self, waker: Waker) -> bool {
+        let items = &mut *self.lock();
+        let attends = items.waiting.is_empty() && items.attending.is_none() && !self.is_closed();
+        if attends {
+            items.attending = Some(waker);
+        }
+        attends
+    }
+
+    pub(crate) fn leave(&self) {
+        self.lock().attending = None;
+    }
+
+    /// Waits until something is there, at most until then; whether something is.
+    pub(crate) fn wait(&self, until: Option<Instant>) -> bool {
         let mut items = self.lock();
         while items.waiting.is_empty() && !self.is_closed() {
             items.blocked += 1;
@@ -120,7 +145,11 @@ impl<T, S: Signal> Line<T, S> {
     /// What waits is dropped, and so is what comes. Idempotent.
     pub(crate) fn close(&self) {
         self.closed.store(true, Release);
-        let dropped = std::mem::take(&mut self.lock().waiting);
+        let dropped = {
+            let items = &mut *self.lock();
+            items.rouse();
+            std::mem::take(&mut items.waiting)
+        };
         self.filled.notify_all();
         drop(dropped);
     }
@@ -138,6 +167,7 @@ impl<T, S: Signal> Line<T, S> {
             if items.blocked > 0 {
                 self.filled.notify_all();
             }
+            items.rouse();
             self.signal.raise();
             items.raised = true;
         }
@@ -148,10 +178,21 @@ impl<T, S: Signal> Line<T, S> {
         self.signal.wake();
     }
 
-    /// Makes the signal anew with `renew` and raises it.
-    #[cfg(unix)]
-    pub(crate) fn renew(&self, renew: impl FnOnce(&S)) {
+    /// Changes the signal, which shows from then on whether something waits.
+    pub(crate) fn change_signal(&self, change: impl FnOnce(&S)) {
         let items = &mut *self.lock();
+        change(&self.signal);
+        if !items.waiting.is_empty() {
+            self.signal.raise();
+            items.raised = true;
+        }
+    }
+
+    /// In a child of a fork, which has none of the threads that attend: makes the signal anew with `renew` and raises it.
+    #[cfg(unix)]
+    pub(crate) fn forked(&self, renew: impl FnOnce(&S)) {
+        let items = &mut *self.lock();
+        std::mem::forget(items.attending.take());
         renew(&self.signal);
         self.signal.raise();
         items.raised = true;

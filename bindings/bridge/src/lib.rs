@@ -8,6 +8,8 @@
 
 #[cfg(target_os = "linux")]
 mod descriptors;
+#[cfg(unix)]
+mod drive;
 mod echo;
 mod fork;
 mod handle;

@@ -18,7 +18,7 @@ use tokio::{
 };
 use valkyrie_sdk::{
     Bytes, Client, ClientBuilder, Level, Log, Metadata, Priority, Reason, Record, RecvStream, Response,
-    SendStream, Sink, Status, Submission, TokioRuntime,
+    SendStream, Sink, Status, Submission, TokioRuntime, expecting_to_lead,
 };
 
 use crate::{
@@ -88,6 +88,7 @@ struct ClientEntry {
 /// which they were submitted.
 struct StreamEntry {
     made_in: u64,
+    client: Handle,
     /// When its last operation must be complete.
     ends: Option<Instant>,
     opening: Mutex<Opening>,
@@ -335,6 +336,24 @@ fn start(runtime: &Runtime, task: impl Future<Output = ()> + Send + 'static) {
     }
 }
 
+/// Runs `submit`, whose operation of `client` completes in `queue`. Where a thread is about to wait there, and may drive
+/// the connection, nobody is woken to do so.
+fn expecting<T>(client: Handle, queue: &Queue, submit: impl FnOnce() -> T) -> T {
+    if queue.may_drive() {
+        queue.expect(client);
+        expecting_to_lead(submit)
+    } else {
+        submit()
+    }
+}
+
+/// The sdk's client of this process, where there is one.
+pub(crate) fn current_client(handle: Handle) -> Option<Client> {
+    let entry = CLIENTS.get(handle)?;
+    let current = lock(&entry.current);
+    current.as_ref().filter(|(made_in, _)| *made_in == generation()).map(|(_, client)| client.clone())
+}
+
 /// Accepts an operation and starts its `work`, which completes the token within `limit`. A cancel stops it, a panic completes it.
 fn begin<W: Future<Output = ()> + Send + 'static>(
     queue: &Arc<Queue>,
@@ -356,6 +375,16 @@ fn begin<W: Future<Output = ()> + Send + 'static>(
         }
     });
     Ok(op)
+}
+
+/// As [`begin`], for an operation of a stream.
+fn begin_of<W: Future<Output = ()> + Send + 'static>(
+    stream: &Arc<StreamEntry>,
+    queue: &Arc<Queue>,
+    work: impl FnOnce(Arc<StreamEntry>, Arc<Token>) -> W,
+) -> Result<u64, Status> {
+    let (entry, limit) = (stream.clone(), stream.limit());
+    expecting(stream.client, queue, || begin(queue, limit, |token| work(entry, token)))
 }
 
 /// Makes a client and its first connection. The handle is valid at once; the operation completes when the connection
@@ -409,8 +438,8 @@ pub fn call(
     message: Bytes,
     options: CallOptions,
 ) -> Result<u64, Status> {
-    let (client, limit) = client_of(client)?;
-    begin_call(&client, limit, queue, method, message, options)
+    let (of, limit) = client_of(client)?;
+    expecting(client, queue, || begin_call(&of, limit, queue, method, message, options))
 }
 
 /// Begins unary calls, in order; `accepted` is told of each what [`call`] would return. For hosts that gather calls and
@@ -432,7 +461,7 @@ pub fn call_many<'a>(
             }
         }
         let Some((_, client, limit)) = &last else { continue };
-        accepted(begin_call(client, *limit, queue, method, message, options));
+        accepted(expecting(handle, queue, || begin_call(client, *limit, queue, method, message, options)));
     }
 }
 
@@ -473,12 +502,11 @@ pub fn open(
     method: &str,
     options: CallOptions,
 ) -> Result<Handle, Status> {
-    // The stream's operations say where they complete.
-    let _ = queue;
-    let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
+    let (of, _) = client_of(client)?;
     let runtime = runtime::runtime()?;
     let entry = Arc::new(StreamEntry {
         made_in: generation(),
+        client,
         ends: options.timeout_ms.and_then(|ms| Instant::now().checked_add(milliseconds(ms))),
         opening: Mutex::new(Opening::Waiting),
         changed: Notify::new(),
@@ -492,15 +520,16 @@ pub fn open(
         .ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many streams are alive"))?;
     let method = method.to_owned();
     let opener = Opener(entry);
-    start(&runtime, async move {
+    let opens = async move {
         let Opener(entry) = &opener;
-        let open = entry.unless_cancelled(client.open(&method, options.into()));
+        let open = entry.unless_cancelled(of.open(&method, options.into()));
         *lock(&entry.opening) = match guarded(open).await {
             Some(Ok((sender, receiver))) => Opening::Open(Some(sender), Some(receiver)),
             Some(Err(status)) => Opening::Failed(status),
             None => Opening::Failed(panicked()),
         };
-    });
+    };
+    expecting(client, queue, || start(&runtime, opens));
     Ok(handle)
 }
 
@@ -660,8 +689,7 @@ impl Receiver {
 /// # Errors
 /// STREAM_MISUSE for a stream that is freed; FORKED in a child; CLIENT_CLOSED for a queue that is closed.
 pub fn send(stream: Handle, queue: &Arc<Queue>, message: Bytes) -> Result<u64, Status> {
-    let entry = StreamEntry::find(stream)?;
-    begin(queue, entry.limit(), |token| async move {
+    begin_of(&StreamEntry::find(stream)?, queue, |entry, token| async move {
         let sent = entry.unless_cancelled(entry.send(message)).await;
         token.complete(sent.map(|()| Value::Done));
     })
@@ -672,8 +700,7 @@ pub fn send(stream: Handle, queue: &Arc<Queue>, message: Bytes) -> Result<u64, S
 /// # Errors
 /// As [`send`].
 pub fn half_close(stream: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
-    let entry = StreamEntry::find(stream)?;
-    begin(queue, entry.limit(), |token| async move {
+    begin_of(&StreamEntry::find(stream)?, queue, |entry, token| async move {
         let closed = entry.unless_cancelled(entry.half_close()).await;
         token.complete(closed.map(|()| Value::Done));
     })
@@ -685,8 +712,7 @@ pub fn half_close(stream: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
 /// # Errors
 /// As [`send`].
 pub fn recv(stream: Handle, queue: &Arc<Queue>, max: usize) -> Result<u64, Status> {
-    let entry = StreamEntry::find(stream)?;
-    begin(queue, entry.limit(), |token| async move {
+    begin_of(&StreamEntry::find(stream)?, queue, |entry, token| async move {
         if let Err(status) = entry.unless_cancelled(entry.recv(max, &token)).await {
             token.complete(Err(status));
         }

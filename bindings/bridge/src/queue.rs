@@ -2,13 +2,19 @@
 
 use std::{
     fmt, io,
-    sync::{Arc, Mutex, Weak},
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use valkyrie_sdk::{Bytes, Metadata, Record, Response, Status};
 
+#[cfg(unix)]
+use crate::drive;
 use crate::{
+    Handle,
     fork::{Held, OwnedGuard},
     handle::lock,
     ledger::{Line, Outlet, Signal},
@@ -53,7 +59,11 @@ pub struct End {
 }
 
 /// Completions on their way to one host loop. The host owns it; operations hold it weakly.
-pub struct Queue(Line<Completion, Wake>);
+pub struct Queue {
+    line: Line<Completion, Wake>,
+    /// The client of the latest operation, whose connection a thread may drive while it waits; 0 before.
+    client: AtomicU64,
+}
 
 /// How often a thread that waits looks for what is overdue: what it waits for may be begun after it.
 const WATCH: Duration = Duration::from_secs(1);
@@ -63,19 +73,28 @@ static QUEUES: Mutex<Vec<Weak<Queue>>> = Mutex::new(Vec::new());
 
 pub(crate) enum Wake {
     Call(Box<dyn Fn() + Send + Sync>),
-    Fd(EventFd),
-    Thread,
+    /// A thread that waits, or a poller once it has asked for the descriptor.
+    Thread(OnceLock<EventFd>),
+}
+
+impl Wake {
+    fn fd(&self) -> Option<&EventFd> {
+        match self {
+            Self::Thread(fd) => fd.get(),
+            Self::Call(_) => None,
+        }
+    }
 }
 
 impl Signal for Wake {
     fn raise(&self) {
-        if let Self::Fd(fd) = self {
+        if let Some(fd) = self.fd() {
             fd.signal();
         }
     }
 
     fn lower(&self) {
-        if let Self::Fd(fd) = self {
+        if let Some(fd) = self.fd() {
             fd.clear();
         }
     }
@@ -92,19 +111,19 @@ impl Outlet for Queue {
     type Signal = Wake;
 
     fn line(&self) -> &Line<Completion, Wake> {
-        &self.0
+        &self.line
     }
 }
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Queue").field("waiting", &self.0.len()).finish_non_exhaustive()
+        f.debug_struct("Queue").field("waiting", &self.line.len()).finish_non_exhaustive()
     }
 }
 
 impl Queue {
     fn with_wake(wake: Wake) -> Arc<Self> {
-        let queue = Arc::new(Self(Line::new(wake)));
+        let queue = Arc::new(Self { line: Line::new(wake), client: AtomicU64::new(0) });
         let mut queues = lock(&QUEUES);
         queues.retain(|queue| queue.strong_count() > 0);
         queues.push(Arc::downgrade(&queue));
@@ -122,20 +141,37 @@ impl Queue {
     /// # Errors
     /// The system's, when it gives no descriptor.
     pub fn with_fd() -> io::Result<Arc<Self>> {
-        Ok(Self::with_wake(Wake::Fd(EventFd::new()?)))
+        Ok(Self::with_wake(Wake::Thread(EventFd::new()?.into())))
     }
 
     /// A queue for a thread that blocks in [`Queue::wait`].
     pub fn blocking() -> Arc<Self> {
-        Self::with_wake(Wake::Thread)
+        Self::with_wake(Wake::Thread(OnceLock::new()))
     }
 
-    /// The descriptor of [`Queue::with_fd`]. Belongs to the queue: poll it, never read or close it.
-    pub fn fd(&self) -> Option<i32> {
-        match self.0.signal() {
-            Wake::Fd(fd) => Some(fd.reader),
-            _ => None,
+    /// A descriptor that is readable while the queue is not empty, from the first time on that it was asked for. Belongs
+    /// to the queue: poll it, never read or close it.
+    ///
+    /// # Errors
+    /// The system's, when it gives no descriptor; Unsupported for a queue with a wake function.
+    pub fn fd(&self) -> io::Result<i32> {
+        operation::settle();
+        let Wake::Thread(fd) = self.line.signal() else { return Err(io::ErrorKind::Unsupported.into()) };
+        if fd.get().is_none() {
+            let new = EventFd::new()?;
+            self.line.change_signal(|_| drop(fd.set(new)));
         }
+        Ok(fd.get().map_or(-1, |fd| fd.reader))
+    }
+
+    /// Whether a thread that waits may drive a connection meanwhile: nobody polls a descriptor instead.
+    pub(crate) fn may_drive(&self) -> bool {
+        matches!(self.line.signal(), Wake::Thread(fd) if fd.get().is_none())
+    }
+
+    /// An operation of `client` completes here.
+    pub(crate) fn expect(&self, client: Handle) {
+        self.client.store(client.to_raw(), Relaxed);
     }
 
     /// Moves up to `max` completions to the end of `out`; how many. Cheap on an empty queue: a host may call it
@@ -143,7 +179,7 @@ impl Queue {
     pub fn drain(&self, out: &mut Vec<Completion>, max: usize) -> usize {
         operation::settle();
         operation::watch(self);
-        self.0.drain(out, max)
+        self.line.drain(out, max)
     }
 
     /// Waits until something is there, at most `timeout`; whether something is.
@@ -152,25 +188,38 @@ impl Queue {
         let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
             operation::watch(self);
-            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            if self.0.wait(Some(left.map_or(WATCH, |left| left.min(WATCH)))) {
+            let now = Instant::now();
+            let soon = now + WATCH;
+            let last = until.is_some_and(|until| until <= soon);
+            if self.wait_until(if last { until.unwrap_or(soon) } else { soon }) {
                 return true;
             }
-            if left.is_some_and(|left| left <= WATCH) || self.0.is_closed() {
+            if last || self.line.is_closed() {
                 return false;
             }
         }
     }
 
+    fn wait_until(&self, until: Instant) -> bool {
+        #[cfg(unix)]
+        if self.may_drive()
+            && let Some(client) = operation::current_client(Handle::from_raw(self.client.load(Relaxed)))
+            && drive::drive(&self.line, &client, until)
+        {
+            return self.line.len() > 0;
+        }
+        self.line.wait(Some(until))
+    }
+
     /// Whether something that completes here may be overdue.
     pub(crate) fn may_be_overdue(&self) -> bool {
-        self.0.has_due()
+        self.line.has_due()
     }
 
     /// The host's loop is gone: what waits on the queue is cancelled, its completions are dropped, and nothing more is
     /// accepted for it. Idempotent.
     pub fn close(&self) {
-        self.0.close();
+        self.line.close();
         operation::cancel_all(self);
     }
 }
@@ -180,7 +229,7 @@ pub(crate) fn hold(held: &mut Held) {
     let alive: Vec<_> = queues.iter().filter_map(Weak::upgrade).collect();
     held.push(Box::new(queues));
     for queue in alive {
-        held.push(Box::new(OwnedGuard::lock(queue, |queue| queue.0.items())));
+        held.push(Box::new(OwnedGuard::lock(queue, |queue| queue.line.items())));
     }
 }
 
@@ -189,8 +238,8 @@ pub(crate) fn hold(held: &mut Held) {
 #[cfg(unix)]
 pub(crate) fn renew() {
     for queue in lock(&QUEUES).iter().filter_map(Weak::upgrade) {
-        queue.0.renew(|wake| {
-            if let Wake::Fd(fd) = wake {
+        queue.line.forked(|wake| {
+            if let Some(fd) = wake.fd() {
                 fd.renew();
             }
         });
@@ -199,13 +248,13 @@ pub(crate) fn renew() {
 
 /// An eventfd, or a pipe where there is none.
 pub(crate) struct EventFd {
-    reader: i32,
+    pub(crate) reader: i32,
     writer: i32,
 }
 
 impl EventFd {
     #[cfg(target_os = "linux")]
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         // SAFETY: eventfd takes no pointers; the result is checked.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if fd < 0 {
@@ -215,7 +264,7 @@ impl EventFd {
     }
 
     #[cfg(all(unix, not(target_os = "linux")))]
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let mut fds = [0; 2];
         // SAFETY: the array has room for the two descriptors that pipe writes.
         if unsafe { libc::pipe(fds.as_mut_ptr()) } != 0 {
@@ -232,14 +281,14 @@ impl EventFd {
     }
 
     #[cfg(not(unix))]
-    fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "no pollable descriptor on this system; use a wake function",
         ))
     }
 
-    fn signal(&self) {
+    pub(crate) fn signal(&self) {
         #[cfg(unix)]
         {
             let one = 1u64.to_ne_bytes();
@@ -262,7 +311,7 @@ impl EventFd {
         }
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         #[cfg(unix)]
         {
             let mut taken = [0u8; 8];
@@ -303,8 +352,8 @@ mod tests {
             }
         });
         let put = |op| {
-            if queue.0.put(Completion { op, outcome: Ok(Value::Done) }) {
-                queue.0.wake();
+            if queue.line.put(Completion { op, outcome: Ok(Value::Done) }) {
+                queue.line.wake();
             }
         };
         let mut out = Vec::new();

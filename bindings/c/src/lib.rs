@@ -983,22 +983,20 @@ pub unsafe extern "C" fn valkyrie_queue_new(
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
-            let queue = Queue::with_fd().map_err(|error| {
-                Status::from_reason(Reason::INTERNAL, format!("no descriptor for the queue: {error}"))
-            })?;
-            *out = table::insert(Object::Queue(queue, Listener::new())).map_err(|_| full())?;
+            *out = table::insert(Object::Queue(Queue::blocking(), Listener::new())).map_err(|_| full())?;
             Ok(())
         })
     }
 }
 
-/// A descriptor that is readable while a callback waits, for poll, epoll or select; -1 when queue is not alive.
+/// A descriptor that is readable while a callback waits, for poll, epoll or select, from the first time on that it was
+/// asked for; -1 when queue is not alive or the system has none.
 ///
 /// Thread: any.
 /// Owner: the descriptor is the queue's: never read or close it.
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_queue_fd(queue: *const valkyrie_queue) -> i32 {
-    quiet(-1, || self::queue(queue).ok().and_then(|queue| queue.fd()).unwrap_or(-1))
+    quiet(-1, || self::queue(queue).ok().and_then(|queue| queue.fd().ok()).unwrap_or(-1))
 }
 
 /// Runs the callbacks that wait, at most 1,024, and gives how many; waits for the first one at most timeout_ms

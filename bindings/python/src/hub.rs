@@ -87,7 +87,7 @@ impl Hub {
             waiting: Mutex::default(),
         });
         let reader = Bound::new(py, Reader(hub.clone()))?;
-        event_loop.call_method1(intern!(py, "add_reader"), (hub.queue.fd(), reader))?;
+        event_loop.call_method1(intern!(py, "add_reader"), (hub.queue.fd()?, reader))?;
         let mut hubs = lock(&HUBS);
         hubs.retain(|hub| hub.strong_count() > 0);
         hubs.push(Arc::downgrade(&hub));

@@ -5,7 +5,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use pyo3::{exceptions::PyOSError, prelude::*};
+use pyo3::prelude::*;
 use valkyrie_bridge::{self as bridge, Value};
 
 use crate::{
@@ -37,7 +37,7 @@ impl Queue {
 
     /// Readable while there is something to drain.
     fn fileno(&self) -> PyResult<i32> {
-        self.queue.fd().ok_or_else(|| PyOSError::new_err("the queue has no descriptor"))
+        Ok(self.queue.fd()?)
     }
 
     fn submit(&self, py: Python<'_>, operation: &mut Operation) -> PyResult<u64> {

@@ -476,7 +476,8 @@ void valkyrie_operation_cancel(uint64_t number);
 valkyrie_code valkyrie_queue_new(valkyrie_queue **out, valkyrie_error **error);
 
 /*
- A descriptor that is readable while a callback waits, for poll, epoll or select; -1 when queue is not alive.
+ A descriptor that is readable while a callback waits, for poll, epoll or select, from the first time on that it was
+ asked for; -1 when queue is not alive or the system has none.
 
  Thread: any.
  Owner: the descriptor is the queue's: never read or close it.

@@ -19,6 +19,7 @@ use crate::{
     DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, RecvStream, Response, Runtime, SendStream,
     ValkyrieClient,
     connection::{Link, Terms, cancelled, lock},
+    lead::{self, Lead},
     log::{Logger, of_connection},
     runtime::sleep_until,
     stream::halves,
@@ -426,6 +427,20 @@ impl Client {
         }
     }
 
+    /// Lets the calling thread drive the connection, which it would otherwise only wait for. `None` when it is better to
+    /// wait: without a connection over tcp or unix, where such waits do not come one soon after the other, and where
+    /// another thread drives.
+    ///
+    /// `detached` is told of the socket when it leaves the runtime's poller; what it gives is kept until the socket is
+    /// back there or closed.
+    pub fn lead(&self, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Option<Lead> {
+        let link = match &*lock(&self.0.state) {
+            State::Ready(link) => link.clone(),
+            _ => return None,
+        };
+        Lead::take(link, detached)
+    }
+
     /// The client's connections: none or one.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         match &*lock(&self.0.state) {
@@ -519,7 +534,7 @@ impl Attempt {
             Some(Ok(transport)) => {
                 let peer = Peer { endpoint: inner.endpoint.to_string(), uid: None };
                 let (link, driver) = Link::new(transport, peer, &inner.terms, inner.runtime.clone(), None);
-                inner.runtime.spawn(Box::pin(driver));
+                inner.runtime.spawn(Box::pin(lead::seat(driver)));
                 Ok(link)
             }
             Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),

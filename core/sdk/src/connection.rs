@@ -25,8 +25,9 @@ use valkyrie_protocol::{
 };
 
 use crate::{
-    Carrier, Level, Peer, ReadBuffer, Record, Response, Runtime, Sink, Timer, Transport,
+    Carrier, Level, Peer, Pollable, ReadBuffer, Record, Response, Runtime, Sink, Timer, Transport,
     channels::Channels,
+    lead::{self, Chair},
     log::{Logger, of_connection},
     router::{Arrived, Router},
 };
@@ -112,19 +113,23 @@ pub(crate) struct Link {
     pub(crate) runtime: Arc<dyn Runtime>,
     log: Logger,
     started: Time,
-    state: Mutex<State>,
+    pub(crate) state: Mutex<State>,
+    /// Who drives, where that may be a thread: of a client.
+    pub(crate) chair: Mutex<Chair>,
     calls: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
 }
 
-struct State {
+pub(crate) struct State {
     protocol: Connection,
     /// Who waits for each stream, by the slot of its key.
     slots: Vec<Option<(StreamKey, Slot)>>,
-    driver: Option<Waker>,
+    pub(crate) driver: Option<Waker>,
     /// The driver was told that there is something to do.
-    dirty: bool,
+    pub(crate) dirty: bool,
+    /// Nobody drives: a thread did, and whoever is about to do so again need not wake anybody.
+    pub(crate) resting: bool,
     /// Ends by itself once no stream is left, or at this time.
     closing: Option<Time>,
     abort: Option<Status>,
@@ -260,6 +265,7 @@ impl Link {
                 slots: Vec::new(),
                 driver: None,
                 dirty: true,
+                resting: false,
                 closing: None,
                 abort: None,
                 closed: None,
@@ -271,6 +277,7 @@ impl Link {
                 running: 0,
                 queued: VecDeque::new(),
             }),
+            chair: Mutex::default(),
             calls: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
@@ -284,6 +291,7 @@ impl Link {
             transmit: TransmitBuffer::default(),
             timer,
             timer_at: None,
+            led: false,
             actions: Actions::default(),
             read_size: READ_MIN,
             woke: false,
@@ -317,6 +325,10 @@ impl Link {
         }
     }
 
+    pub(crate) fn streams(&self) -> usize {
+        lock(&self.state).protocol.streams()
+    }
+
     /// Whether new calls may be opened.
     pub(crate) fn is_usable(&self) -> bool {
         let state = lock(&self.state);
@@ -324,10 +336,11 @@ impl Link {
     }
 
     fn wake_driver(mut state: MutexGuard<'_, State>) {
-        if state.dirty {
+        if state.dirty || state.resting && lead::is_expected() {
             return;
         }
         state.dirty = true;
+        state.resting = false;
         let waker = state.driver.clone();
         drop(state);
         if let Some(waker) = waker {
@@ -909,6 +922,8 @@ pub(crate) struct Driver {
     transmit: TransmitBuffer,
     timer: Box<dyn Timer>,
     timer_at: Option<Time>,
+    /// A thread drives: it looks at `timer_at`, and the timer is not set.
+    led: bool,
     actions: Actions,
     read_size: usize,
     /// Tasks were woken since the driver last let others run.
@@ -1164,7 +1179,9 @@ impl Driver {
         drop(guard);
         if next != self.timer_at {
             self.timer_at = next;
-            self.timer.reset(next);
+            if !self.led {
+                self.timer.reset(next);
+            }
         }
     }
 }
@@ -1245,11 +1262,16 @@ impl Future for Driver {
                 let over = state.closing.is_some() && at_rest;
                 ((written && (state.protocol.wants_transmit() || over)) || state.dirty, at_rest)
             };
-            let due = this.timer.poll(cx).is_ready();
-            if due {
-                this.timer_at = None;
-                this.timer.reset(None);
-            }
+            let due = if this.led {
+                this.timer_at.take_if(|at| *at <= this.link.runtime.now()).is_some()
+            } else {
+                let due = this.timer.poll(cx).is_ready();
+                if due {
+                    this.timer_at = None;
+                    this.timer.reset(None);
+                }
+                due
+            };
             let idle = !read && !more && !due && !changed;
             if idle && !this.woke && this.spin(any) {
                 any = true;
@@ -1257,7 +1279,7 @@ impl Future for Driver {
             }
             if idle {
                 this.woke = false;
-                if at_rest && this.buffer.bytes.is_empty() {
+                if at_rest && this.buffer.bytes.is_empty() && !this.led {
                     // Most of what a connection holds: a server may have many that are only open.
                     this.buffer = ReadBuffer::default();
                 }
@@ -1272,7 +1294,41 @@ impl Future for Driver {
     }
 }
 
+/// What a thread that drives needs.
 impl Driver {
+    /// Leaves the runtime's poller and timer for a thread; whether it can.
+    pub(crate) fn detach(&mut self) -> bool {
+        let Some(socket) = self.transport.pollable() else { return false };
+        if let Err(error) = socket.detach() {
+            self.ended.get_or_insert_with(|| lost(&error));
+        }
+        self.timer.reset(None);
+        self.led = true;
+        true
+    }
+
+    /// Goes back to the runtime, which is current.
+    pub(crate) fn attach(&mut self) {
+        if let Some(Err(error)) = self.transport.pollable().map(|socket| socket.attach()) {
+            self.ended.get_or_insert_with(|| lost(&error));
+        }
+        self.timer.reset(self.timer_at);
+        self.led = false;
+    }
+
+    pub(crate) fn link(&self) -> &Arc<Link> {
+        &self.link
+    }
+
+    pub(crate) fn socket(&mut self) -> Option<&mut dyn Pollable> {
+        self.transport.pollable()
+    }
+
+    /// When to drive though nothing has come.
+    pub(crate) fn timer_at(&self) -> Option<Time> {
+        self.timer_at
+    }
+
     fn finish(&mut self) -> Poll<()> {
         let status = self
             .ended

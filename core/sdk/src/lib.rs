@@ -28,6 +28,7 @@ mod client;
 mod connection;
 mod endpoint;
 mod handler;
+mod lead;
 #[cfg(feature = "native")]
 mod listen;
 mod log;
@@ -56,6 +57,7 @@ pub use client::{Client, ClientBuilder, Sink, Submission};
 pub use connection::ConnectionInfo;
 pub use endpoint::Endpoint;
 pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
+pub use lead::{Interest, Lead, expecting_to_lead};
 pub use log::{Level, Log, Record, Records};
 pub use options::{CallOptions, Response};
 #[cfg(feature = "native")]
@@ -65,7 +67,7 @@ pub use runtime::{Runtime, Timer};
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
 pub use stream::{RecvStream, SendStream};
 pub use traits::{BoxFuture, ValkyrieClient, ValkyrieServer};
-pub use transport::{Carrier, Connector, Listener, ReadBuffer, StreamIo, Streams, Transport};
+pub use transport::{Carrier, Connector, Listener, Pollable, ReadBuffer, StreamIo, Streams, Transport};
 pub use valkyrie_protocol::{
     Class, Code, ConnectionState, Detail, Limits, Metadata, MetadataError, MetadataValue, Priority, Reason,
     Status, Time,

@@ -162,7 +162,7 @@ impl Bound for Tcp {
                     return Ok((crate::transport::websocket::accept(stream, &origins).await?, peer));
                 }
                 let peer = Peer { endpoint: format!("tcp://{from}"), uid: None };
-                Ok((Box::new(Socket(stream)) as Box<dyn Transport>, peer))
+                Ok((Box::new(Socket::Attached(stream)) as Box<dyn Transport>, peer))
             }) as Arriving)
         })
     }
@@ -189,7 +189,8 @@ impl Bound for Unix {
             let (stream, _) = self.listener.accept().await?;
             let uid = stream.peer_cred().ok().map(|cred| cred.uid());
             let peer = Peer { endpoint: "unix:".to_owned(), uid };
-            Ok(Box::pin(async { Ok((Box::new(Socket(stream)) as Box<dyn Transport>, peer)) }) as Arriving)
+            Ok(Box::pin(async { Ok((Box::new(Socket::Attached(stream)) as Box<dyn Transport>, peer)) })
+                as Arriving)
         })
     }
 }

@@ -2,15 +2,19 @@
 
 use std::{
     collections::HashMap,
-    io,
+    future::Future,
+    io::{self, IoSlice},
+    pin::{Pin, pin},
     sync::{Mutex, OnceLock},
     task::{Context, Poll},
 };
 
-use tokio::{io::DuplexStream, sync::mpsc};
+use tokio::{
+    io::{AsyncReadExt, AsyncWrite, DuplexStream},
+    sync::mpsc,
+};
 
-use super::socket::Socket;
-use crate::{BoxFuture, Connector, Endpoint, Listener, Peer, Transport, connection::lock};
+use crate::{BoxFuture, Connector, Endpoint, Listener, Peer, ReadBuffer, Transport, connection::lock};
 
 /// Bytes that each direction holds.
 const CAPACITY: usize = 256 << 10;
@@ -22,6 +26,24 @@ fn names() -> &'static Mutex<HashMap<String, mpsc::Sender<DuplexStream>>> {
     NAMES.get_or_init(Mutex::default)
 }
 
+/// One end.
+struct Pipe(DuplexStream);
+
+impl Transport for Pipe {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        // Reading holds no state between polls, so a fresh future for each is the same read.
+        pin!(self.0.read_buf(&mut into.bytes)).poll(cx)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, parts)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
 pub(crate) struct Memory;
 
 impl Connector for Memory {
@@ -31,7 +53,7 @@ impl Connector for Memory {
             let accept = lock(names()).get(endpoint.address()).cloned().ok_or_else(refused)?;
             let (ours, theirs) = tokio::io::duplex(CAPACITY);
             accept.send(theirs).await.map_err(|_| refused())?;
-            Ok(Box::new(Socket(ours)) as Box<dyn Transport>)
+            Ok(Box::new(Pipe(ours)) as Box<dyn Transport>)
         })
     }
 }
@@ -65,7 +87,7 @@ impl Listener for MemoryListener {
         self.incoming.poll_recv(cx).map(|stream| {
             let stream = stream.ok_or_else(|| io::Error::other("the listener is closed"))?;
             let peer = Peer { endpoint: "memory:".to_owned(), uid: None };
-            Ok((Box::new(Socket(stream)) as Box<dyn Transport>, peer))
+            Ok((Box::new(Pipe(stream)) as Box<dyn Transport>, peer))
         })
     }
 

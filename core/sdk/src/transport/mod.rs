@@ -86,6 +86,36 @@ pub trait Transport: Send + 'static {
     fn streams(&mut self) -> Option<&mut dyn Streams> {
         None
     }
+
+    /// The link as one that a thread may poll, when it is a socket. Default: none.
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        None
+    }
+}
+
+/// A socket that leaves the runtime's poller while a thread polls it ([`crate::Lead`]). While it is detached, reads and
+/// writes ask nobody: they are pending until the thread has said what its poll told.
+pub trait Pollable: Send {
+    /// What to poll.
+    fn descriptor(&self) -> i32;
+
+    /// Leaves the poller.
+    ///
+    /// # Errors
+    /// Whatever ends the link.
+    fn detach(&mut self) -> io::Result<()>;
+
+    /// Goes back to the poller of the runtime that is current.
+    ///
+    /// # Errors
+    /// Whatever ends the link.
+    fn attach(&mut self) -> io::Result<()>;
+
+    /// While detached: the descriptor is readable.
+    fn set_readable(&mut self);
+
+    /// While detached: a write found no room, and the descriptor is to be polled for it.
+    fn is_full(&self) -> bool;
 }
 
 /// The streams of a carrier that multiplexes. Each is named by the id of its call; the transport itself is stream 0.

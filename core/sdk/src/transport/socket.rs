@@ -1,82 +1,228 @@
-//! tcp:// and unix://, and anything else that tokio reads and writes as bytes.
+//! tcp:// and unix://, polled by the runtime or by a thread of their own.
 
 use std::{
+    future::Future,
     io::{self, IoSlice, Read},
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use std::future::Future;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use bytes::BytesMut;
+use socket2::SockRef;
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, Interest},
+    net::TcpStream,
+};
 
+use super::Pollable;
 use crate::{BoxFuture, Connector, Endpoint, ReadBuffer, Transport};
-
-pub(crate) struct Socket<S>(pub(crate) S);
 
 /// What a read past the runtime takes at most; whoever spins waits for little.
 const READ_NOW: usize = 4 << 10;
+/// What a read of a detached socket takes at least and at most. It is filled with zeros before.
+const READ_LEAST: usize = 4 << 10;
+const READ_MOST: usize = 64 << 10;
 
-/// Reading past the runtime, which would have to be asked first whether there is anything.
-pub(crate) trait ReadNow {
-    /// As `read(2)` on a socket that does not block.
-    fn read_now(&self, into: &mut [u8]) -> io::Result<usize>;
+/// Not to end the process where nobody reads any more: `MSG_NOSIGNAL`. Apple's sockets have an option, which is set.
+const NO_SIGNAL: i32 = if cfg!(any(target_os = "linux", target_os = "android")) { 0x4000 } else { 0 };
+
+/// A socket of tokio's.
+pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send + Sized + 'static {
+    fn socket(&self) -> SockRef<'_>;
+    fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>>;
+    fn try_write(&self, write: impl FnOnce() -> io::Result<usize>) -> io::Result<usize>;
+    /// Off the runtime's poller.
+    fn detach(self) -> io::Result<socket2::Socket>;
+    /// Onto the poller of the current runtime.
+    fn attach(socket: socket2::Socket) -> io::Result<Self>;
 }
 
-impl ReadNow for tokio::net::TcpStream {
-    fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
-        (&*socket2::SockRef::from(self)).read(into)
+macro_rules! stream {
+    ($type:ty) => {
+        impl Stream for $type {
+            fn socket(&self) -> SockRef<'_> {
+                SockRef::from(self)
+            }
+
+            fn poll_writable(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+                self.poll_write_ready(cx)
+            }
+
+            fn try_write(&self, write: impl FnOnce() -> io::Result<usize>) -> io::Result<usize> {
+                self.try_io(Interest::WRITABLE, write)
+            }
+
+            fn detach(self) -> io::Result<socket2::Socket> {
+                Ok(self.into_std()?.into())
+            }
+
+            fn attach(socket: socket2::Socket) -> io::Result<Self> {
+                Self::from_std(socket.into())
+            }
+        }
+    };
+}
+
+stream!(TcpStream);
+#[cfg(unix)]
+stream!(UnixStream);
+
+/// A socket, wherever it is polled.
+pub(crate) enum Socket<S> {
+    Attached(S),
+    Detached(Detached),
+    /// It went from the one to the other and did not arrive.
+    Lost,
+}
+
+/// A socket that a thread polls. It does not block.
+pub(crate) struct Detached {
+    socket: socket2::Socket,
+    /// There may be something to read.
+    readable: bool,
+    /// A write found no room.
+    full: bool,
+    read_size: usize,
+}
+
+fn lost() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "the socket could not be polled")
+}
+
+impl Detached {
+    fn poll_read(&mut self, into: &mut BytesMut) -> Poll<io::Result<usize>> {
+        if !self.readable {
+            return Poll::Pending;
+        }
+        let start = into.len();
+        let room = (into.capacity() - start).min(self.read_size);
+        into.resize(start + room, 0);
+        let read = (&self.socket).read(&mut into[start..]);
+        into.truncate(start + *read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(count) => {
+                if count == self.read_size {
+                    self.read_size = (count * 2).min(READ_MOST);
+                } else if count < self.read_size / 4 {
+                    self.read_size = (self.read_size / 2).max(READ_LEAST);
+                }
+                // Less than there is room for is all that there was.
+                self.readable = count == room;
+                Poll::Ready(Ok(count))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.readable = false;
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    fn poll_write(&mut self, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let written = self.socket.send_vectored_with_flags(parts, NO_SIGNAL);
+        self.full = matches!(&written, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        if self.full { Poll::Pending } else { Poll::Ready(written) }
+    }
+}
+
+impl<S: Stream> Transport for Socket<S> {
+    fn read_now(&mut self, into: &mut ReadBuffer) -> io::Result<usize> {
+        let mut room = [0; READ_NOW];
+        let len = match self {
+            Self::Attached(stream) => (&*stream.socket()).read(&mut room)?,
+            Self::Detached(detached) => (&detached.socket).read(&mut room)?,
+            Self::Lost => return Err(lost()),
+        };
+        into.put(&room[..len]);
+        Ok(len)
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        match self {
+            // Reading holds no state between polls, so a fresh future for each is the same read.
+            Self::Attached(stream) => pin!(stream.read_buf(&mut into.bytes)).poll(cx),
+            Self::Detached(detached) => detached.poll_read(&mut into.bytes),
+            Self::Lost => Poll::Ready(Err(lost())),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        match self {
+            Self::Attached(stream) => loop {
+                ready!(stream.poll_writable(cx))?;
+                match stream.try_write(|| stream.socket().send_vectored_with_flags(parts, NO_SIGNAL)) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    written => return Poll::Ready(written),
+                }
+            },
+            Self::Detached(detached) => detached.poll_write(parts),
+            Self::Lost => Poll::Ready(Err(lost())),
+        }
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Attached(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Detached(detached) => Poll::Ready(detached.socket.shutdown(std::net::Shutdown::Write)),
+            Self::Lost => Poll::Ready(Ok(())),
+        }
+    }
+
+    #[cfg(unix)]
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        Some(self)
     }
 }
 
 #[cfg(unix)]
-impl ReadNow for tokio::net::UnixStream {
-    fn read_now(&self, into: &mut [u8]) -> io::Result<usize> {
-        (&*socket2::SockRef::from(self)).read(into)
-    }
-}
-
-impl ReadNow for tokio::io::DuplexStream {
-    fn read_now(&self, _into: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
-impl<S: AsyncRead + AsyncWrite + ReadNow + Unpin + Send + 'static> Transport for Socket<S> {
-    fn read_now(&mut self, into: &mut ReadBuffer) -> io::Result<usize> {
-        let mut room = [0; READ_NOW];
-        self.0.read_now(&mut room).inspect(|len| into.put(&room[..*len]))
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
-        // Reading holds no state between polls, so a fresh future for each is the same read.
-        pin!(self.0.read_buf(&mut into.bytes)).poll(cx)
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        match parts {
-            [only] => Pin::new(&mut self.0).poll_write(cx, only),
-            parts => Pin::new(&mut self.0).poll_write_vectored(cx, parts),
+impl<S: Stream> Pollable for Socket<S> {
+    fn descriptor(&self) -> i32 {
+        use std::os::fd::AsRawFd;
+        match self {
+            Self::Attached(stream) => stream.socket().as_raw_fd(),
+            Self::Detached(detached) => detached.socket.as_raw_fd(),
+            Self::Lost => -1,
         }
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+    fn detach(&mut self) -> io::Result<()> {
+        if let Self::Attached(stream) = std::mem::replace(self, Self::Lost) {
+            // What came before it is polled is not told again.
+            let socket = stream.detach()?;
+            *self = Self::Detached(Detached { socket, readable: true, full: false, read_size: READ_LEAST });
+        }
+        Ok(())
     }
 
-    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+    fn attach(&mut self) -> io::Result<()> {
+        if let Self::Detached(detached) = std::mem::replace(self, Self::Lost) {
+            *self = Self::Attached(S::attach(detached.socket)?);
+        }
+        Ok(())
+    }
+
+    fn set_readable(&mut self) {
+        if let Self::Detached(detached) = self {
+            detached.readable = true;
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Detached(Detached { full: true, .. }))
     }
 }
 
 pub(crate) struct Tcp;
 
 /// Connects to the first address that answers, with Nagle's algorithm off.
-pub(crate) async fn connect_tcp(authority: &str) -> io::Result<tokio::net::TcpStream> {
+pub(crate) async fn connect_tcp(authority: &str) -> io::Result<TcpStream> {
     let addresses: Vec<_> = tokio::net::lookup_host(authority)
         .await
         .map_err(|error| io::Error::new(io::ErrorKind::NotFound, format!("{authority}: {error}")))?
         .collect();
-    let stream = tokio::net::TcpStream::connect(&addresses[..]).await?;
+    let stream = TcpStream::connect(&addresses[..]).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -85,7 +231,7 @@ impl Connector for Tcp {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
             let stream = connect_tcp(endpoint.authority()).await?;
-            Ok(Box::new(Socket(stream)) as Box<dyn Transport>)
+            Ok(Box::new(Socket::Attached(stream)) as Box<dyn Transport>)
         })
     }
 }
@@ -97,8 +243,8 @@ pub(crate) struct Unix;
 impl Connector for Unix {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = tokio::net::UnixStream::connect(endpoint.address()).await?;
-            Ok(Box::new(Socket(stream)) as Box<dyn Transport>)
+            let stream = UnixStream::connect(endpoint.address()).await?;
+            Ok(Box::new(Socket::Attached(stream)) as Box<dyn Transport>)
         })
     }
 }
