@@ -45,6 +45,8 @@ const MOVE_MOST: usize = 4 << 10;
 const MAX_PARTS: usize = 16;
 /// Turns of the driver before it lets other tasks run.
 const MAX_TURNS: usize = 32;
+/// How long what a peer said before its connection broke may take to come.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Messages that may be sent before the driver has a turn: what is on the way overlaps with what is being made.
 const MAX_SENDS: u32 = 1_024;
 
@@ -297,6 +299,7 @@ impl Link {
             woke: false,
             spin: Spin { most: spin, ..Spin::default() },
             flushed: true,
+            broken: None,
             ended: None,
         };
         (link, driver)
@@ -930,6 +933,8 @@ pub(crate) struct Driver {
     woke: bool,
     spin: Spin,
     flushed: bool,
+    /// Nothing can be written any more. What the peer had said before is read, until its end or this time.
+    broken: Option<(Time, Status)>,
     /// Over, as soon as what is queued is written.
     ended: Option<Status>,
 }
@@ -1011,6 +1016,10 @@ impl Driver {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.broken.is_some() {
+            self.transmit = TransmitBuffer::default();
+            return Poll::Ready(Ok(()));
+        }
         while !self.transmit.is_empty() {
             let written = match self.transport.carrier() {
                 Carrier::Bytes | Carrier::Streams => {
@@ -1143,6 +1152,8 @@ impl Driver {
                 self.ended = Some(error.status());
             } else if let Some(status) = state.abort.take() {
                 self.ended = Some(status);
+            } else if let Some((_, status)) = self.broken.take_if(|(until, _)| *until <= now) {
+                self.ended = Some(status);
             } else if self.channels.is_some()
                 && self.router.is_none()
                 && state.closing.is_none()
@@ -1176,6 +1187,7 @@ impl Driver {
         // Writing may have made room for senders, or ended streams.
         state.dispatch(&self.link, &mut self.actions);
         let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
+        let next = Time::sooner(next, self.broken.as_ref().map(|(until, _)| *until));
         drop(guard);
         if next != self.timer_at {
             self.timer_at = next;
@@ -1243,8 +1255,19 @@ impl Future for Driver {
                 Poll::Ready(Ok(())) => true,
                 Poll::Pending => false,
                 Poll::Ready(Err(error)) => {
-                    this.ended.get_or_insert_with(|| lost(&error));
                     this.transmit = TransmitBuffer::default();
+                    if this.transport.carrier() != Carrier::Bytes {
+                        this.ended.get_or_insert_with(|| lost(&error));
+                    } else if this.ended.is_none() {
+                        // A peer that closes with something unread resets the connection, which is told to the first
+                        // that asks: its last words are still there.
+                        let until = this.link.runtime.now().after(LAST_WORDS);
+                        this.broken = Some((until, lost(&error)));
+                        if let Some(socket) = this.transport.pollable() {
+                            socket.set_readable();
+                        }
+                        continue;
+                    }
                     true
                 }
             };

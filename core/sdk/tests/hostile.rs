@@ -1,12 +1,23 @@
 //! A server that says nothing, one that has stopped, and transports from outside. Peers that break the rules are in
 //! tests/faults.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
 use valkyrie_sdk::{
-    BoxFuture, CallOptions, Carrier, Client, Code, Connector, EchoHandler, Endpoint, ReadBuffer,
-    ServerBuilder, ServerControl, Transport, ValkyrieClient, ValkyrieServer,
+    BoxFuture, CallOptions, Carrier, Client, Code, Connector, EchoHandler, Endpoint, ReadBuffer, Reply,
+    ServerBuilder, ServerControl, Status, Transport, ValkyrieClient, ValkyrieServer, handler_fn,
 };
 
 async fn serve() -> (String, ServerControl) {
@@ -84,29 +95,21 @@ impl Transport for Slicer {
         Carrier::Bytes
     }
 
-    fn poll_read(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-        into: &mut ReadBuffer,
-    ) -> std::task::Poll<io::Result<usize>> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
         let mut byte = [0];
         let mut buffer = tokio::io::ReadBuf::new(&mut byte);
-        std::task::ready!(tokio::io::AsyncRead::poll_read(std::pin::Pin::new(&mut self.0), cx, &mut buffer))?;
+        std::task::ready!(tokio::io::AsyncRead::poll_read(Pin::new(&mut self.0), cx, &mut buffer))?;
         into.put(buffer.filled());
-        std::task::Poll::Ready(Ok(buffer.filled().len()))
+        Poll::Ready(Ok(buffer.filled().len()))
     }
 
-    fn poll_write(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> std::task::Poll<io::Result<usize>> {
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let first = parts.iter().find(|part| !part.is_empty()).map_or(&[][..], |part| &part[..1]);
-        tokio::io::AsyncWrite::poll_write(std::pin::Pin::new(&mut self.0), cx, first)
+        tokio::io::AsyncWrite::poll_write(Pin::new(&mut self.0), cx, first)
     }
 
-    fn poll_close(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
-        tokio::io::AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut self.0), cx)
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        tokio::io::AsyncWrite::poll_shutdown(Pin::new(&mut self.0), cx)
     }
 }
 
@@ -123,6 +126,82 @@ async fn a_transport_from_outside_works_one_byte_at_a_time() {
         .unwrap();
     let message = vec![7; 100_000];
     assert_eq!(client.request(message.clone()).await.unwrap(), message);
+}
+
+/// A TCP stream that breaks: from then on a write fails, and nothing is read before one was tried.
+struct Breaking(TcpStream, Arc<AtomicU8>);
+
+const WHOLE: u8 = 0;
+const BREAKS: u8 = 1;
+const BROKEN: u8 = 2;
+
+struct Breaker(Arc<AtomicU8>);
+
+impl Connector for Breaker {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect(endpoint.address()).await?;
+            Ok(Box::new(Breaking(stream, self.0.clone())) as Box<dyn Transport>)
+        })
+    }
+}
+
+impl Transport for Breaking {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        if self.1.load(SeqCst) == BREAKS {
+            return Poll::Pending;
+        }
+        let mut room = [0; 4096];
+        let mut buffer = tokio::io::ReadBuf::new(&mut room);
+        std::task::ready!(tokio::io::AsyncRead::poll_read(Pin::new(&mut self.0), cx, &mut buffer))?;
+        into.put(buffer.filled());
+        Poll::Ready(Ok(buffer.filled().len()))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.1.load(SeqCst) == WHOLE {
+            return tokio::io::AsyncWrite::poll_write_vectored(Pin::new(&mut self.0), cx, parts);
+        }
+        self.1.store(BROKEN, SeqCst);
+        Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        tokio::io::AsyncWrite::poll_shutdown(Pin::new(&mut self.0), cx)
+    }
+}
+
+#[tokio::test]
+async fn what_was_answered_before_the_connection_broke_is_not_lost() {
+    let gate = Arc::new(Semaphore::new(0));
+    let opens = gate.clone();
+    let gated = handler_fn(move |_| {
+        let opens = opens.clone();
+        async move {
+            opens.add_permits(1);
+            Ok::<_, Status>(Reply::message("before"))
+        }
+    });
+    let server = ServerBuilder::new().bind("127.0.0.1:0").handler("/gated", gated).build().await.unwrap();
+    let endpoint = server.endpoints()[0].replace("tcp://", "breaking://");
+    tokio::spawn(async move { server.start().await });
+    let state = Arc::new(AtomicU8::new(WHOLE));
+    let builder =
+        Client::builder().endpoint(endpoint).connector("breaking", Arc::new(Breaker(state.clone())));
+    let client = builder.build().await.unwrap();
+    client.call("/gated", "").await.unwrap();
+    gate.acquire().await.unwrap().forget();
+
+    let answered = tokio::spawn({
+        let client = client.clone();
+        async move { client.call("/gated", "").await }
+    });
+    // It was sent, and from here on its answer is not read before a write has failed.
+    gate.acquire().await.unwrap().forget();
+    state.store(BREAKS, SeqCst);
+    let late = client.call("/gated", "").await.unwrap_err();
+    assert_eq!(late.code(), Code::Unavailable, "{late:?}");
+    assert_eq!(answered.await.unwrap().unwrap().message, "before");
 }
 
 #[tokio::test]
