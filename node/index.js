@@ -50,6 +50,7 @@ class Client {
   #handle;
   #id;
   #endpoint;
+  #closed = false;
 
   constructor(token, handle, endpoint) {
     if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
@@ -104,7 +105,11 @@ class Client {
   }
 
   async close() {
+    if (this.#closed) return;
     await operation((slot) => this.#handle.close(slot));
+    // The collector knows nothing of what the core keeps for it, and may come late.
+    this.#closed = true;
+    this.#handle.free();
   }
 
   async [Symbol.asyncDispose]() {

@@ -103,7 +103,7 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         &["python", "node", "c"],
         || {
             let python = pytest(project, echo_variables())?;
-            let node = node_tests(project, project.command("node").env("VALKYRIE_TEST_ENDPOINT", ECHO))?;
+            let node = node_tests(project, project.command("node").env("VALKYRIE_TEST_ENDPOINT", ECHO), &[])?;
             Ok(format!("{python}, {node}, {}", c::check_without_server(project)?))
         },
     );
@@ -267,13 +267,19 @@ fn site_packages(project: &Project) -> Outcome<PathBuf> {
 
 fn node(project: &Project) -> Outcome {
     let server = Server::build(project)?;
-    node_tests(project, project.command("node").env("VALKYRIE_TEST_SERVER", server))
+    node_tests(project, project.command("node").env("VALKYRIE_TEST_SERVER", server), &[])
+}
+
+/// Node's tests with a million calls and a hundred thousand clients.
+pub(crate) fn node_soak(project: &Project) -> Outcome {
+    let server = Server::build(project)?;
+    node_tests(project, project.command("node").env("VALKYRIE_TEST_SERVER", server), &["--long"])
 }
 
 /// Runs Node's tests, in an environment that says whom they call.
-fn node_tests(project: &Project, node: &mut Command) -> Outcome {
+fn node_tests(project: &Project, node: &mut Command, flags: &[&str]) -> Outcome {
     let mut note = String::new();
-    node.arg("node/test/run.mjs");
+    node.arg("node/test/run.mjs").args(flags);
     node.env("VALKYRIE_NODE_LIBRARY", package::node_library(project, Profile::Release));
     run_and_read(node, |line| {
         if let Some(count) = line.trim_start_matches(['#', 'ℹ', ' ']).strip_prefix("pass ") {

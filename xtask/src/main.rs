@@ -53,8 +53,8 @@ usage: cargo xtask <verb> [flags]
                     line that runs it again. --seconds N: for so long each; --target NAME: only one; --replay FILE:
                     runs a crash of the target again; --keep: writes what was found into tests/fuzz/corpus, minimized
   sanitize          the protocol's tests, and the C library with its tests, under AddressSanitizer
-  soak              1,000,000 calls and 100,000 clients through the installed packages of C and Python: what they leave, and how
-                    much memory, in some minutes each; `test` has the short form of it
+  soak              1,000,000 calls and 100,000 clients through the packages of C, Python and Node, and in a page: what they
+                    leave, and how much memory, in some minutes each; `test` has the short form of it
   coverage          how many lines of the protocol its tests run; llvm-cov comes from Debian where rustc has none
   setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
   help              this text

@@ -2,10 +2,11 @@
 
 use std::process::Command;
 
-use crate::check::c_compiler;
+use crate::check::{self, c_compiler};
 use crate::conformance::Server;
 use crate::package::FRESH;
 use crate::step::{Outcome, Project, Steps, run, run_and_read};
+use crate::web;
 
 const CALLS: &str = "1000000";
 const CLIENTS: &str = "100000";
@@ -21,6 +22,18 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         let mut python = project.command(project.path(FRESH).join("python/bin/python"));
         python.arg("-P").arg("python/tests/soak.py");
         soak(project, python, &[CALLS, CLIENTS])
+    });
+    steps.add("soak: node", "10^6 calls, 10^5 clients, among the tests", &["package: compile"], || {
+        check::node_soak(project)
+    });
+    steps.add("soak: page", "10^6 calls, 10^5 clients, in a page of Chromium", &["package: web"], || {
+        let server = Server::start(project)?;
+        for (name, times) in [("calls", "160"), ("clients", "670")] {
+            let mut page = web::page(project, "chromium", "wasm/test/leaks.test.mjs")?;
+            page.envs(server.variables("ws")).env("VALKYRIE_TEST", name).env("VALKYRIE_SOAK", times);
+            run(&mut page)?;
+        }
+        Ok(String::new())
     });
 }
 
