@@ -1,5 +1,5 @@
-//! Tests in other builds of what they test: the protocol's and the C library's under AddressSanitizer, and the protocol's
-//! counting the lines that they run.
+//! Tests in other builds of what they test: the protocol's, the bridge's and the C library's under AddressSanitizer, and the
+//! protocol's counting the lines that they run.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -48,6 +48,22 @@ pub(crate) fn sanitize(project: &Project) -> Outcome {
     let mut count = 0;
     run_and_read(cargo.arg("--quiet").args(PROTOCOL), |line| count += passed(line))?;
     Ok(format!("{count} tests of the protocol under AddressSanitizer"))
+}
+
+/// Runs the bridge's tests under AddressSanitizer, but for those by a model checker, whose threads have stacks of its own.
+pub(crate) fn sanitize_bridge(project: &Project) -> Outcome {
+    let mut count = 0;
+    let mut tests = Vec::new();
+    for source in project.files(&["bindings/bridge/tests/*.rs"])? {
+        let name = Path::new(&source).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        if source.matches('/').count() == 3 && name != "models" {
+            tests.extend(["--test".to_owned(), name]);
+        }
+    }
+    let (mut cargo, _) = with_address_sanitizer(project, "test", "target/sanitize", &[])?;
+    cargo.args(["--quiet", "-p", "valkyrie-bridge", "--all-features", "--lib"]).args(tests);
+    run_and_read(&mut cargo, |line| count += passed(line))?;
+    Ok(format!("{count} tests of the bridge under AddressSanitizer"))
 }
 
 /// Builds the C library with AddressSanitizer and runs the C tests, which are built with gcc's, against it: both keep to

@@ -52,7 +52,7 @@ usage: cargo xtask <verb> [flags]
   fuzz [flags]      every target of tests/fuzz for 60 s each, with AddressSanitizer; a crash is kept as a file, beside the
                     line that runs it again. --seconds N: for so long each; --target NAME: only one; --replay FILE:
                     runs a crash of the target again; --keep: writes what was found into tests/fuzz/corpus, minimized
-  sanitize          the protocol's tests, and the C library with its tests, under AddressSanitizer
+  sanitize          the protocol's and the bridge's tests, and the C library with its tests, under AddressSanitizer
   soak              1,000,000 calls and 100,000 clients through the packages of C, Python and Node, and in a page: what they
                     leave, and how much memory, in some minutes each; `test` has the short form of it
   coverage          how many lines of the protocol its tests run; llvm-cov comes from Debian where rustc has none
@@ -157,6 +157,9 @@ fn main() -> ExitCode {
         ["sanitize"] => {
             steps.add("sanitize", "the protocol's tests under AddressSanitizer", &[], || {
                 instrument::sanitize(&project)
+            });
+            steps.add("sanitize bridge", "the bridge's tests under AddressSanitizer", &[], || {
+                instrument::sanitize_bridge(&project)
             });
             steps.add("sanitize c", "the C library and its tests under AddressSanitizer", &[], || {
                 instrument::sanitize_c(&project)
