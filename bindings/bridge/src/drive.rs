@@ -4,13 +4,13 @@ use std::{
     cell::RefCell,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::{Context, Wake, Waker},
     time::{Duration, Instant},
 };
 
-use valkyrie_sdk::Client;
+use valkyrie_sdk::{Client, Lead};
 
 use crate::{
     fork::generation,
@@ -84,36 +84,42 @@ impl<T, S: Signal> Drop for Attending<'_, T, S> {
     }
 }
 
-/// Drives the connection of `client` until there is something in `line`, at most until then; `false` when it is not for
-/// this thread to drive, or not any longer.
-pub(crate) fn drive<T, S: Signal>(line: &Line<T, S>, client: &Client, until: Instant) -> bool {
+/// Drives the connection of `client` until there is something in `line`, at most until then.
+///
+/// # Errors
+/// How long it is no use to try again, when it is not for this thread to drive, or not any longer.
+pub(crate) fn drive<T, S: Signal>(
+    line: &Line<T, S>,
+    client: &Client,
+    until: Instant,
+) -> Result<(), Duration> {
     let detached = |descriptor| -> Box<dyn Send> {
         #[cfg(target_os = "linux")]
         return Box::new(crate::descriptors::Polled::new(descriptor));
         #[cfg(not(target_os = "linux"))]
         return Box::new(descriptor);
     };
-    let Some(mut lead) = client.lead(detached) else { return false };
-    let Some(bell) = bell() else { return false };
+    let mut lead = client.lead(detached)?;
+    let bell = bell().ok_or(Duration::ZERO)?;
     let waker = Waker::from(bell.clone());
     let mut cx = Context::from_waker(&waker);
     if !line.attend(waker.clone()) {
         // What was submitted in expectation goes out.
         lead.step(&mut cx);
-        return line.len() > 0;
+        return if line.len() > 0 { Ok(()) } else { Err(Duration::ZERO) };
     }
     let _attending = Attending(line);
     loop {
         bell.state.store(AWAKE, Ordering::Release);
         let Some(interest) = lead.step(&mut cx) else {
-            return false;
+            return Err(Duration::ZERO);
         };
         if line.len() > 0 || line.is_closed() {
-            return true;
+            return Ok(());
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return true;
+            return Ok(());
         }
         if bell.state.compare_exchange(AWAKE, ASLEEP, Ordering::AcqRel, Ordering::Acquire).is_err() {
             continue;
@@ -133,6 +139,62 @@ pub(crate) fn drive<T, S: Signal>(line: &Line<T, S>, client: &Client, until: Ins
             bell.fd.clear();
         }
     }
+}
+
+/// What a loop that drives is woken with while it does.
+#[derive(Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// How often a loop goes on with what is left to do, before it sees to its other work.
+#[cfg(target_os = "linux")]
+const STEPS: usize = 4;
+
+/// What a loop holds until it has drained: nothing that came while it drove raised the signal.
+#[cfg(target_os = "linux")]
+pub(crate) struct Driven<'a, T, S: Signal> {
+    _attending: Option<Attending<'a, T, S>>,
+    _lead: Lead,
+}
+
+/// Drives the connection of `client` as far as it comes without waiting.
+///
+/// # Errors
+/// As [`drive`].
+#[cfg(target_os = "linux")]
+pub(crate) fn drive_now<'a, T, S: Signal>(
+    line: &'a Line<T, S>,
+    client: &Client,
+    watched: impl FnOnce(i32) -> Box<dyn Send>,
+    readable: bool,
+) -> Result<Driven<'a, T, S>, Duration> {
+    thread_local! {
+        static FLAG: Arc<Flag> = Arc::default();
+    }
+    let flag = FLAG.try_with(Arc::clone).map_err(|_| Duration::ZERO)?;
+    let mut lead = client.lead(watched)?;
+    let waker = Waker::from(flag.clone());
+    let attending = line.attend(waker.clone()).then(|| Attending(line));
+    if readable {
+        lead.set_readable();
+    }
+    let mut cx = Context::from_waker(&waker);
+    for _ in 0..STEPS {
+        flag.0.store(false, Ordering::Release);
+        if lead.step(&mut cx).is_none() || !flag.0.load(Ordering::Acquire) || line.len() > 0 {
+            break;
+        }
+    }
+    Ok(Driven { _attending: attending, _lead: lead })
 }
 
 /// For `poll(2)`: not before the time has passed.

@@ -49,10 +49,11 @@ pub(crate) struct Items<T> {
 }
 
 impl<T> Items<T> {
-    fn rouse(&self) {
+    fn rouse(&self) -> bool {
         if let Some(attending) = &self.attending {
             attending.wake_by_ref();
         }
+        self.attending.is_some()
     }
 }
 
@@ -97,11 +98,10 @@ impl<T, S: Signal> Line<T, S> {
         count
     }
 
-    /// Has `waker` woken when there is something to drain, until [`Line::leave`]. `false` when there is already, and
-    /// when another thread attends.
+    /// Until [`Line::leave`], what comes wakes `waker` and raises no signal. `false` when another thread attends.
     pub(crate) fn attend(&self, waker: Waker) -> bool {
         let items = &mut *self.lock();
-        let attends = items.waiting.is_empty() && items.attending.is_none() && !self.is_closed();
+        let attends = items.attending.is_none() && !self.is_closed();
         if attends {
             items.attending = Some(waker);
         }
@@ -109,7 +109,12 @@ impl<T, S: Signal> Line<T, S> {
     }
 
     pub(crate) fn leave(&self) {
-        self.lock().attending = None;
+        let items = &mut *self.lock();
+        items.attending = None;
+        if !items.waiting.is_empty() && !items.raised {
+            self.signal.raise();
+            items.raised = true;
+        }
     }
 
     /// Waits until something is there, at most until then; whether something is.
@@ -167,9 +172,11 @@ impl<T, S: Signal> Line<T, S> {
             if items.blocked > 0 {
                 self.filled.notify_all();
             }
-            items.rouse();
-            self.signal.raise();
-            items.raised = true;
+            // Whoever attends looks for itself.
+            if !items.rouse() {
+                self.signal.raise();
+                items.raised = true;
+            }
         }
         first
     }

@@ -40,6 +40,7 @@ pub use operation::{
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{
     Bytes, Class, Code, Detail, Level, Metadata, Priority, Reason, Record, Response, Status, VERSION,
+    expecting_to_lead,
 };
 
 /// The version and a hash of the core's sources: equal in every language that carries the same core.

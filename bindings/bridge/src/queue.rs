@@ -4,12 +4,12 @@ use std::{
     fmt, io,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use valkyrie_sdk::{Bytes, Metadata, Record, Response, Status};
+use valkyrie_sdk::{Bytes, Client, Metadata, Record, Response, Status};
 
 #[cfg(unix)]
 use crate::drive;
@@ -61,8 +61,13 @@ pub struct End {
 /// Completions on their way to one host loop. The host owns it; operations hold it weakly.
 pub struct Queue {
     line: Line<Completion, Wake>,
-    /// The client of the latest operation, whose connection a thread may drive while it waits; 0 before.
+    /// The client of the latest operation, whose connection whoever waits may drive; 0 before.
     client: AtomicU64,
+    /// Before when it is no use to ask whether it may, in microseconds from [`operation::now`]'s origin.
+    asks_at: AtomicU64,
+    /// Of a loop that may drive.
+    #[cfg(target_os = "linux")]
+    poller: Option<Arc<Poller>>,
 }
 
 /// How often a thread that waits looks for what is overdue: what it waits for may be begun after it.
@@ -123,7 +128,17 @@ impl fmt::Debug for Queue {
 
 impl Queue {
     fn with_wake(wake: Wake) -> Arc<Self> {
-        let queue = Arc::new(Self { line: Line::new(wake), client: AtomicU64::new(0) });
+        Self::keep(Self {
+            line: Line::new(wake),
+            client: AtomicU64::new(0),
+            asks_at: AtomicU64::new(0),
+            #[cfg(target_os = "linux")]
+            poller: None,
+        })
+    }
+
+    fn keep(queue: Self) -> Arc<Self> {
+        let queue = Arc::new(queue);
         let mut queues = lock(&QUEUES);
         queues.retain(|queue| queue.strong_count() > 0);
         queues.push(Arc::downgrade(&queue));
@@ -144,6 +159,75 @@ impl Queue {
         Ok(Self::with_wake(Wake::Thread(EventFd::new()?.into())))
     }
 
+    /// As [`Queue::with_fd`], for a loop that drives the connection of its latest operation: it calls [`Queue::drive`] when
+    /// the descriptor is readable, and after operations that it began in [`expecting_to_lead`](crate::expecting_to_lead).
+    /// Where this system cannot, the descriptor is readable while the queue is not empty.
+    ///
+    /// # Errors
+    /// The system's, when it gives no descriptor.
+    pub fn driving() -> io::Result<Arc<Self>> {
+        let event = EventFd::new()?;
+        #[cfg(target_os = "linux")]
+        let poller = Some(Arc::new(Poller::new(event.reader)?));
+        Ok(Self::keep(Self {
+            line: Line::new(Wake::Thread(event.into())),
+            client: AtomicU64::new(0),
+            asks_at: AtomicU64::new(0),
+            #[cfg(target_os = "linux")]
+            poller,
+        }))
+    }
+
+    /// Whether the loop has a connection to drive: it may begin operations in
+    /// [`expecting_to_lead`](crate::expecting_to_lead).
+    pub fn drives(&self) -> bool {
+        #[cfg(target_os = "linux")]
+        return self.poller.as_ref().is_some_and(|poller| poller.sockets.load(Relaxed) > 0);
+        #[cfg(not(target_os = "linux"))]
+        false
+    }
+
+    /// Writes what was begun, where the connection is this loop's to drive. Cheap elsewhere.
+    pub fn drive(&self) {
+        self.drive_now(false, || {});
+    }
+
+    /// As [`Queue::drain`], of a loop whose descriptor is readable, after it has read, written and completed what it can
+    /// without waiting, where the connection is its to drive.
+    pub fn drive_and_drain(&self, out: &mut Vec<Completion>, max: usize) -> usize {
+        let mut count = 0;
+        self.drive_now(true, || count = self.drain(out, max));
+        count
+    }
+
+    /// Runs `then` where nothing that came while it drove has raised the signal.
+    fn drive_now(&self, readable: bool, then: impl FnOnce()) {
+        #[cfg(target_os = "linux")]
+        let _driven = self.poller.as_ref().and_then(|poller| {
+            let client = self.client_to_drive()?;
+            let watched = |socket| -> Box<dyn Send> { Box::new(Poller::watch(poller, socket)) };
+            self.heed(drive::drive_now(&self.line, &client, watched, readable))
+        });
+        let _ = readable;
+        then();
+    }
+
+    /// The client of the latest operation, unless it was said to be no use to ask for its connection.
+    fn client_to_drive(&self) -> Option<Client> {
+        let asks_at = self.asks_at.load(Relaxed);
+        if asks_at != 0 && operation::now() < asks_at {
+            return None;
+        }
+        operation::current_client(Handle::from_raw(self.client.load(Relaxed)))
+    }
+
+    fn heed<T>(&self, driven: Result<T, Duration>) -> Option<T> {
+        let pause = driven.as_ref().err().filter(|pause| !pause.is_zero());
+        let asks_at = pause.map_or(0, |pause| operation::now() + operation::micros(*pause));
+        self.asks_at.store(asks_at, Relaxed);
+        driven.ok()
+    }
+
     /// A queue for a thread that blocks in [`Queue::wait`].
     pub fn blocking() -> Arc<Self> {
         Self::with_wake(Wake::Thread(OnceLock::new()))
@@ -160,6 +244,10 @@ impl Queue {
         if fd.get().is_none() {
             let new = EventFd::new()?;
             self.line.change_signal(|_| drop(fd.set(new)));
+        }
+        #[cfg(target_os = "linux")]
+        if let Some(poller) = &self.poller {
+            return Ok(poller.epoll);
         }
         Ok(fd.get().map_or(-1, |fd| fd.reader))
     }
@@ -203,8 +291,8 @@ impl Queue {
     fn wait_until(&self, until: Instant) -> bool {
         #[cfg(unix)]
         if self.may_drive()
-            && let Some(client) = operation::current_client(Handle::from_raw(self.client.load(Relaxed)))
-            && drive::drive(&self.line, &client, until)
+            && let Some(client) = self.client_to_drive()
+            && self.heed(drive::drive(&self.line, &client, until)).is_some()
         {
             return self.line.len() > 0;
         }
@@ -241,8 +329,87 @@ pub(crate) fn renew() {
         queue.line.forked(|wake| {
             if let Some(fd) = wake.fd() {
                 fd.renew();
+                #[cfg(target_os = "linux")]
+                if let Some(poller) = &queue.poller {
+                    poller.renew(fd.reader);
+                }
             }
         });
+    }
+}
+
+/// A descriptor that is readable while a queue is not empty, or a socket that its loop drives is readable.
+#[cfg(target_os = "linux")]
+struct Poller {
+    epoll: i32,
+    sockets: AtomicUsize,
+}
+
+/// A socket that a loop drives, until dropped.
+#[cfg(target_os = "linux")]
+struct Watched {
+    poller: Arc<Poller>,
+    socket: i32,
+    _polled: crate::descriptors::Polled,
+}
+
+#[cfg(target_os = "linux")]
+impl Poller {
+    fn new(event: i32) -> io::Result<Self> {
+        let poller = Self { epoll: Self::open(event)?, sockets: AtomicUsize::new(0) };
+        Ok(poller)
+    }
+
+    fn open(event: i32) -> io::Result<i32> {
+        // SAFETY: it takes a number; the result is checked.
+        let epoll = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if epoll < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Self::control(epoll, libc::EPOLL_CTL_ADD, event);
+        Ok(epoll)
+    }
+
+    fn control(epoll: i32, what: i32, fd: i32) {
+        let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: both descriptors are open and `event` is an event. A socket that cannot be added is not told of, and goes
+        // back to the runtime for it.
+        unsafe { libc::epoll_ctl(epoll, what, fd, &raw mut event) };
+    }
+
+    fn watch(this: &Arc<Self>, socket: i32) -> Watched {
+        let _polled = crate::descriptors::Polled::new(socket);
+        Self::control(this.epoll, libc::EPOLL_CTL_ADD, socket);
+        this.sockets.fetch_add(1, Relaxed);
+        Watched { poller: this.clone(), socket, _polled }
+    }
+
+    /// The same number for a poller that the parent has not: what it drives is not in it.
+    fn renew(&self, event: i32) {
+        let Ok(fresh) = Self::open(event) else { return };
+        // SAFETY: both descriptors are ours and open; the calls take no pointer.
+        unsafe {
+            libc::dup2(fresh, self.epoll);
+            libc::fcntl(self.epoll, libc::F_SETFD, libc::FD_CLOEXEC);
+            libc::close(fresh);
+        }
+        self.sockets.store(0, Relaxed);
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Watched {
+    fn drop(&mut self) {
+        Poller::control(self.poller.epoll, libc::EPOLL_CTL_DEL, self.socket);
+        self.poller.sockets.fetch_sub(1, Relaxed);
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for Poller {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is ours, and nobody uses it after this.
+        unsafe { libc::close(self.epoll) };
     }
 }
 

@@ -16,8 +16,8 @@ use std::{
 use common::{connected, next};
 use tokio::sync::Semaphore;
 use valkyrie_bridge::{
-    Bytes, CallOptions, ClientOptions, Code, Handle, Queue, Reason, Status, Value, call, cancel, client_free,
-    open, recv, send, stream_free,
+    Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Queue, Reason, Status, Value, call, cancel,
+    client_free, connect, expecting_to_lead, open, recv, send, stream_free,
 };
 use valkyrie_sdk::{EchoHandler, Reply, ServerBuilder, ServerControl, handler_fn};
 
@@ -114,6 +114,78 @@ fn a_thread_that_waits_call_after_call_drives() {
         assert_eq!(messages, [message]);
     }
     stream_free(stream);
+    client_free(client);
+}
+
+/// A loop that polls its queue's descriptor and nothing else. The next completions.
+#[cfg(target_os = "linux")]
+fn turn(queue: &Queue) -> Vec<Completion> {
+    let mut out = Vec::new();
+    while out.is_empty() {
+        let mut readable = libc::pollfd { fd: queue.fd().unwrap(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one entry, which is ours, and its descriptor is the queue's.
+        assert_eq!(unsafe { libc::poll(&raw mut readable, 1, 60_000) }, 1, "nothing completed");
+        queue.drive_and_drain(&mut out, 1_024);
+    }
+    out
+}
+
+/// Makes calls as a loop does until it is seen to drive.
+#[cfg(target_os = "linux")]
+fn loop_drives(client: Handle, queue: &Arc<Queue>) {
+    let (elsewhere, completed_by) = told();
+    for _ in 0..TRIES {
+        let begin = |on: &Arc<Queue>| {
+            let message = Bytes::from_static(b"turn");
+            call(client, on, "/echo", message, CallOptions::default()).unwrap()
+        };
+        // What is begun in one turn leaves at its end, on whichever queue it completes.
+        let ops = if queue.drives() {
+            expecting_to_lead(|| [begin(&elsewhere), begin(queue)])
+        } else {
+            [begin(&elsewhere), begin(queue)]
+        };
+        queue.drive();
+        assert_eq!(turn(queue)[0].op, ops[1]);
+        let by = completed_by.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(elsewhere.drain(&mut Vec::new(), 2), 1);
+        if by == thread::current().id() && queue.drives() {
+            return;
+        }
+    }
+    panic!("the loop never drove");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_loop_that_polls_drives() {
+    let server = server();
+    let queue = Queue::driving().unwrap();
+    let (client, connecting) = connect(&queue, &server.endpoint, ClientOptions::default()).unwrap();
+    assert_eq!(turn(&queue)[0].op, connecting);
+    loop_drives(client, &queue);
+    // More than a socket takes at once, in both directions.
+    let large = Bytes::from("large".repeat(700_000));
+    expecting_to_lead(|| call(client, &queue, "/echo", large.clone(), CallOptions::default())).unwrap();
+    queue.drive();
+    let completion = turn(&queue).remove(0);
+    assert!(matches!(completion.outcome, Ok(Value::Response(got)) if got.message == large));
+    for _ in 0..8 {
+        loop_drives(client, &queue);
+        // A loop that does other things: the runtime takes the connection back, and what completes is told.
+        let op = expecting_to_lead(|| call(client, &queue, "/gate", Bytes::new(), CallOptions::default()));
+        server.gate.add_permits(1);
+        while queue.drives() {
+            thread::yield_now();
+        }
+        assert_eq!(turn(&queue)[0].op, op.unwrap());
+    }
+    // What it drove goes with it, and others go on.
+    loop_drives(client, &queue);
+    queue.close();
+    drop(queue);
+    let waits = Queue::blocking();
+    echoes(client, &waits, "after the loop");
     client_free(client);
 }
 

@@ -254,8 +254,7 @@ fn a_fork_is_survived_by_both() {
 
     // A descriptor of the parent's is not the child's: neither wakes the other.
     #[cfg(target_os = "linux")]
-    {
-        let polled = Queue::with_fd().unwrap();
+    for polled in [Queue::with_fd().unwrap(), Queue::driving().unwrap()] {
         let fd = polled.fd().unwrap();
         let op = call(client, &polled, "/hang", Bytes::new(), CallOptions::default()).unwrap();
         assert!(!readable(fd));

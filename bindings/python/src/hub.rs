@@ -4,7 +4,10 @@ use std::{
     cell::{Cell, RefCell},
     collections::HashMap,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use pyo3::{
@@ -34,6 +37,22 @@ pub(crate) struct Hub {
     queue: Arc<Queue>,
     event_loop: Py<PyAny>,
     waiting: Mutex<HashMap<u64, Py<Wait>>>,
+    /// The loop will call [`Flush`].
+    flushes: AtomicBool,
+}
+
+/// What was begun in a turn of the loop leaves at its end.
+#[pyclass(frozen, module = "valkyrie._native")]
+struct Flush(Weak<Hub>);
+
+#[pymethods]
+impl Flush {
+    fn __call__(&self) {
+        if let Some(hub) = self.0.upgrade() {
+            hub.flushes.store(false, Relaxed);
+            hub.queue.drive();
+        }
+    }
 }
 
 /// Every loop's, for a thread that runs a loop it did not run last.
@@ -82,7 +101,8 @@ impl Hub {
         let py = event_loop.py();
         watch_forks(py)?;
         let hub = Arc::new(Self {
-            queue: Queue::with_fd()?,
+            queue: Queue::driving()?,
+            flushes: AtomicBool::new(false),
             event_loop: event_loop.clone().unbind(),
             waiting: Mutex::default(),
         });
@@ -96,8 +116,21 @@ impl Hub {
         Ok(hub)
     }
 
-    pub(crate) fn queue(&self) -> &Arc<Queue> {
-        &self.queue
+    /// Begins an operation. Where this loop drives the connection, what is begun in one turn leaves at its end.
+    pub(crate) fn begin<T>(
+        self: &Arc<Self>,
+        py: Python<'_>,
+        submit: impl FnOnce(&Arc<Queue>) -> PyResult<T>,
+    ) -> PyResult<T> {
+        if !self.queue.drives() {
+            return submit(&self.queue);
+        }
+        if !STEPPING.get() && !self.flushes.swap(true, Relaxed) {
+            let flush = Bound::new(py, Flush(Arc::downgrade(self)))?;
+            let soon = self.event_loop.call_method1(py, intern!(py, "call_soon"), (flush,));
+            soon.inspect_err(|_| self.flushes.store(false, Relaxed))?;
+        }
+        bridge::expecting_to_lead(|| submit(&self.queue))
     }
 
     /// What a task yields to wait for an operation that was just accepted.
@@ -254,7 +287,7 @@ impl Reader {
     fn __call__(&self, py: Python<'_>) -> PyResult<()> {
         let hub = &self.0;
         let mut taken = Vec::new();
-        hub.queue.drain(&mut taken, BATCH);
+        hub.queue.drive_and_drain(&mut taken, BATCH);
         LAST.set(Arc::downgrade(hub));
         let stepping = Stepping::begin();
         let (mut ended, mut records) = (Ok(()), Vec::new());
@@ -283,6 +316,7 @@ impl Reader {
             }
         }
         drop(stepping);
+        hub.queue.drive();
         take_back(py);
         ended.and(log::deliver(py, Some(&hub.queue), records))
     }

@@ -156,7 +156,7 @@ impl Operation {
             State::New(start) => {
                 take_back(py);
                 let Some(hub) = Hub::running(py)? else { return self.go_elsewhere(py, start) };
-                let accepted = start.submit(py, hub.queue())?;
+                let accepted = hub.begin(py, |queue| start.submit(py, queue))?;
                 let wait = hub.wait(py, accepted.op, accepted.whole).inspect_err(|_| accepted.abandon())?;
                 self.0 = State::Waiting(accepted, wait.clone_ref(py));
                 Ok(wait.into_any())

@@ -427,16 +427,18 @@ impl Client {
         }
     }
 
-    /// Lets the calling thread drive the connection, which it would otherwise only wait for. `None` when it is better to
-    /// wait: without a connection over tcp or unix, where such waits do not come one soon after the other, and where
-    /// another thread drives.
+    /// Lets the calling thread drive the connection, which it would otherwise only wait for.
     ///
     /// `detached` is told of the socket when it leaves the runtime's poller; what it gives is kept until the socket is
     /// back there or closed.
-    pub fn lead(&self, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Option<Lead> {
+    ///
+    /// # Errors
+    /// How long it is no use to ask again, when it is better to wait: without a connection over tcp or unix, where such
+    /// waits do not come one soon after the other, and where others drive.
+    pub fn lead(&self, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Result<Lead, Duration> {
         let link = match &*lock(&self.0.state) {
             State::Ready(link) => link.clone(),
-            _ => return None,
+            _ => return Err(Duration::ZERO),
         };
         Lead::take(link, detached)
     }

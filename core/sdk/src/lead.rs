@@ -25,8 +25,11 @@ use crate::{
 /// How long a connection rests before the task takes it back, at least; twice as long at most. Waits that begin further
 /// apart than this are left to the task.
 const REST: Duration = Duration::from_millis(1);
-/// How long no thread drives after several threads waited at once.
+/// How long no thread drives after several threads waited at once; the time doubles while they do.
 const AFTER_CROWD: Duration = Duration::from_millis(10);
+const MOST_DOUBLINGS: u32 = 7;
+/// How long it is no use to ask where no thread can ever drive.
+const NEVER: Duration = Duration::from_secs(1);
 /// How long no thread drives after calls were under way in a connection that nobody came back to drive.
 const AFTER_VAIN_REST: Duration = Duration::from_millis(100);
 
@@ -43,6 +46,8 @@ pub(crate) struct Chair {
     /// When a thread last asked to drive, and before when none may.
     asked: Option<Time>,
     not_before: Time,
+    /// Crowds, one after the other.
+    crowds: u32,
     /// Of whoever keeps count of detached sockets.
     detached: Option<Box<dyn Send>>,
 }
@@ -137,9 +142,13 @@ impl Future for Task {
                     lock(&link.state).resting = false;
                     driver.attach();
                     chair.detached = None;
-                    if rests && link.streams() > 0 {
-                        chair.not_before = link.runtime.now().after(AFTER_VAIN_REST);
-                    }
+                    // Others use the connection in their own ways.
+                    let pause = match rests {
+                        true if link.streams() > 0 => AFTER_VAIN_REST,
+                        true => Duration::ZERO,
+                        false => AFTER_CROWD,
+                    };
+                    chair.not_before = chair.not_before.max(link.runtime.now().after(pause));
                     chair.seat = Seat::Driven { crowd: false };
                     driver
                 }
@@ -192,26 +201,30 @@ pub struct Lead {
 }
 
 impl Lead {
-    pub(crate) fn take(link: Arc<Link>, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Option<Self> {
+    pub(crate) fn take(
+        link: Arc<Link>,
+        detached: impl FnOnce(i32) -> Box<dyn Send>,
+    ) -> Result<Self, Duration> {
         let driver = Self::sit_down(&link, detached)?;
         // What is submitted from now on wakes whoever drove last, which does no harm: the first step looks for it.
         lock(&link.state).resting = false;
-        Some(Self { link, driver: Some(driver) })
+        Ok(Self { link, driver: Some(driver) })
     }
 
-    fn sit_down(link: &Link, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Option<Box<Driver>> {
+    fn sit_down(link: &Link, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Result<Box<Driver>, Duration> {
         let now = link.runtime.now();
         let chair = &mut *lock(&link.chair);
         let soon = chair.asked.replace(now).is_some_and(|at| now.since(at) < REST);
         match &mut chair.seat {
-            Seat::Over => return None,
+            Seat::Over => return Err(Duration::ZERO),
             Seat::Driven { crowd } => {
                 *crowd = true;
-                return None;
+                return Err(Duration::ZERO);
             }
-            Seat::Task(_) if !soon || now < chair.not_before || chair.task.is_none() => return None,
+            Seat::Task(_) if now < chair.not_before => return Err(chair.not_before.since(now)),
+            Seat::Task(_) if !soon || chair.task.is_none() => return Err(Duration::ZERO),
             Seat::Task(driver) => {
-                let descriptor = driver.socket()?.descriptor();
+                let descriptor = driver.socket().ok_or(NEVER)?.descriptor();
                 let detached = detached(descriptor);
                 driver.detach();
                 chair.detached = Some(detached);
@@ -220,8 +233,8 @@ impl Lead {
         }
         chair.used = true;
         match std::mem::replace(&mut chair.seat, Seat::Driven { crowd: false }) {
-            Seat::Task(driver) | Seat::Resting(driver) => Some(driver),
-            Seat::Over | Seat::Driven { .. } => None,
+            Seat::Task(driver) | Seat::Resting(driver) => Ok(driver),
+            Seat::Over | Seat::Driven { .. } => Err(Duration::ZERO),
         }
     }
 
@@ -259,14 +272,19 @@ impl Drop for Lead {
             let mut chair = lock(&self.link.chair);
             let chair = &mut *chair;
             match (self.driver.take(), &chair.seat) {
-                (Some(driver), Seat::Driven { crowd }) => {
+                (Some(mut driver), Seat::Driven { crowd }) => {
+                    let full = driver.socket().is_some_and(|socket| socket.is_full());
                     let mut state = lock(&self.link.state);
                     state.driver.clone_from(&chair.task);
-                    state.resting = !crowd && !state.dirty;
+                    state.resting = !crowd && !full && !state.dirty;
                     let rests = state.resting;
                     drop(state);
                     if *crowd {
-                        chair.not_before = self.link.runtime.now().after(AFTER_CROWD);
+                        let pause = AFTER_CROWD * (1 << chair.crowds);
+                        chair.not_before = self.link.runtime.now().after(pause);
+                        chair.crowds = (chair.crowds + 1).min(MOST_DOUBLINGS);
+                    } else {
+                        chair.crowds = 0;
                     }
                     chair.seat = Seat::Resting(driver);
                     let sees_to_it = rests && chair.ticking;
