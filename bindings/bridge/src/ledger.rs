@@ -5,6 +5,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
+    hash::{BuildHasherDefault, Hasher},
     sync::{Arc, PoisonError, Weak},
     task::Waker,
     time::Instant,
@@ -206,6 +207,29 @@ impl<T, S: Signal> Line<T, S> {
     }
 }
 
+/// What is kept by the number of an operation. Numbers go up by one and are ours: nobody gains by choosing them.
+pub type ByOperation<T> = HashMap<u64, T, BuildHasherDefault<OperationHasher>>;
+
+/// Of [`ByOperation`].
+#[derive(Debug, Default)]
+pub struct OperationHasher(u64);
+
+impl Hasher for OperationHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(self.0 ^ u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, operation: u64) {
+        self.0 = operation.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Where operations complete.
 pub(crate) trait Outlet {
     type Item;
@@ -225,14 +249,14 @@ pub(crate) struct Pending<Q, W> {
 /// Operations by number: exactly those that are not complete.
 pub(crate) struct Ledger<Q, W> {
     // A static holds these, and the model checker's are made at run time only: so there is no `new`.
-    pub(crate) pending: Mutex<Option<HashMap<u64, Pending<Q, W>>>>,
+    pub(crate) pending: Mutex<Option<ByOperation<Pending<Q, W>>>>,
     pub(crate) next: AtomicU64,
     /// The fork generation in which [`Ledger::settle`] was done.
     pub(crate) settled: AtomicU64,
 }
 
 impl<Q: Outlet, W> Ledger<Q, W> {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, Option<HashMap<u64, Pending<Q, W>>>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Option<ByOperation<Pending<Q, W>>>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

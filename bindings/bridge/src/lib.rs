@@ -32,6 +32,7 @@ mod sync {
 pub use echo::Methods;
 pub use fork::{Held, hold_over_forks};
 pub use handle::Handle;
+pub use ledger::{ByOperation, OperationHasher};
 pub use log::Listener;
 pub use operation::{
     CallOptions, ClientOptions, call, call_many, cancel, client_free, close, connect, done, half_close,

@@ -8,8 +8,8 @@ mod sync {
         atomic::{AtomicBool, AtomicU64, Ordering},
     };
 }
-// The bridge uses all of it.
-#[allow(dead_code)]
+// The bridge uses all of it, and gives some of it to others.
+#[allow(dead_code, unreachable_pub)]
 #[path = "../src/ledger.rs"]
 mod ledger;
 

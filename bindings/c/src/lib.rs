@@ -9,7 +9,7 @@
 mod table;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     ffi::{CStr, CString, c_char, c_void},
     mem::{MaybeUninit, offset_of},
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,8 +19,8 @@ use std::{
 };
 
 use valkyrie_bridge::{
-    self as bridge, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener, Metadata,
-    Priority, Queue, Reason, Record, Status, Value,
+    self as bridge, ByOperation, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Level,
+    Listener, Metadata, Priority, Queue, Reason, Record, Status, Value,
 };
 
 use table::{Object, Part};
@@ -251,14 +251,14 @@ struct Waiting {
 unsafe impl Send for Waiting {}
 
 /// Operations with a callback, by number, in one map for each of so many queues: two of them may share one.
-static WAITING: [OnceLock<Mutex<HashMap<u64, Waiting>>>; 16] = [const { OnceLock::new() }; 16];
+static WAITING: [OnceLock<Mutex<ByOperation<Waiting>>>; 16] = [const { OnceLock::new() }; 16];
 
 /// Callbacks that one dispatch runs at most.
 const MAX_CALLBACKS: usize = 1024;
 /// Messages that one crossing may bring.
 const BATCH: usize = 64;
 
-fn waiting(queue: *const valkyrie_queue) -> MutexGuard<'static, HashMap<u64, Waiting>> {
+fn waiting(queue: *const valkyrie_queue) -> MutexGuard<'static, ByOperation<Waiting>> {
     let map = WAITING[queue.addr() / 16 % 16].get_or_init(Mutex::default);
     map.lock().unwrap_or_else(PoisonError::into_inner)
 }

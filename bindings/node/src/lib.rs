@@ -8,8 +8,7 @@ mod gathered;
 
 use std::{
     cell::{Cell, RefCell},
-    collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
+    collections::VecDeque,
     rc::Rc,
     sync::Arc,
 };
@@ -23,8 +22,8 @@ use napi::{
 };
 use napi_derive::napi;
 use valkyrie_bridge::{
-    self as bridge, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener, Metadata,
-    Priority, Queue, Status, Value,
+    self as bridge, ByOperation, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener,
+    Metadata, Priority, Queue, Status, Value,
     layout::{self, Batch},
 };
 
@@ -75,32 +74,12 @@ struct Shared {
 /// Operations of this environment that are accepted and not yet handed to JavaScript.
 #[derive(Default)]
 struct Table {
-    slots: HashMap<u64, u32, BuildHasherDefault<OpHasher>>,
+    slots: ByOperation<u32>,
     ops: Vec<u64>,
     ready: VecDeque<(u32, Completion)>,
     scratch: Vec<Completion>,
     /// The last drain may have left completions in the queue, which wakes nobody for them.
     left_behind: bool,
-}
-
-/// Operations are numbered one after the other, by us.
-#[derive(Default)]
-struct OpHasher(u64);
-
-impl Hasher for OpHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0 ^ u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, op: u64) {
-        self.0 = op.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 #[napi]

@@ -2,7 +2,6 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
@@ -18,7 +17,7 @@ use pyo3::{
     sync::PyOnceLock,
     types::{IntoPyDict, PyCFunction},
 };
-use valkyrie_bridge::{self as bridge, Completion, Queue, Value};
+use valkyrie_bridge::{self as bridge, ByOperation, Completion, Queue, Value};
 
 use crate::{
     log,
@@ -36,7 +35,7 @@ struct Reader(Arc<Hub>);
 pub(crate) struct Hub {
     queue: Arc<Queue>,
     event_loop: Py<PyAny>,
-    waiting: Mutex<HashMap<u64, Py<Wait>>>,
+    waiting: Mutex<ByOperation<Py<Wait>>>,
     /// The loop will call [`Flush`].
     flushes: AtomicBool,
 }

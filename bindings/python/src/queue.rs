@@ -1,12 +1,9 @@
 //! A queue that Python's side drains, for loops other than asyncio's.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
-use valkyrie_bridge::{self as bridge, Value};
+use valkyrie_bridge::{self as bridge, ByOperation, Value};
 
 use crate::{
     log,
@@ -17,7 +14,7 @@ use crate::{
 #[pyclass(frozen, module = "valkyrie._native")]
 pub(crate) struct Queue {
     queue: Arc<bridge::Queue>,
-    accepted: Mutex<HashMap<u64, Accepted>>,
+    accepted: Mutex<ByOperation<Accepted>>,
 }
 
 impl Queue {
