@@ -146,7 +146,8 @@ impl Queue {
     }
 
     /// A queue that calls `wake` from a native thread, once each time it goes from empty to non-empty. `wake` must not
-    /// block and must not enter the host's language.
+    /// block and must not enter the host's language. The child of a fork is not woken for what waited before it: it drains
+    /// when it calls in.
     pub fn new(wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Self::with_wake(Wake::Call(Box::new(wake)))
     }
