@@ -88,7 +88,9 @@ pub(crate) fn sanitize_c(project: &Project) -> Outcome {
         gcc.arg(&library).arg(format!("-Wl,-rpath,{}", folder.display())).arg("-o").arg(&program);
         run(&mut gcc)?;
         // Valgrind looks for leaks in the same programs.
-        run(project.command(&program).arg(server.endpoint("tcp")).env("ASAN_OPTIONS", "detect_leaks=0"))?;
+        let mut test = project.command(&program);
+        test.arg(server.endpoint("tcp")).envs(server.variables("tcp"));
+        run(test.env("ASAN_OPTIONS", "detect_leaks=0"))?;
         count += 1;
     }
     if count == 0 {
