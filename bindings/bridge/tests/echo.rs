@@ -74,7 +74,7 @@ fn the_echo_core_needs_no_socket_and_is_each_processs_own() {
                 });
                 let held = std::panic::catch_unwind(child).unwrap_or(false);
                 // SAFETY: the child ends here and runs no destructor of the parent's.
-                unsafe { libc::_exit(i32::from(!held)) }
+                unsafe { libc::_exit(i32::from(!held)) } // The child's verdict, which the parent looks at.
             }
             child => {
                 let mut status = 0;
