@@ -105,7 +105,7 @@ impl Listener for Pipes {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Transport>, Peer)>> {
         self.incoming.poll_recv(cx).map(|pipe| {
             let pipe = pipe.ok_or_else(|| io::Error::other("the listener is closed"))?;
-            let peer = Peer { endpoint: format!("{SCHEME}:"), uid: None };
+            let peer = Peer::new(format!("{SCHEME}:"));
             Ok((Box::new(Pipe(pipe)) as Box<dyn Transport>, peer))
         })
     }

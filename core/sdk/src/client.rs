@@ -534,7 +534,7 @@ impl Attempt {
         let connecting = inner.connector.connect(&inner.endpoint);
         let result = match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
             Some(Ok(transport)) => {
-                let peer = Peer { endpoint: inner.endpoint.to_string(), uid: None };
+                let peer = Peer::new(inner.endpoint.to_string());
                 let (link, driver) = Link::new(transport, peer, &inner.terms, inner.runtime.clone(), None);
                 inner.runtime.spawn(Box::pin(lead::seat(driver)));
                 Ok(link)

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -10,7 +11,10 @@ use std::{
 use bytes::Bytes;
 use valkyrie_protocol::{Metadata, Priority, Reason, Status};
 
-use crate::connection::{Inbox, StreamHandle};
+use crate::{
+    PeerCertificate,
+    connection::{Inbox, StreamHandle},
+};
 
 /// Answers the calls of one method or of a family of methods.
 ///
@@ -120,13 +124,25 @@ impl Reply {
     }
 }
 
-/// Who calls.
+/// Who calls, as the transport knows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Peer {
     /// Where from: `tcp://127.0.0.1:50312`, `unix:`, `ws://127.0.0.1:50313`, `memory:`.
     pub endpoint: String,
     /// The user id of the process behind a Unix socket.
     pub uid: Option<u32>,
+    /// Whether nobody between the two can read or change what they say.
+    pub encrypted: bool,
+    /// The certificate that it showed and proved, when it was asked for one.
+    pub certificate: Option<Arc<PeerCertificate>>,
+}
+
+impl Peer {
+    /// A peer of which only the place is known.
+    pub fn new(endpoint: impl Into<String>) -> Self {
+        Self { endpoint: endpoint.into(), ..Self::default() }
+    }
 }
 
 /// One call as its handler sees it. Dropping it unanswered is fine: the handler's result is the answer.

@@ -35,6 +35,7 @@ mod log;
 mod options;
 mod router;
 mod runtime;
+mod security;
 #[cfg(feature = "native")]
 mod server;
 mod stream;
@@ -63,6 +64,7 @@ pub use options::{CallOptions, Response};
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
 pub use runtime::{Runtime, Timer};
+pub use security::{Authenticator, PeerCertificate, Principal, Refusal};
 #[cfg(feature = "native")]
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
 pub use stream::{RecvStream, SendStream};

@@ -158,10 +158,10 @@ impl Bound for Tcp {
                 }
                 #[cfg(feature = "websocket")]
                 if first[0] == b'G' {
-                    let peer = Peer { endpoint: format!("ws://{from}"), uid: None };
+                    let peer = Peer::new(format!("ws://{from}"));
                     return Ok((crate::transport::websocket::accept(stream, &origins).await?, peer));
                 }
-                let peer = Peer { endpoint: format!("tcp://{from}"), uid: None };
+                let peer = Peer::new(format!("tcp://{from}"));
                 Ok((Box::new(Socket::Attached(stream)) as Box<dyn Transport>, peer))
             }) as Arriving)
         })
@@ -188,7 +188,7 @@ impl Bound for Unix {
         Box::pin(async {
             let (stream, _) = self.listener.accept().await?;
             let uid = stream.peer_cred().ok().map(|cred| cred.uid());
-            let peer = Peer { endpoint: "unix:".to_owned(), uid };
+            let peer = Peer { uid, ..Peer::new("unix:") };
             Ok(Box::pin(async { Ok((Box::new(Socket::Attached(stream)) as Box<dyn Transport>, peer)) })
                 as Arriving)
         })

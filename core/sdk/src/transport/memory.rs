@@ -86,7 +86,7 @@ impl Listener for MemoryListener {
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<(Box<dyn Transport>, Peer)>> {
         self.incoming.poll_recv(cx).map(|stream| {
             let stream = stream.ok_or_else(|| io::Error::other("the listener is closed"))?;
-            let peer = Peer { endpoint: "memory:".to_owned(), uid: None };
+            let peer = Peer::new("memory:");
             Ok((Box::new(Pipe(stream)) as Box<dyn Transport>, peer))
         })
     }

@@ -299,7 +299,7 @@ impl Handshake {
     /// Finishes it.
     pub(crate) async fn finish(self) -> io::Result<(Box<dyn Transport>, Peer)> {
         let Self { incoming, running } = self;
-        let peer = Peer { endpoint: format!("quic://{}", incoming.remote_address()), uid: None };
+        let peer = Peer::new(format!("quic://{}", incoming.remote_address()));
         let connection = incoming.accept().map_err(io::Error::from)?.await.map_err(io::Error::from)?;
         drop(running);
         let control = connection.accept_bi().await.map_err(io::Error::from)?;
