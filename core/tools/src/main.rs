@@ -1,8 +1,9 @@
-//! The command line: `valkyrie send`, `benchmark`, `debug connections`, `completion`. A user of the sdk; what a call does is
-//! decided there.
+//! The command line: `valkyrie send`, `benchmark`, `debug connections`, `cert`, `completion`. A user of the sdk; what a call
+//! does is decided there.
 #![forbid(unsafe_code)]
 
 mod benchmark;
+mod cert;
 mod output;
 mod send;
 
@@ -47,6 +48,11 @@ enum Command {
         #[command(subcommand)]
         command: DebugCommand,
     },
+    /// Make certificates for development, and look at certificates.
+    Cert {
+        #[command(subcommand)]
+        command: cert::Cert,
+    },
     /// Print a completion script.
     Completion {
         /// The shell.
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "valkyrie", &mut script);
             print(&script)
         }
+        Command::Cert { command } => command.run(),
         Command::Send(send) => run(send.run()),
         Command::Benchmark(benchmark) => run(benchmark.run()),
         Command::Debug { command: DebugCommand::Connections(connections) } => run(connections.run()),

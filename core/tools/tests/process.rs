@@ -275,3 +275,160 @@ async fn completion_names_the_commands() {
     let output = run(&["completion", "bash"]).await;
     assert!(text(&output.stdout).contains("benchmark"));
 }
+
+/// A folder for one test's files, empty.
+fn folder(name: &str) -> std::path::PathBuf {
+    let folder = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&folder);
+    folder
+}
+
+#[tokio::test]
+async fn certificates_that_were_made_serve_a_call() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = folder("cert-serves");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let output = run(&["cert", "ca", "--out", &path("ca")]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("next: valkyrie cert leaf --ca "), "{}", text(&output.stdout));
+    let (ca, own) = (path("ca"), path("own"));
+    let leaf = ["cert", "leaf", "--ca", &ca, "--out", &own, "--host", "localhost", "--host", "127.0.0.1"];
+    let output = run(&leaf).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("next: valkyrie-server start --bind "), "{}", text(&output.stdout));
+    for key in ["ca/ca.key", "own/server.key"] {
+        let mode = std::fs::metadata(path(key)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{key}");
+    }
+
+    let server = ServerBuilder::new()
+        .bind("quic://127.0.0.1:0")
+        .identity(
+            std::fs::read_to_string(path("own/server.pem")).unwrap(),
+            std::fs::read_to_string(path("own/server.key")).unwrap(),
+        )
+        .handler("/echo", EchoHandler)
+        .build()
+        .await
+        .unwrap();
+    let endpoint = server.endpoints().remove(0);
+    tokio::spawn(async move { server.start().await });
+    let authority = path("ca/ca.pem");
+    let send = ["send", "--endpoint", &endpoint, "--trusted-certificates", &authority, "--message", "Hello"];
+    let output = run(&send).await;
+    assert_eq!(
+        (output.status.code(), text(&output.stdout)),
+        (Some(0), "Hello".into()),
+        "{}",
+        text(&output.stderr)
+    );
+
+    // Whoever trusts another authority is not spoken with.
+    assert_eq!(run(&["cert", "ca", "--out", &path("other")]).await.status.code(), Some(0));
+    let other = path("other/ca.pem");
+    let output =
+        run(&["send", "--endpoint", &endpoint, "--trusted-certificates", &other, "--message", "x"]).await;
+    assert_ne!(output.status.code(), Some(0), "{}", text(&output.stdout));
+}
+
+#[tokio::test]
+async fn a_key_is_not_overwritten_unless_told() {
+    let folder = folder("cert-overwrites");
+    let folder = folder.to_str().unwrap();
+    let key = format!("{folder}/ca.key");
+    assert_eq!(run(&["cert", "ca", "--out", folder]).await.status.code(), Some(0));
+    let first = std::fs::read(&key).unwrap();
+    for missing in ["ca.pem", "ca.key"] {
+        let output = run(&["cert", "ca", "--out", folder]).await;
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output.stderr).contains("exists: choose another --out, or replace it with --force"),
+            "{}",
+            text(&output.stderr)
+        );
+        assert_eq!(std::fs::read(&key).unwrap(), first, "{missing}");
+        // The key alone is as good a reason as both.
+        let _ = std::fs::remove_file(format!("{folder}/ca.pem"));
+    }
+    assert_eq!(run(&["cert", "ca", "--out", folder, "--force"]).await.status.code(), Some(0));
+    assert_ne!(std::fs::read(&key).unwrap(), first);
+}
+
+#[tokio::test]
+async fn cert_says_what_is_wrong_and_what_helps() {
+    let folder = folder("cert-says");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let (ca, other, out, absent) = (path("ca"), path("other"), path("out"), path("absent"));
+    assert_eq!(run(&["cert", "ca", "--out", &ca, "--days", "1"]).await.status.code(), Some(0));
+    assert_eq!(run(&["cert", "ca", "--out", &other]).await.status.code(), Some(0));
+    let leaf = ["cert", "leaf", "--out", &out, "--host", "a.example", "--ca"];
+    for (arguments, code, words) in [
+        (&[&leaf[..], &[&absent]].concat()[..], 1, "make one with `valkyrie cert ca --out"),
+        (&["cert", "leaf", "--ca", &ca, "--out", &out], 1, "pass --host"),
+        (&["cert", "leaf", "--ca", &ca, "--out", &out, "--client"], 1, "pass --spiffe"),
+        (&["cert", "leaf", "--ca", &ca, "--out", &out, "--host", "a:1"], 2, "without scheme and port"),
+        (&["cert", "leaf", "--ca", &ca, "--out", &out, "--spiffe", "a"], 2, "write spiffe://domain/path"),
+        (&["cert", "ca", "--out", &out, "--days", "0"], 2, "0 is not in 1..=36500"),
+        (&["cert", "show", &absent], 1, "cannot read"),
+        (&["cert", "show", &format!("{ca}/ca.key")], 1, "has no certificate: it has PRIVATE KEY"),
+    ] {
+        let output = run(arguments).await;
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
+        assert!(text(&output.stderr).contains(words), "{arguments:?}: {}", text(&output.stderr));
+    }
+
+    // An authority does not vouch beyond its own end, and only with its own key.
+    assert_eq!(run(&[&leaf[..], &[&ca]].concat()).await.status.code(), Some(0));
+    let until = |output: &Output| {
+        let shown = text(&output.stdout);
+        shown.split_once(" until ").unwrap().1.split_once(" UTC").unwrap().0.to_owned()
+    };
+    let authority = run(&["cert", "show", &format!("{ca}/ca.pem")]).await;
+    let made = run(&["cert", "show", &format!("{out}/server.pem")]).await;
+    assert_eq!(until(&authority), until(&made));
+    let key = std::fs::read(format!("{out}/server.key")).unwrap();
+    std::fs::copy(format!("{other}/ca.key"), format!("{ca}/ca.key")).unwrap();
+    let output = run(&[&leaf[..], &[&ca], &["--force"]].concat()).await;
+    assert!(
+        text(&output.stderr).contains("ca.key belongs to another certificate"),
+        "{}",
+        text(&output.stderr)
+    );
+    // A command that cannot do its work has replaced nothing.
+    assert_eq!(std::fs::read(format!("{out}/server.key")).unwrap(), key);
+    for file in ["ca.pem", "ca.key"] {
+        std::fs::copy(format!("{out}/server.{}", &file[3..]), format!("{other}/{file}")).unwrap();
+    }
+    let output = run(&[&leaf[..], &[&other], &["--force"]].concat()).await;
+    assert!(text(&output.stderr).contains("is no authority's"), "{}", text(&output.stderr));
+}
+
+#[tokio::test]
+async fn cert_show_tells_names_purposes_and_fingerprint() {
+    let folder = folder("cert-shows");
+    let folder = folder.to_str().unwrap();
+    assert_eq!(run(&["cert", "ca", "--out", folder, "--name", "Us & them"]).await.status.code(), Some(0));
+    let leaf =
+        ["cert", "leaf", "--ca", folder, "--out", folder, "--client", "--spiffe", "spiffe://a.example/b"];
+    assert_eq!(run(&[&leaf[..], &["--host", "::1"]].concat()).await.status.code(), Some(0));
+    let chain = format!("{folder}/chain.pem");
+    let read = |name: &str| std::fs::read_to_string(format!("{folder}/{name}")).unwrap();
+    std::fs::write(&chain, read("client.pem") + &read("ca.pem")).unwrap();
+    let output = run(&["cert", "show", &chain]).await;
+    let shown = text(&output.stdout);
+    let (first, second) = shown.split_once("certificate 2 of 2\n").unwrap();
+    for row in [
+        "subject     CN=spiffe://a.example/b\n",
+        "issuer      CN=Us & them\n",
+        "name        spiffe://a.example/b\n",
+        "name        ::1\n",
+        "authority   no\n",
+        "purpose     client\n",
+        "signed with ecdsa-with-SHA256\n",
+    ] {
+        assert!(first.contains(row), "{row:?}: {first}");
+    }
+    assert!(second.contains("authority   yes, with at most 0 authorities below it\n"), "{second}");
+    let fingerprint = first.lines().find_map(|line| line.strip_prefix("sha-256     ")).unwrap();
+    assert!(fingerprint.len() == 64 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit()));
+}
