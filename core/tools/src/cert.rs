@@ -66,9 +66,9 @@ struct Output {
 pub(crate) struct Ca {
     #[command(flatten)]
     output: Output,
-    /// The authority's name.
-    #[arg(long, default_value = "Valkyrie development CA")]
-    name: String,
+    /// The authority's name. [default: Valkyrie development CA, and the start of its key's hash]
+    #[arg(long)]
+    name: Option<String>,
     /// For how many days it is valid.
     #[arg(long, default_value_t = 3650, value_parser = clap::value_parser!(u32).range(1..=36_500))]
     days: u32,
@@ -77,7 +77,10 @@ pub(crate) struct Ca {
 impl Ca {
     fn run(self) -> Result<(), Failure> {
         let key = KeyPair::generate().map_err(|error| fault(error.to_string()))?;
-        let mut params = params(&self.name, self.days);
+        // No two have the same name, so that who trusts the wrong one can be told so.
+        let unique = hex(&digest(&SHA256, &key.subject_public_key_info()).as_ref()[..4]);
+        let name = self.name.unwrap_or_else(|| format!("Valkyrie development CA {unique}"));
+        let mut params = params(&name, self.days);
         // It signs certificates of servers and clients, and no other authority.
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
