@@ -59,7 +59,7 @@ const POLICY: &str = "tokio* mio socket2 async-std smol quinn* hyper* reqwest tu
     failsafe governor again tryhard pyo3-async-runtimes pyo3-asyncio wasm-timer";
 
 /// Crates whose types may not show in a public signature of the sdk. `bytes::Bytes` is the one that may.
-const HIDDEN_IN_SDK: [&str; 8] = [
+const HIDDEN_IN_SDK: [&str; 15] = [
     "tokio",
     "tokio_tungstenite",
     "tungstenite",
@@ -68,6 +68,13 @@ const HIDDEN_IN_SDK: [&str; 8] = [
     "socket2",
     "rustls",
     "wincode",
+    "data_encoding",
+    "hyper",
+    "ring",
+    "rustls_pki_types",
+    "serde",
+    "serde_json",
+    "tokio_rustls",
 ];
 
 /// Checks the crate graph and the sources; the note counts what was looked at.

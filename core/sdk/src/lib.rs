@@ -19,7 +19,7 @@
 //! ```
 //!
 //! Features: `native` (default) brings tokio and the `tcp://`, `unix://` and `memory:` transports; `websocket`
-//! (default) brings `ws://`. Without both the crate builds for wasm32, and the host hands in a [`Runtime`] and a
+//! (default) brings `ws://`; `access` (default) what servers check tokens with, and `jwks` their keys from an https URL. Without both the crate builds for wasm32, and the host hands in a [`Runtime`] and a
 //! [`Connector`].
 #![forbid(unsafe_code)]
 
@@ -28,6 +28,8 @@ mod client;
 mod connection;
 mod endpoint;
 mod handler;
+#[cfg(feature = "access")]
+mod jwt;
 mod lead;
 #[cfg(feature = "native")]
 mod listen;
@@ -58,6 +60,8 @@ pub use client::{Client, ClientBuilder, Sink, Submission};
 pub use connection::ConnectionInfo;
 pub use endpoint::Endpoint;
 pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
+#[cfg(feature = "access")]
+pub use jwt::{JwksFetch, Jwt, JwtAlgorithm, JwtBuilder, StaticTokens};
 pub use lead::{Interest, Lead, expecting_to_lead};
 pub use log::{Level, Log, Record, Records};
 pub use options::{CallOptions, Response};

@@ -98,3 +98,25 @@ pub trait Authenticator: Send + Sync + 'static {
         now: SystemTime,
     ) -> BoxFuture<'a, Result<Principal, Refusal>>;
 }
+
+/// Several, asked in order: the first that accepts decides. Tokens of several issuers are better checked by one authenticator,
+/// which asks only the issuer's own keys and keeps their subjects apart.
+impl Authenticator for Vec<Box<dyn Authenticator>> {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a [u8],
+        peer: &'a Peer,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Principal, Refusal>> {
+        Box::pin(async move {
+            let mut refusals = Vec::new();
+            for authenticator in self {
+                match authenticator.authenticate(token, peer, now).await {
+                    Ok(principal) => return Ok(principal),
+                    Err(refusal) => refusals.push(refusal.0),
+                }
+            }
+            Err(Refusal(refusals.join("; ")))
+        })
+    }
+}
