@@ -278,6 +278,8 @@ pub struct Connection {
     open_peer: u32,
     going_away: bool,
     peer_going_away: bool,
+    /// Why the peer ended the connection, when it did not end it well.
+    peer_error: Option<ConnectionError>,
 
     events: Queue<Event>,
     control: BytesMut,
@@ -369,6 +371,7 @@ impl Connection {
             open_peer: 0,
             going_away: false,
             peer_going_away: false,
+            peer_error: None,
             events: Queue::default(),
             control: BytesMut::new(),
             control_answers: 0,
@@ -536,6 +539,9 @@ impl Connection {
     /// When the connection is going away, the call is not legal, or too many calls wait.
     pub fn open(&mut self, call: Opened) -> Result<StreamKey, Status> {
         if let Some(error) = &self.failed {
+            return Err(error.status());
+        }
+        if let Some(error) = &self.peer_error {
             return Err(error.status());
         }
         if self.is_draining() {
@@ -794,7 +800,7 @@ impl Connection {
     /// The peer closed its writing direction, or the link broke; `rest` is what was read and is not a whole frame.
     /// Gives the status of the calls that it cuts off.
     pub fn handle_end(&mut self, rest: &[u8]) -> Status {
-        match &self.failed {
+        match self.failed.as_ref().or(self.peer_error.as_ref()) {
             Some(error) => error.status(),
             None if !rest.is_empty() => Status::from_reason(
                 Reason::TRUNCATED_FRAME,
@@ -1171,6 +1177,9 @@ impl Connection {
         for key in refused {
             self.forget(key);
             self.events.push_back(Event::Reset { key, status: error.status(), unprocessed: true });
+        }
+        if code != ErrorCode::NO_ERROR {
+            self.peer_error = Some(error.clone());
         }
         self.events.push_back(Event::GoAway { error });
         Ok(())
@@ -2010,6 +2019,13 @@ impl Connection {
             extensions: if code == ErrorCode::VERSION { vec![version] } else { Vec::new() },
         };
         self.push_control(FrameType::GOAWAY, 0, |out| go_away.encode(out));
+    }
+
+    /// Ends the connection with an error that its driver found.
+    pub fn refuse(&mut self, code: ErrorCode, message: &'static str) {
+        if self.failed.is_none() {
+            self.fail(ConnectionError::new(code, message));
+        }
     }
 
     fn fail(&mut self, error: ConnectionError) -> ConnectionError {

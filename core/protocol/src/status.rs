@@ -180,6 +180,39 @@ reasons! {
     /// The local address cannot be bound.
     BIND_FAILED = 113 => FailedPrecondition;
 
+    /// The peer's certificate ends in no authority that is trusted.
+    CERTIFICATE_UNTRUSTED = 210 => Unauthenticated;
+    /// The peer's certificate has expired.
+    CERTIFICATE_EXPIRED = 211 => Unauthenticated;
+    /// The peer's certificate is not valid yet.
+    CERTIFICATE_NOT_YET_VALID = 212 => Unauthenticated;
+    /// The server's certificate is for another name.
+    CERTIFICATE_NAME = 213 => Unauthenticated;
+    /// The peer's certificate is for another usage.
+    CERTIFICATE_USAGE = 214 => Unauthenticated;
+    /// The peer's certificate was revoked.
+    CERTIFICATE_REVOKED = 215 => Unauthenticated;
+    /// The peer's certificate cannot be used: its encoding, signature, algorithm or extensions.
+    CERTIFICATE_INVALID = 216 => Unauthenticated;
+    /// The server asks for a client certificate, and none was shown.
+    CLIENT_CERTIFICATE_REQUIRED = 217 => Unauthenticated;
+    /// The server refused the client's certificate.
+    CLIENT_CERTIFICATE_REFUSED = 218 => Unauthenticated;
+    /// The server's port speaks TLS, or takes only sealed sessions.
+    TLS_REQUIRED = 219 => FailedPrecondition;
+    /// The server's port does not speak TLS.
+    TLS_NOT_SPOKEN = 220 => FailedPrecondition;
+    /// The peer does not speak TLS 1.3.
+    TLS_VERSION = 221 => FailedPrecondition;
+    /// The peer speaks TLS, but not Valkyrie over it.
+    ALPN_MISMATCH = 222 => FailedPrecondition;
+    /// TLS failed in another way.
+    TLS_FAILED = 223 => Unauthenticated;
+    /// The endpoint is less secure than the client's own policy asks for.
+    SECURITY_TOO_LOW = 224 => FailedPrecondition;
+    /// Encrypted bytes are not what the peer sent.
+    RECORD_AUTHENTICATION = 225 => DataLoss;
+
     /// Nothing listens at the address, or it cannot be reached.
     CONNECT_FAILED = 300 => Unavailable;
     /// The connection was not made within the connect timeout.

@@ -16,13 +16,20 @@ use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
 
 use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
-    DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, RecvStream, Response, Runtime, SendStream,
+    DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, RecvStream, Response, Runtime, Security, SendStream,
     ValkyrieClient,
-    connection::{Link, Terms, cancelled, lock},
+    connection::{Guest, Link, Terms, cancelled, lock, status_in},
     lead::{self, Lead},
     log::{Logger, of_connection},
     runtime::sleep_until,
     stream::halves,
+};
+
+#[cfg(feature = "tls")]
+use crate::{
+    Pem,
+    tls::{ClientTls, Identity},
+    transport::tls::Sealed,
 };
 
 /// How long [`Client::close`] lets calls in flight go on.
@@ -37,7 +44,9 @@ pub struct ClientBuilder {
     connect_timeout_ms: Option<u64>,
     terms: Terms,
     lazy: bool,
-    trusted: Option<Bytes>,
+    #[cfg(feature = "tls")]
+    tls: ClientTls,
+    min_security: Option<Security>,
     runtime: Option<Arc<dyn Runtime>>,
     connectors: HashMap<String, Arc<dyn Connector>>,
 }
@@ -48,8 +57,8 @@ impl ClientBuilder {
         Self::default()
     }
 
-    /// Where to connect: `tcp://host:port`, `unix:///path`, `ws://host:port/path`, `quic://host:port`, `memory:name`.
-    /// Required.
+    /// Where to connect: `tcp://host:port`, `tls://host:port`, `quic://host:port`, `ws://host:port/path`, `wss://host:port/path`,
+    /// `unix:///path`, `memory:name`. Required.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = Some(endpoint.into());
         self
@@ -73,10 +82,56 @@ impl ClientBuilder {
         self
     }
 
-    /// The certificates to trust, as PEM text: a server's chain must end in one of them. Required for `quic://`, which is
-    /// always encrypted; others do not use it yet. Default: none.
-    pub fn trusted_certificates(mut self, pem: impl Into<Bytes>) -> Self {
-        self.trusted = Some(pem.into());
+    /// The certificates to trust: a server's chain must end in one of them. Default: none.
+    #[cfg(feature = "tls")]
+    pub fn trusted_certificates(mut self, pem: impl Into<Pem>) -> Self {
+        self.tls.trusted = Some(pem.into());
+        self
+    }
+
+    /// Whether to trust the authorities that the system trusts, beside those that are given. Default false.
+    #[cfg(feature = "tls")]
+    pub fn system_roots(mut self, trusted: bool) -> Self {
+        self.tls.system_roots = trusted;
+        self
+    }
+
+    /// The revocation lists (CRL) of the authorities, in PEM. A server's certificate that one of them names is refused.
+    /// Default: none.
+    #[cfg(feature = "tls")]
+    pub fn revocation_lists(mut self, pem: impl Into<Pem>) -> Self {
+        self.tls.revoked = Some(pem.into());
+        self
+    }
+
+    /// The certificate chain that the client shows to a server which asks, its own first, and the private key. Default:
+    /// none.
+    #[cfg(feature = "tls")]
+    pub fn identity(mut self, certificates: impl Into<Pem>, key: impl Into<Pem>) -> Self {
+        self.tls.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
+        self
+    }
+
+    /// The name that the server's certificate must be for. Default: the endpoint's host.
+    #[cfg(feature = "tls")]
+    pub fn server_name(mut self, name: impl Into<String>) -> Self {
+        self.tls.name = Some(name.into());
+        self
+    }
+
+    /// Whether to speak TLS 1.3 with the server inside of whatever carries the bytes, so that nobody between the two can read
+    /// or change them: not a proxy that ends the TLS outside either. Trust, identity and name count for it, and for the TLS
+    /// outside, if there is one. Over `quic://` all calls share one stream then. Default false.
+    #[cfg(feature = "tls")]
+    pub fn sealed(mut self, sealed: bool) -> Self {
+        self.tls.sealed = sealed;
+        self
+    }
+
+    /// The least protection that connections must have. Default: [`Security::Mtls`] with an identity, [`Security::Tls`] with
+    /// certificates to trust, else [`Security::Insecure`].
+    pub fn min_security(mut self, least: Security) -> Self {
+        self.min_security = Some(least);
         self
     }
 
@@ -140,16 +195,16 @@ impl ClientBuilder {
     /// As [`ClientBuilder::build`] for what is written wrong.
     pub fn connect_lazily(mut self) -> Result<Client, Status> {
         let invalid = |message: &'static str| Status::from_reason(Reason::INVALID_CONFIGURATION, message);
-        let endpoint =
-            self.endpoint.ok_or_else(|| invalid("no endpoint; call .endpoint(\"tcp://host:port\")"))?;
+        let endpoint = self
+            .endpoint
+            .take()
+            .ok_or_else(|| invalid("no endpoint; call .endpoint(\"tcp://host:port\")"))?;
         let endpoint = Endpoint::parse(&endpoint)?;
         if self.timeout_ms == Some(0) || self.connect_timeout_ms == Some(0) {
             return Err(invalid("a timeout of 0 ms lets no call succeed; leave it out for the default"));
         }
-        let connector = match self.connectors.remove(endpoint.scheme()) {
-            Some(connector) => connector,
-            None => crate::transport::connector(&endpoint, self.trusted.as_deref(), &self.terms.limits)?,
-        };
+        self.check_security(&endpoint)?;
+        let connector = self.make_connector(&endpoint)?;
         let runtime = match self.runtime {
             Some(runtime) => runtime,
             None => default_runtime()?,
@@ -165,6 +220,59 @@ impl ClientBuilder {
             runtime,
             state: Mutex::new(State::Idle),
         })))
+    }
+}
+
+impl ClientBuilder {
+    fn check_security(&self, endpoint: &Endpoint) -> Result<(), Status> {
+        let encrypted = matches!(endpoint.scheme(), "tls" | "wss" | "quic");
+        #[cfg(feature = "tls")]
+        let (encrypted, trusts, shows) = (
+            encrypted || self.tls.sealed,
+            self.tls.sealed || self.tls.trusted.is_some() || self.tls.system_roots,
+            self.tls.identity.is_some(),
+        );
+        #[cfg(not(feature = "tls"))]
+        let (trusts, shows) = (false, false);
+        let level = |encrypted, shows| match (encrypted, shows) {
+            (false, _) => Security::Insecure,
+            (true, false) => Security::Tls,
+            (true, true) => Security::Mtls,
+        };
+        let reached = level(encrypted, shows);
+        let least = self.min_security.unwrap_or(level(trusts || shows, shows));
+        if reached >= least {
+            return Ok(());
+        }
+        Err(Status::from_reason(
+            Reason::SECURITY_TOO_LOW,
+            match reached {
+                Security::Insecure => format!(
+                    "{endpoint} is not encrypted, and the client asks for {least:?}; use tls://, wss://, quic:// or .sealed(true)"
+                ),
+                _ => format!(
+                    "{endpoint} would not learn who the client is, and the client asks for {least:?}; call .identity(certificates, key)"
+                ),
+            },
+        ))
+    }
+
+    fn make_connector(&mut self, endpoint: &Endpoint) -> Result<Arc<dyn Connector>, Status> {
+        let connector = match self.connectors.remove(endpoint.scheme()) {
+            Some(connector) => connector,
+            None => crate::transport::connector(
+                endpoint,
+                #[cfg(feature = "tls")]
+                &self.tls,
+                &self.terms.limits,
+            )?,
+        };
+        #[cfg(feature = "tls")]
+        if self.tls.sealed {
+            let security = self.tls.build(endpoint)?;
+            return Ok(Arc::new(Sealed { carrier: connector, security }));
+        }
+        Ok(connector)
     }
 }
 
@@ -535,22 +643,31 @@ impl Attempt {
         let result = match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
             Some(Ok(transport)) => {
                 let peer = Peer::new(inner.endpoint.to_string());
-                let (link, driver) = Link::new(transport, peer, &inner.terms, inner.runtime.clone(), None);
+                let provisional = transport.is_provisional();
+                let (link, driver) =
+                    Link::new(Guest::new(transport, peer), &inner.terms, inner.runtime.clone(), None);
                 inner.runtime.spawn(Box::pin(lead::seat(driver)));
-                Ok(link)
+                let greeted = match provisional {
+                    true => race(link.greeted(), sleep_until(&*inner.runtime, deadline)).await,
+                    false => Some(Ok(())),
+                };
+                let greeted = greeted.unwrap_or_else(|| Err(self.too_late()));
+                if let Err(status) = &greeted {
+                    link.abort(status.clone());
+                }
+                greeted.map(|()| link)
             }
             Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),
-            None => Err(Status::from_reason(
-                Reason::CONNECT_TIMEOUT,
-                format!(
-                    "no connection to {} within {} ms",
-                    inner.endpoint,
-                    inner.connect_timeout.as_millis()
-                ),
-            )),
+            None => Err(self.too_late()),
         };
         self.log(&result);
         self.settle(result);
+    }
+
+    fn too_late(&self) -> Status {
+        let Inner { endpoint, connect_timeout, .. } = &*self.inner;
+        let message = format!("no connection to {endpoint} within {} ms", connect_timeout.as_millis());
+        Status::from_reason(Reason::CONNECT_TIMEOUT, message)
     }
 
     fn log(&self, result: &Result<Arc<Link>, Status>) {
@@ -597,6 +714,10 @@ impl Drop for Attempt {
 }
 
 fn connect_failed(endpoint: &Endpoint, error: &io::Error) -> Status {
+    if let Some(status) = status_in(error) {
+        let message = format!("cannot connect to {endpoint}: {}", status.message());
+        return Status::from_reason(status.reason(), message);
+    }
     let reason = match error.kind() {
         io::ErrorKind::NotFound if endpoint.scheme() != "unix" => Reason::NAME_RESOLUTION,
         _ => Reason::CONNECT_FAILED,

@@ -108,6 +108,22 @@ impl Default for Terms {
     }
 }
 
+/// A connection whose transport stands.
+pub(crate) struct Guest {
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) peer: Peer,
+    /// What was read to learn what it speaks.
+    pub(crate) read: ReadBuffer,
+    /// Why it is told to go at once.
+    pub(crate) refused: Option<(ErrorCode, &'static str)>,
+}
+
+impl Guest {
+    pub(crate) fn new(transport: Box<dyn Transport>, peer: Peer) -> Self {
+        Self { transport, peer, read: ReadBuffer::default(), refused: None }
+    }
+}
+
 /// What the driver and everybody who uses the connection share.
 pub(crate) struct Link {
     pub(crate) id: u64,
@@ -136,7 +152,7 @@ pub(crate) struct State {
     closing: Option<Time>,
     abort: Option<Status>,
     closed: Option<Status>,
-    on_close: Vec<Waker>,
+    on_change: Vec<Waker>,
     /// To be logged by the driver, in its order.
     records: Vec<Record>,
     /// Small messages that lie unread, and how many may (F20).
@@ -239,13 +255,13 @@ pub(crate) struct StreamHandle {
 impl Link {
     /// A connection over `transport`, and the future that drives it until it is over.
     pub(crate) fn new(
-        transport: Box<dyn Transport>,
-        peer: Peer,
+        guest: Guest,
         terms: &Terms,
         runtime: Arc<dyn Runtime>,
         router: Option<Arc<Router>>,
     ) -> (Arc<Link>, Driver) {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let Guest { transport, peer, read, refused } = guest;
         let now = runtime.now();
         let role = if router.is_some() { Role::Server } else { Role::Client };
         let id = NEXT_ID.fetch_add(1, Relaxed);
@@ -254,7 +270,10 @@ impl Link {
         let multiplexed = transport.carrier() == Carrier::Streams;
         let Terms { limits, versions, spin, log } = terms.clone();
         let config = Config { limits, versions, grease, multiplexed, ..Config::new(role) };
-        let protocol = Connection::new(config, now);
+        let mut protocol = Connection::new(config, now);
+        if let Some((code, message)) = refused {
+            protocol.refuse(code, message);
+        }
         let timer = runtime.timer();
         let link = Arc::new(Link {
             id,
@@ -271,7 +290,7 @@ impl Link {
                 closing: None,
                 abort: None,
                 closed: None,
-                on_close: Vec::new(),
+                on_change: Vec::new(),
                 records: Vec::new(),
                 unread: 0,
                 max_unread: limits.max_unread_messages,
@@ -289,7 +308,7 @@ impl Link {
             transport,
             router,
             channels: multiplexed.then(Box::default),
-            buffer: ReadBuffer::default(),
+            buffer: read,
             transmit: TransmitBuffer::default(),
             timer,
             timer_at: None,
@@ -444,6 +463,24 @@ impl Link {
         }
     }
 
+    /// Resolves with the peer's first word.
+    ///
+    /// # Errors
+    /// Why the connection is over without one.
+    pub(crate) fn greeted(&self) -> impl Future<Output = Result<(), Status>> + Send + '_ {
+        std::future::poll_fn(move |cx| {
+            let mut state = lock(&self.state);
+            if let Some(status) = &state.closed {
+                return Poll::Ready(Err(status.clone()));
+            }
+            if state.protocol.state() != ConnectionState::Handshaking {
+                return Poll::Ready(Ok(()));
+            }
+            state.wait_for_change(cx);
+            Poll::Pending
+        })
+    }
+
     /// Resolves when the connection is over.
     pub(crate) fn closed(&self) -> impl Future<Output = ()> + Send + '_ {
         std::future::poll_fn(move |cx| {
@@ -451,12 +488,15 @@ impl Link {
             if state.closed.is_some() {
                 return Poll::Ready(());
             }
-            if !state.on_close.iter().any(|waker| waker.will_wake(cx.waker())) {
-                state.on_close.push(cx.waker().clone());
-            }
+            state.wait_for_change(cx);
             Poll::Pending
         })
     }
+}
+
+/// The status that an error of a transport's stands for.
+pub(crate) fn status_in(error: &io::Error) -> Option<&Status> {
+    error.get_ref()?.downcast_ref()
 }
 
 pub(crate) fn cancelled() -> Status {
@@ -464,6 +504,13 @@ pub(crate) fn cancelled() -> Status {
 }
 
 impl State {
+    /// For whoever waits for the peer's first word, or for the end.
+    fn wait_for_change(&mut self, cx: &Context<'_>) {
+        if !self.on_change.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.on_change.push(cx.waker().clone());
+        }
+    }
+
     fn put(&mut self, key: StreamKey, slot: Slot) {
         if self.slots.len() <= key.index() {
             self.slots.resize_with(key.index() + 1, || None);
@@ -567,7 +614,8 @@ impl State {
     fn dispatch(&mut self, link: &Arc<Link>, actions: &mut Actions) {
         while let Some(event) = self.protocol.poll_event() {
             match event {
-                Event::Connected | Event::Pong { .. } => {}
+                Event::Connected => actions.wakers.append(&mut self.on_change),
+                Event::Pong { .. } => {}
                 Event::GoAway { error } => actions.records.extend(link.went_away(&error)),
                 Event::Call { key, method, metadata, priority, message, end } => {
                     link.calls.fetch_add(1, Relaxed);
@@ -696,7 +744,7 @@ impl State {
         }
         self.queued.clear();
         self.closed = Some(status);
-        actions.wakers.append(&mut self.on_close);
+        actions.wakers.append(&mut self.on_change);
     }
 }
 
@@ -1227,6 +1275,9 @@ impl Spin {
 }
 
 fn lost(error: &io::Error) -> Status {
+    if let Some(status) = status_in(error) {
+        return status.clone();
+    }
     Status::from_reason(Reason::CONNECTION_LOST, format!("the connection was lost: {error}"))
 }
 

@@ -4,8 +4,8 @@ use std::fmt;
 
 use valkyrie_protocol::{Reason, Status};
 
-/// A parsed endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port/path`, `quic://host:port`, `memory:name`, or a scheme of a
-/// transport that was registered from outside. `host:port` alone means `tcp://`.
+/// A parsed endpoint: `tcp://host:port`, `tls://host:port`, `quic://host:port`, `ws://host:port/path`, `wss://host:port/path`,
+/// `unix:///path`, `memory:name`, or a scheme of a transport that was registered from outside. `host:port` alone means `tcp://`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     scheme: String,
@@ -22,7 +22,7 @@ impl Endpoint {
             Err(Status::from_reason(
                 Reason::INVALID_ENDPOINT,
                 format!(
-                    "endpoint {text:?} {why}; write tcp://host:port, unix:///path, ws://host:port or memory:name"
+                    "endpoint {text:?} {why}; write tcp://host:port, tls://host:port, unix:///path, ws://host:port or memory:name"
                 ),
             ))
         };
@@ -49,14 +49,16 @@ impl Endpoint {
         }
         let endpoint = Self { scheme: scheme.to_owned(), rest: rest.to_owned() };
         match scheme {
-            "tcp" | "quic" if rest.contains('/') => invalid("has a path, which its scheme does not know"),
-            "tcp" | "quic" | "ws" | "wss" => match endpoint.authority().rsplit_once(':') {
+            "tcp" | "tls" | "quic" if rest.contains('/') => {
+                invalid("has a path, which its scheme does not know")
+            }
+            "tcp" | "tls" | "quic" | "ws" | "wss" => match endpoint.authority().rsplit_once(':') {
                 Some(("", _)) => invalid("names no host"),
                 Some((host, _)) if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) => {
                     invalid("has an IPv6 address without [brackets]")
                 }
                 Some((_, port)) if port.parse::<u16>().is_err() => invalid("has no port from 0 to 65535"),
-                None if scheme == "tcp" || scheme == "quic" => invalid("has no port"),
+                None if !scheme.starts_with("ws") => invalid("has no port"),
                 _ => Ok(endpoint),
             },
             "unix" if !rest.starts_with('/') => invalid("has no absolute path"),
@@ -77,6 +79,15 @@ impl Endpoint {
     /// Host and port, without a path.
     pub fn authority(&self) -> &str {
         self.rest.split('/').next().unwrap_or("")
+    }
+
+    /// The host alone, an IPv6 address without its brackets.
+    pub fn host(&self) -> &str {
+        let authority = self.authority();
+        match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((address, _)) => address,
+            None => authority.rsplit_once(':').map_or(authority, |(host, _)| host),
+        }
     }
 }
 

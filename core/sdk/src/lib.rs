@@ -18,9 +18,10 @@
 //! # }
 //! ```
 //!
-//! Features: `native` (default) brings tokio and the `tcp://`, `unix://` and `memory:` transports; `websocket`
-//! (default) brings `ws://`; `access` (default) what servers check tokens with, and `jwks` their keys from an https URL. Without both the crate builds for wasm32, and the host hands in a [`Runtime`] and a
-//! [`Connector`].
+//! Features, the first five of them default: `native` brings tokio and the `tcp://`, `unix://` and `memory:` transports;
+//! `websocket` brings `ws://`, `tls` brings `tls://`, `wss://` and sealed sessions, `quic` brings `quic://`, `access` what servers
+//! check tokens with; `jwks` brings keys of tokens from an https URL, `aws-lc-rs` takes ring's place in TLS. Without `native` the
+//! crate builds for wasm32, and the host hands in a [`Runtime`] and a [`Connector`].
 #![forbid(unsafe_code)]
 
 mod channels;
@@ -43,6 +44,8 @@ mod server;
 mod stream;
 #[cfg(feature = "native")]
 mod table;
+#[cfg(feature = "tls")]
+mod tls;
 mod traits;
 pub mod transport;
 
@@ -68,10 +71,12 @@ pub use options::{CallOptions, Response};
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
 pub use runtime::{Runtime, Timer};
-pub use security::{Authenticator, PeerCertificate, Principal, Refusal};
+pub use security::{Authenticator, PeerCertificate, Principal, Refusal, Security};
 #[cfg(feature = "native")]
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
 pub use stream::{RecvStream, SendStream};
+#[cfg(feature = "tls")]
+pub use tls::Pem;
 pub use traits::{BoxFuture, ValkyrieClient, ValkyrieServer};
 pub use transport::{Carrier, Connector, Listener, Pollable, ReadBuffer, StreamIo, Streams, Transport};
 pub use valkyrie_protocol::{

@@ -5,14 +5,21 @@
 
 use std::{io, net::SocketAddr, path::PathBuf};
 
-use tokio::net::TcpListener;
-use valkyrie_protocol::{Limits, Reason, Status};
+use tokio::net::{TcpListener, TcpStream};
+use valkyrie_protocol::{ErrorCode, Limits, Reason, Status};
 
 #[cfg(feature = "quic")]
-use crate::transport::quic::{self, Identity};
+use crate::transport::quic;
 use crate::{
-    BoxFuture, Endpoint, Listener, Peer, Transport,
+    BoxFuture, Endpoint, Listener, Peer, Security,
+    connection::Guest,
     transport::{memory::MemoryListener, socket::Socket},
+};
+#[cfg(feature = "tls")]
+use crate::{
+    ReadBuffer,
+    tls::{self, ServerTls},
+    transport::tls as records,
 };
 
 /// How long the end of a server waits for its UDP port to be free.
@@ -20,7 +27,7 @@ use crate::{
 const PORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// A connection that has not said its protocol yet, and becomes one that has.
-pub(crate) type Arriving = BoxFuture<'static, io::Result<(Box<dyn Transport>, Peer)>>;
+pub(crate) type Arriving = BoxFuture<'static, io::Result<Guest>>;
 
 /// What is bound.
 pub(crate) trait Bound: Send {
@@ -42,8 +49,83 @@ pub(crate) trait Bound: Send {
 #[derive(Default)]
 pub(crate) struct Doors {
     pub(crate) origins: Vec<String>,
-    #[cfg(feature = "quic")]
-    pub(crate) identity: Option<Identity>,
+    pub(crate) least: Security,
+    #[cfg(feature = "tls")]
+    pub(crate) tls: ServerTls,
+}
+
+impl Doors {
+    /// What each connection passes, whatever carried it.
+    pub(crate) fn doorman(&self) -> Result<Doorman, Status> {
+        let invalid = |message| Err(Status::from_reason(Reason::INVALID_CONFIGURATION, message));
+        #[cfg(feature = "tls")]
+        {
+            if self.least > Security::Insecure && self.tls.identity.is_none() {
+                return invalid(
+                    "min_security asks for TLS, and there is no certificate; call .identity(certificates, key)",
+                );
+            }
+            if self.least == Security::Mtls && self.tls.authorities.is_none() {
+                return invalid("min_security asks for client certificates; call .client_authorities(pem)");
+            }
+            let sealed = match self.tls.build()? {
+                Some(security) => Some(security.config(&[tls::ALPN_SEALED])?.into()),
+                None => None,
+            };
+            Ok(Doorman { least: self.least, sealed })
+        }
+        #[cfg(not(feature = "tls"))]
+        match self.least {
+            Security::Insecure => Ok(Doorman { least: self.least }),
+            _ => invalid("min_security asks for TLS, which this build is without"),
+        }
+    }
+}
+
+/// Opens sealed sessions, and turns away what is not protected enough.
+pub(crate) struct Doorman {
+    least: Security,
+    #[cfg(feature = "tls")]
+    sealed: Option<std::sync::Arc<rustls::ServerConfig>>,
+}
+
+impl Doorman {
+    pub(crate) async fn admit(&self, arriving: Arriving) -> io::Result<Guest> {
+        let guest = arriving.await?;
+        #[cfg(feature = "tls")]
+        let guest = match &self.sealed {
+            Some(config) if guest.refused.is_none() => unsealed(guest, config).await?,
+            _ => guest,
+        };
+        Ok(match self.least > Security::Insecure && !guest.peer.encrypted && guest.refused.is_none() {
+            true => refused(guest),
+            false => guest,
+        })
+    }
+}
+
+/// Tells a peer that it is to encrypt what it says.
+fn refused(guest: Guest) -> Guest {
+    let why = "this port takes nothing that is not encrypted: use tls:// or wss://, or a sealed session";
+    Guest { refused: Some((ErrorCode::TLS_REQUIRED, why)), ..guest }
+}
+
+/// A sealed session begins as TLS does, on whatever carries it.
+#[cfg(feature = "tls")]
+async fn unsealed(mut guest: Guest, config: &std::sync::Arc<rustls::ServerConfig>) -> io::Result<Guest> {
+    if guest.read.bytes.is_empty() {
+        let first = std::future::poll_fn(|cx| guest.transport.poll_read(cx, &mut guest.read)).await?;
+        if first == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    if guest.read.bytes.first() != Some(&TLS_HANDSHAKE) {
+        return Ok(guest);
+    }
+    let Guest { transport, peer, read, .. } = guest;
+    let sealed = records::accept(transport, read, config.clone()).await?;
+    let peer = tls::proved(peer, sealed.chain());
+    Ok(Guest::new(Box::new(sealed), peer))
 }
 
 /// Binds an endpoint.
@@ -64,12 +146,27 @@ pub(crate) fn bind<'a>(
         // Only some transports ask.
         let _ = (limits, doors);
         let bound: Box<dyn Bound> = match endpoint.scheme() {
-            "tcp" | "ws" => {
+            "tcp" | "ws" | "tls" | "wss" => {
+                let is_tls = matches!(endpoint.scheme(), "tls" | "wss");
+                #[cfg(not(feature = "tls"))]
+                if is_tls {
+                    return Err(unsupported(&endpoint));
+                }
+                #[cfg(feature = "tls")]
+                let tls = match is_tls {
+                    true => Some(TlsDoor {
+                        config: doors.security(&endpoint)?.config(TLS_SPOKEN)?.into(),
+                        handshakes: std::sync::Arc::new(tokio::sync::Semaphore::new(MAX_HANDSHAKES)),
+                    }),
+                    false => None,
+                };
                 let listener = TcpListener::bind(endpoint.authority()).await.map_err(failed)?;
                 let address = listener.local_addr().map_err(failed)?;
                 Box::new(Tcp {
                     listener,
                     address,
+                    #[cfg(feature = "tls")]
+                    tls,
                     #[cfg(feature = "websocket")]
                     origins: doors.origins.as_slice().into(),
                 })
@@ -82,15 +179,10 @@ pub(crate) fn bind<'a>(
             }
             #[cfg(feature = "quic")]
             "quic" => {
-                let identity = doors.identity.as_ref().ok_or_else(|| {
-                    Status::from_reason(
-                        Reason::INVALID_CONFIGURATION,
-                        format!("{endpoint} needs a certificate; call .identity(certificates, key)"),
-                    )
-                })?;
+                let tls = doors.security(&endpoint)?.config(&[tls::ALPN])?;
                 let mut addresses = tokio::net::lookup_host(endpoint.authority()).await.map_err(failed)?;
                 let address = addresses.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
-                let listening = quic::bind(address, identity, limits)?;
+                let listening = quic::bind(address, tls, limits)?;
                 let address = listening.endpoint.local_addr().map_err(failed)?;
                 Box::new(Quic { listening, address })
             }
@@ -99,15 +191,29 @@ pub(crate) fn bind<'a>(
                     Box::new(MemoryListener::bind(endpoint.address()).map_err(failed)?);
                 Box::new(listener)
             }
-            scheme => {
-                return Err(Status::from_reason(
-                    Reason::UNSUPPORTED_SCHEME,
-                    format!("a server cannot listen on the scheme {scheme} of {endpoint}"),
-                ));
-            }
+            _ => return Err(unsupported(&endpoint)),
         };
         Ok(bound)
     })
+}
+
+fn unsupported(endpoint: &Endpoint) -> Status {
+    Status::from_reason(
+        Reason::UNSUPPORTED_SCHEME,
+        format!("a server cannot listen on the scheme {} of {endpoint}", endpoint.scheme()),
+    )
+}
+
+#[cfg(feature = "tls")]
+impl Doors {
+    fn security(&self, endpoint: &Endpoint) -> Result<tls::ServerSecurity, Status> {
+        self.tls.build()?.ok_or_else(|| {
+            Status::from_reason(
+                Reason::INVALID_CONFIGURATION,
+                format!("{endpoint} needs a certificate; call .identity(certificates, key)"),
+            )
+        })
+    }
 }
 
 /// A transport from outside: its connections have said who they are.
@@ -123,14 +229,31 @@ impl Bound for Box<dyn Listener> {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>> {
         Box::pin(async move {
             let accepted = std::future::poll_fn(|cx| self.as_mut().poll_accept(cx)).await?;
-            Ok(Box::pin(async { Ok(accepted) }) as Arriving)
+            Ok(Box::pin(async { Ok(Guest::new(accepted.0, accepted.1)) }) as Arriving)
         })
     }
 }
 
+/// The first byte of a TLS connection: a record of the handshake (RFC 8446, section 5.1).
+#[cfg(feature = "tls")]
+const TLS_HANDSHAKE: u8 = 0x16;
+/// What may be spoken over it.
+#[cfg(feature = "tls")]
+const TLS_SPOKEN: &[&[u8]] = &[
+    tls::ALPN,
+    #[cfg(feature = "websocket")]
+    tls::ALPN_HTTP,
+];
+/// TLS handshakes at once on one port, each of which costs a signature; others wait, as long as a newcomer may.
+#[cfg(feature = "tls")]
+const MAX_HANDSHAKES: usize = 256;
+
 struct Tcp {
     listener: TcpListener,
     address: SocketAddr,
+    /// A port of TLS, and of nothing else.
+    #[cfg(feature = "tls")]
+    tls: Option<TlsDoor>,
     #[cfg(feature = "websocket")]
     origins: std::sync::Arc<[String]>,
 }
@@ -141,30 +264,85 @@ impl Bound for Tcp {
     }
 
     fn endpoints(&self) -> Vec<String> {
-        let schemes: &[&str] = if cfg!(feature = "websocket") { &["tcp", "ws"] } else { &["tcp"] };
-        schemes.iter().map(|scheme| format!("{scheme}://{}", self.address)).collect()
+        #[cfg(feature = "tls")]
+        let is_tls = self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        let is_tls = false;
+        let schemes = if is_tls { ["tls", "wss"] } else { ["tcp", "ws"] };
+        let known = if cfg!(feature = "websocket") { 2 } else { 1 };
+        schemes[..known].iter().map(|scheme| format!("{scheme}://{}", self.address)).collect()
     }
 
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>> {
         Box::pin(async {
             let (stream, from) = self.listener.accept().await?;
-            #[cfg(feature = "websocket")]
-            let origins = self.origins.clone();
-            Ok(Box::pin(async move {
-                stream.set_nodelay(true)?;
-                let mut first = [0];
-                if stream.peek(&mut first).await? == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
+            let door = Door {
+                #[cfg(feature = "tls")]
+                tls: self.tls.clone(),
                 #[cfg(feature = "websocket")]
-                if first[0] == b'G' {
-                    let peer = Peer::new(format!("ws://{from}"));
-                    return Ok((crate::transport::websocket::accept(stream, &origins).await?, peer));
-                }
-                let peer = Peer::new(format!("tcp://{from}"));
-                Ok((Box::new(Socket::Attached(stream)) as Box<dyn Transport>, peer))
-            }) as Arriving)
+                origins: self.origins.clone(),
+            };
+            Ok(Box::pin(door.pass(stream, from)) as Arriving)
         })
+    }
+}
+
+#[cfg(feature = "tls")]
+#[derive(Clone)]
+struct TlsDoor {
+    config: std::sync::Arc<rustls::ServerConfig>,
+    handshakes: std::sync::Arc<tokio::sync::Semaphore>,
+}
+
+/// What a TCP connection is asked, which its first byte answers.
+struct Door {
+    #[cfg(feature = "tls")]
+    tls: Option<TlsDoor>,
+    #[cfg(feature = "websocket")]
+    origins: std::sync::Arc<[String]>,
+}
+
+impl Door {
+    async fn pass(self, stream: TcpStream, from: SocketAddr) -> io::Result<Guest> {
+        stream.set_nodelay(true)?;
+        let mut first = [0];
+        if stream.peek(&mut first).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return match first[0] {
+                TLS_HANDSHAKE => self.secure(tls, stream, from).await,
+                #[cfg(feature = "websocket")]
+                b'G' => Err(crate::transport::websocket::ask_for_tls(stream).await),
+                _ => Ok(refused(Guest::new(
+                    Box::new(Socket::Attached(stream)),
+                    Peer::new(format!("tcp://{from}")),
+                ))),
+            };
+        }
+        #[cfg(feature = "websocket")]
+        if first[0] == b'G' {
+            let peer = Peer::new(format!("ws://{from}"));
+            return Ok(Guest::new(crate::transport::websocket::accept(stream, &self.origins).await?, peer));
+        }
+        Ok(Guest::new(Box::new(Socket::Attached(stream)), Peer::new(format!("tcp://{from}"))))
+    }
+
+    #[cfg(feature = "tls")]
+    async fn secure(&self, tls: &TlsDoor, stream: TcpStream, from: SocketAddr) -> io::Result<Guest> {
+        let running = tls.handshakes.acquire().await.map_err(io::Error::other)?;
+        let socket = Box::new(Socket::Attached(stream));
+        let secured = records::accept(socket, ReadBuffer::default(), tls.config.clone()).await?;
+        drop(running);
+        let peer = tls::proved(Peer::new(format!("tls://{from}")), secured.chain());
+        #[cfg(feature = "websocket")]
+        if secured.alpn() == tls::ALPN_HTTP {
+            let peer = Peer { endpoint: format!("wss://{from}"), ..peer };
+            let stream = crate::transport::websocket::Io::new(secured);
+            return Ok(Guest::new(crate::transport::websocket::accept(stream, &self.origins).await?, peer));
+        }
+        Ok(Guest::new(Box::new(secured), peer))
     }
 }
 
@@ -189,8 +367,7 @@ impl Bound for Unix {
             let (stream, _) = self.listener.accept().await?;
             let uid = stream.peer_cred().ok().map(|cred| cred.uid());
             let peer = Peer { uid, ..Peer::new("unix:") };
-            Ok(Box::pin(async { Ok((Box::new(Socket::Attached(stream)) as Box<dyn Transport>, peer)) })
-                as Arriving)
+            Ok(Box::pin(async { Ok(Guest::new(Box::new(Socket::Attached(stream)), peer)) }) as Arriving)
         })
     }
 }

@@ -5,6 +5,19 @@ use std::{fmt, sync::Arc, time::SystemTime};
 
 use crate::{BoxFuture, Peer};
 
+/// How a connection must be protected, the least first. It is each side's own policy: no peer, proxy or reconnect lowers it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Security {
+    /// Not at all.
+    #[default]
+    Insecure,
+    /// Encrypted, and the server proves who it is: `tls://`, `wss://`, `quic://`, or a sealed session over anything.
+    Tls,
+    /// So, and the client proves who it is by a certificate.
+    Mtls,
+}
+
 /// What is known of a peer by the certificate that it showed and proved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -16,15 +16,15 @@ use tokio::{
 };
 use valkyrie_protocol::{Limits, Reason, Status};
 
-#[cfg(feature = "quic")]
-use crate::transport::quic::Identity;
 use crate::{
-    BoxFuture, ConnectionInfo, Listener, MessageHandler, Runtime, TokioRuntime, ValkyrieServer,
+    BoxFuture, ConnectionInfo, Listener, MessageHandler, Runtime, Security, TokioRuntime, ValkyrieServer,
     connection::{Link, Terms, lock},
-    listen::{self, Arriving, Bind, Bound, Doors},
+    listen::{self, Arriving, Bind, Bound, Doorman, Doors},
     router::Router,
     table::{Phase, Table},
 };
+#[cfg(feature = "tls")]
+use crate::{Pem, tls::Identity};
 
 /// How long a new connection may take to say which protocol it speaks.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -66,18 +66,42 @@ impl ServerBuilder {
         Self::default()
     }
 
-    /// Listens there too: `host:port`, `tcp://host:port`, `unix:///path`, `quic://host:port`, `memory:name`. A TCP port
-    /// answers WebSocket handshakes as well. Port 0 lets the system choose.
+    /// Listens there too: `host:port`, `tcp://host:port`, `tls://host:port`, `quic://host:port`, `unix:///path`, `memory:name`. A
+    /// TCP port answers WebSocket handshakes as well: `tls://` those of `wss://`. With an identity, every carrier takes sealed
+    /// sessions too. Port 0 lets the system choose.
     pub fn bind(mut self, endpoint: impl Into<String>) -> Self {
         self.binds.push((endpoint.into(), listen::bind));
         self
     }
 
-    /// The certificate chain that the server shows, its own first, and the private key, both as PEM text. Required for
-    /// `quic://`, which is always encrypted; others do not use it yet.
-    #[cfg(feature = "quic")]
-    pub fn identity(mut self, certificates: impl Into<bytes::Bytes>, key: impl Into<bytes::Bytes>) -> Self {
-        self.doors.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
+    /// The certificate chain that the server shows, its own first, and the private key. Required for `tls://`, `quic://` and
+    /// sealed sessions. Default: none.
+    #[cfg(feature = "tls")]
+    pub fn identity(mut self, certificates: impl Into<Pem>, key: impl Into<Pem>) -> Self {
+        self.doors.tls.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
+        self
+    }
+
+    /// The authorities that vouch for clients: each client must show a certificate of theirs (mTLS). Default: none, and
+    /// clients are asked for none.
+    #[cfg(feature = "tls")]
+    pub fn client_authorities(mut self, pem: impl Into<Pem>) -> Self {
+        self.doors.tls.authorities = Some(pem.into());
+        self
+    }
+
+    /// The revocation lists (CRL) of the clients' authorities, in PEM. A certificate that one of them names is refused.
+    /// Default: none.
+    #[cfg(feature = "tls")]
+    pub fn revocation_lists(mut self, pem: impl Into<Pem>) -> Self {
+        self.doors.tls.revoked = Some(pem.into());
+        self
+    }
+
+    /// The least protection that connections must have: others are told TLS_REQUIRED and closed. Default
+    /// [`Security::Insecure`], as what is bound says.
+    pub fn min_security(mut self, least: Security) -> Self {
+        self.doors.least = least;
         self
     }
 
@@ -161,6 +185,7 @@ impl ServerBuilder {
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }
+        let doorman = self.doors.doorman()?;
         let mut bound: Vec<Box<dyn Bound>> = Vec::new();
         for (endpoint, bind) in &self.binds {
             bound.push(bind(endpoint, &self.terms.limits, &self.doors).await?);
@@ -176,6 +201,7 @@ impl ServerBuilder {
                 router: Arc::new(router),
                 runtime: Arc::new(runtime),
                 terms: self.terms,
+                doorman,
                 max_connections: self.max_connections.min(most_connections()),
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
                 links: Table::default(),
@@ -208,6 +234,7 @@ struct Shared {
     router: Arc<Router>,
     runtime: Arc<dyn Runtime>,
     terms: Terms,
+    doorman: Doorman,
     max_connections: usize,
     drain_timeout: Duration,
     links: Table<Arc<Link>>,
@@ -459,12 +486,12 @@ impl Opening {
         let opened = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return,
-            opened = tokio::time::timeout(SNIFF_TIMEOUT, arriving) => opened,
+            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.doorman.admit(arriving)) => opened,
         };
         // A stranger that says nothing, or not enough, is closed without a word.
-        let Ok(Ok((transport, peer))) = opened else { return };
+        let Ok(Ok(guest)) = opened else { return };
         let (link, driver) =
-            Link::new(transport, peer, &shared.terms, shared.runtime.clone(), Some(shared.router.clone()));
+            Link::new(guest, &shared.terms, shared.runtime.clone(), Some(shared.router.clone()));
         let phase = shared.links.insert(link.id, link.clone());
         drop(self);
         match phase {

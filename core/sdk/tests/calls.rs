@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::Notify;
 use valkyrie_sdk::{
     Bytes, CallOptions, Class, Client, Code, ConnectionInfo, EchoHandler, Metadata, Priority, Reason, Reply,
-    Server, ServerBuilder, ServerControl, Status, handler_fn,
+    Security, Server, ServerBuilder, ServerControl, Status, handler_fn,
 };
 
 /// Handlers that a test watches.
@@ -122,7 +122,12 @@ fn identity() -> &'static (String, String) {
 }
 
 async fn connect(endpoint: &str) -> Result<Client, Status> {
-    Client::builder().endpoint(endpoint).trusted_certificates(identity().0.as_str()).build().await
+    Client::builder()
+        .endpoint(endpoint)
+        .trusted_certificates(identity().0.as_str())
+        .min_security(Security::Insecure)
+        .build()
+        .await
 }
 
 /// The same tests over every kind of carrier.
@@ -552,6 +557,7 @@ async fn spinning_changes_nothing(bind: String) {
     let (endpoint, control) = (server.endpoints().remove(0), server.control());
     let served = tokio::spawn(async move { server.start().await });
     let client = Client::builder().endpoint(endpoint).trusted_certificates(certificates.as_str()).spin_us(20);
+    let client = client.min_security(Security::Insecure);
     let client = client.timeout_ms(60_000).build().await.unwrap();
     for number in 0..200 {
         let message = number.to_string();
@@ -587,6 +593,7 @@ async fn one_permit(bind: &str) -> (ServerControl, Client) {
     let (endpoint, control) = (server.endpoints().remove(0), server.control());
     tokio::spawn(async move { server.start().await });
     let client = Client::builder().endpoint(endpoint).trusted_certificates(certificates.as_str());
+    let client = client.min_security(Security::Insecure);
     (control, client.timeout_ms(60_000).build().await.unwrap())
 }
 

@@ -14,6 +14,10 @@ use valkyrie_sdk::{
     ServerBuilder, Sink, Status, Transport, handler_fn,
 };
 
+/// Provoked by tests/tls.rs and tests/certificates.rs.
+const OF_TLS: std::ops::RangeInclusive<u16> =
+    Reason::CERTIFICATE_UNTRUSTED.number()..=Reason::RECORD_AUTHENTICATION.number();
+
 /// Provoked by the tests of the bridge.
 const OF_THE_BOUNDARY: [Reason; 2] = [Reason::FORKED, Reason::ABANDONED];
 
@@ -193,6 +197,7 @@ async fn errors_are_reachable() {
     serving.await.unwrap().unwrap();
 
     let mut seen: BTreeSet<Reason> = OF_THE_BOUNDARY.into();
+    seen.extend(OF_TLS.map(Reason::from_number));
     for (expected, status) in reached {
         assert_eq!(status.reason(), expected, "{status}");
         // The reason gives the code; only the application's own statuses have any.

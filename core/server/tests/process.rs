@@ -8,7 +8,7 @@ use std::{
     process::{Child, ChildStderr, Command, Output, Stdio},
 };
 
-use valkyrie_sdk::{CallOptions, Client, Code, Metadata, Reason, RecvStream, SendStream};
+use valkyrie_sdk::{CallOptions, Client, Code, Metadata, Reason, RecvStream, Security, SendStream};
 
 fn binary() -> Command {
     Command::new(env!("CARGO_BIN_EXE_valkyrie-server"))
@@ -119,7 +119,7 @@ async fn echoes_on_every_transport() {
         files.1.to_str().unwrap(),
     ]);
     for scheme in ["tcp", "ws", "unix", "quic"] {
-        let builder = Client::builder().endpoint(server.endpoint(scheme));
+        let builder = Client::builder().endpoint(server.endpoint(scheme)).min_security(Security::Insecure);
         let client = builder.trusted_certificates(certificates.clone()).build().await.unwrap();
         assert_eq!(client.request("Hello, World!").await.unwrap(), "Hello, World!", "{scheme}");
         open_echo(&client).await;

@@ -35,15 +35,30 @@ pub(crate) struct Send {
 /// Where to call, and for how long.
 #[derive(clap::Args)]
 pub(crate) struct Target {
-    /// The server: tcp://host:port, unix:///path, ws://host:port or quic://host:port.
+    /// The server: tcp://host:port, tls://host:port, quic://host:port, ws://host:port, wss://host:port or unix:///path.
     #[arg(long, default_value = "tcp://localhost:8080")]
     endpoint: String,
     /// Time limit in milliseconds, for connecting and again for the call.
     #[arg(long, value_name = "MS", default_value_t = valkyrie_sdk::DEFAULT_TIMEOUT_MS, value_parser = clap::value_parser!(u64).range(1..))]
     timeout_ms: u64,
-    /// Certificates to trust, a file in PEM; quic:// needs it.
+    /// Certificates to trust, a file in PEM; tls://, wss:// and quic:// need it, or --system-roots.
     #[arg(long, value_name = "FILE", value_parser = text_of)]
     trusted_certificates: Option<String>,
+    /// Trust the authorities that this system trusts.
+    #[arg(long)]
+    system_roots: bool,
+    /// The certificate to show to a server that asks for one, a file in PEM.
+    #[arg(long, value_name = "FILE", value_parser = text_of, requires = "client_key")]
+    client_certificate: Option<String>,
+    /// The private key of --client-certificate, a file in PEM.
+    #[arg(long, value_name = "FILE", value_parser = text_of, requires = "client_certificate")]
+    client_key: Option<String>,
+    /// The name that the server's certificate must be for, when it is not the endpoint's host.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    /// Speak TLS with the server inside of what carries the bytes: through proxies, and over tcp://, ws:// and unix://.
+    #[arg(long)]
+    sealed: bool,
 }
 
 fn text_of(path: &str) -> Result<String, String> {
@@ -52,14 +67,22 @@ fn text_of(path: &str) -> Result<String, String> {
 
 impl Target {
     pub(crate) fn builder(&self) -> ClientBuilder {
-        let builder = ClientBuilder::new()
+        let mut builder = ClientBuilder::new()
             .endpoint(&self.endpoint)
             .timeout_ms(self.timeout_ms)
-            .connect_timeout_ms(self.timeout_ms);
-        match &self.trusted_certificates {
-            Some(pem) => builder.trusted_certificates(pem.clone()),
-            None => builder,
+            .connect_timeout_ms(self.timeout_ms)
+            .system_roots(self.system_roots)
+            .sealed(self.sealed);
+        if let Some(pem) = &self.trusted_certificates {
+            builder = builder.trusted_certificates(pem.clone());
         }
+        if let (Some(certificate), Some(key)) = (&self.client_certificate, &self.client_key) {
+            builder = builder.identity(certificate.clone(), key.clone());
+        }
+        if let Some(name) = &self.server_name {
+            builder = builder.server_name(name);
+        }
+        builder
     }
 
     pub(crate) fn endpoint(&self) -> &str {

@@ -7,10 +7,15 @@ import { run } from './actions.mjs';
 
 const sdk = createRequire(join(process.cwd(), 'package.json'))('valkyrie-sdk');
 const cases = JSON.parse(await readFile(process.env.VALKYRIE_CONFORMANCE_CASES, 'utf8'));
+const endpoint = process.env.VALKYRIE_CONFORMANCE_ENDPOINT;
+// Trust is for what is encrypted.
+const trusted = /^(tls|wss|quic):/.test(endpoint)
+  ? { trustedCertificates: await readFile(process.env.VALKYRIE_CONFORMANCE_CERTIFICATES, 'utf8') }
+  : {};
 const settings = {
-  endpoint: process.env.VALKYRIE_CONFORMANCE_ENDPOINT,
+  endpoint,
   absent: process.env.VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT,
-  options: { trustedCertificates: await readFile(process.env.VALKYRIE_CONFORMANCE_CERTIFICATES, 'utf8') },
+  options: trusted,
   prefix: `node${process.pid}`,
 };
 await run(sdk, cases, settings, (result) => console.log(JSON.stringify(result)));

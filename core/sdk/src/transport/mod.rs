@@ -7,16 +7,19 @@ pub(crate) mod memory;
 pub(crate) mod quic;
 #[cfg(feature = "native")]
 pub(crate) mod socket;
+#[cfg(feature = "tls")]
+pub(crate) mod tls;
 #[cfg(feature = "websocket")]
 pub(crate) mod websocket;
 
 use std::{
     io::{self, IoSlice},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::{Bytes, BytesMut};
-use valkyrie_protocol::{Limits, Priority};
+use valkyrie_protocol::{Limits, Priority, Reason, Status};
 
 use crate::{BoxFuture, Endpoint, Peer};
 
@@ -80,6 +83,12 @@ pub trait Transport: Send + 'static {
     /// never becomes whole has a limit of time. Default: 0.
     fn unfinished(&self) -> usize {
         0
+    }
+
+    /// Whether the peer may still refuse the connection, which its first word tells: it asked for a certificate. Default:
+    /// false.
+    fn is_provisional(&self) -> bool {
+        false
     }
 
     /// The streams of calls, when the carrier is [`Carrier::Streams`]. Default: none.
@@ -209,33 +218,33 @@ impl ReadBuffer {
     }
 }
 
-/// The built-in connector of an endpoint's scheme. `trusted` are PEM certificates that a server's chain must end in.
+/// The built-in connector of an endpoint's scheme.
 pub(crate) fn connector(
     endpoint: &Endpoint,
-    trusted: Option<&[u8]>,
+    #[cfg(feature = "tls")] tls: &crate::tls::ClientTls,
     limits: &Limits,
-) -> Result<std::sync::Arc<dyn Connector>, valkyrie_protocol::Status> {
-    // Only encrypted carriers ask.
-    let _ = (trusted, limits);
+) -> Result<Arc<dyn Connector>, Status> {
+    // Only some carriers ask.
+    let _ = limits;
+    #[cfg(feature = "tls")]
+    let _ = tls;
     match endpoint.scheme() {
         #[cfg(feature = "native")]
-        "tcp" => Ok(std::sync::Arc::new(socket::Tcp)),
+        "tcp" => Ok(Arc::new(socket::Tcp)),
         #[cfg(all(feature = "native", unix))]
-        "unix" => Ok(std::sync::Arc::new(socket::Unix)),
+        "unix" => Ok(Arc::new(socket::Unix)),
         #[cfg(feature = "native")]
-        "memory" => Ok(std::sync::Arc::new(memory::Memory)),
+        "memory" => Ok(Arc::new(memory::Memory)),
         #[cfg(feature = "websocket")]
-        "ws" => Ok(std::sync::Arc::new(websocket::Ws)),
+        "ws" => Ok(Arc::new(websocket::Ws)),
+        #[cfg(all(feature = "native", feature = "tls"))]
+        "tls" => Ok(Arc::new(tls::TlsConnector { security: tls.build(endpoint)? })),
+        #[cfg(all(feature = "websocket", feature = "tls"))]
+        "wss" => Ok(Arc::new(websocket::Wss { security: tls.build(endpoint)? })),
         #[cfg(feature = "quic")]
-        "quic" => match trusted {
-            Some(trusted) => Ok(std::sync::Arc::new(quic::QuicConnector::new(trusted, limits)?)),
-            None => Err(valkyrie_protocol::Status::from_reason(
-                valkyrie_protocol::Reason::INVALID_CONFIGURATION,
-                format!("{endpoint} needs the certificate to trust; call .trusted_certificates(pem)"),
-            )),
-        },
-        scheme => Err(valkyrie_protocol::Status::from_reason(
-            valkyrie_protocol::Reason::UNSUPPORTED_SCHEME,
+        "quic" => Ok(Arc::new(quic::QuicConnector::new(tls.build(endpoint)?, limits))),
+        scheme => Err(Status::from_reason(
+            Reason::UNSUPPORTED_SCHEME,
             format!("no transport for the scheme {scheme} of {endpoint}"),
         )),
     }

@@ -17,20 +17,21 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use quinn::{
     AsyncUdpSocket, RecvStream, SendStream, UdpPoller, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use valkyrie_protocol::{Limits, Priority, Reason, Status};
 
 use super::{ReadBuffer, StreamIo, Streams};
-use crate::{BoxFuture, Carrier, Connector, Endpoint, Peer, Transport, connection::lock};
+use crate::{
+    BoxFuture, Carrier, Connector, Endpoint, Peer, Transport,
+    connection::{Guest, lock, status_in},
+    tls::{self, ClientSecurity},
+};
 
-/// ALPN of TLS and QUIC (PROTOCOL.md, "Carriers").
-const ALPN: &[u8] = b"valkyrie/1";
 /// A connection on which nothing arrives for so long is lost; a client asks for a sign of life in time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -54,19 +55,6 @@ const READ_SIZE: usize = 64 << 10;
 
 fn invalid(message: String) -> Status {
     Status::from_reason(Reason::INVALID_CONFIGURATION, message)
-}
-
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err("holds no certificate".to_owned()),
-        Ok(found) => Ok(found),
-        Err(error) => Err(format!("is not PEM: {error}")),
-    }
 }
 
 fn transport_config(limits: &Limits, streams: u32) -> quinn::TransportConfig {
@@ -150,12 +138,6 @@ impl quinn::Runtime for Tasks {
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         quinn::TokioRuntime.wrap_udp_socket(socket)
     }
-}
-
-/// The certificates that a server shows, and their key.
-pub(crate) struct Identity {
-    pub(crate) certificates: Bytes,
-    pub(crate) key: Bytes,
 }
 
 /// A UDP socket that tells when it is closed, and that does not believe that nobody listens at the other end: once
@@ -260,16 +242,11 @@ impl Listening {
 }
 
 /// Listens on a UDP port.
-pub(crate) fn bind(address: SocketAddr, identity: &Identity, limits: &Limits) -> Result<Listening, Status> {
-    let chain = certificates(&identity.certificates)
-        .map_err(|why| invalid(format!("the server's certificate {why}")))?;
-    let key = PrivateKeyDer::from_pem_slice(&identity.key)
-        .map_err(|error| invalid(format!("the server's private key is not PEM: {error}")))?;
-    let mut tls = rustls::ServerConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key))
-        .map_err(|error| invalid(format!("the server's certificate and key: {error}")))?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
+pub(crate) fn bind(
+    address: SocketAddr,
+    tls: rustls::ServerConfig,
+    limits: &Limits,
+) -> Result<Listening, Status> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| invalid(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     // QUIC gives back the room of streams that have ended an eighth at a time, and one is the connection's own.
@@ -297,14 +274,21 @@ pub(crate) struct Handshake {
 
 impl Handshake {
     /// Finishes it.
-    pub(crate) async fn finish(self) -> io::Result<(Box<dyn Transport>, Peer)> {
+    pub(crate) async fn finish(self) -> io::Result<Guest> {
         let Self { incoming, running } = self;
         let peer = Peer::new(format!("quic://{}", incoming.remote_address()));
         let connection = incoming.accept().map_err(io::Error::from)?.await.map_err(io::Error::from)?;
         drop(running);
+        if protocol(&connection).as_deref() != Some(tls::ALPN) {
+            return Err(tls::no_protocol());
+        }
+        let chain = connection
+            .peer_identity()
+            .and_then(|chain| chain.downcast::<Vec<CertificateDer<'static>>>().ok());
+        let peer = tls::proved(peer, chain.as_ref().map(|chain| chain.as_slice()));
         let control = connection.accept_bi().await.map_err(io::Error::from)?;
         let accept = Some(accepting_next(connection.clone()));
-        Ok((Box::new(Quic::new(None, connection, control, accept)), peer))
+        Ok(Guest::new(Box::new(Quic::new(None, connection, control, accept)), peer))
     }
 }
 
@@ -314,33 +298,37 @@ fn accepting_next(connection: quinn::Connection) -> Opening {
     Box::pin(async move { connection.accept_bi().await })
 }
 
-/// Connects by QUIC, trusting the certificates of one authority.
+/// What both agreed to speak.
+fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
+}
+
+/// What ended a connection, or kept it from standing.
+fn told(error: quinn::ConnectionError) -> io::Error {
+    use quinn::ConnectionError as E;
+    let code = match &error {
+        E::ConnectionClosed(close) => u64::from(close.error_code),
+        E::TransportError(error) => u64::from(error.code),
+        _ => return error.into(),
+    };
+    // An alert of TLS is told as the second byte of a code (RFC 9001, section 4.8).
+    match u8::try_from(code & 0xFF) {
+        Ok(alert) if code >> 8 == 1 => tls::told_by_alert(alert.into()),
+        _ => error.into(),
+    }
+}
+
+/// Connects by QUIC, as its TLS is configured.
 pub(crate) struct QuicConnector {
-    config: quinn::ClientConfig,
+    security: ClientSecurity,
+    transport: Arc<quinn::TransportConfig>,
 }
 
 impl QuicConnector {
-    pub(crate) fn new(trusted: &[u8], limits: &Limits) -> Result<Self, Status> {
-        let mut roots = rustls::RootCertStore::empty();
-        for certificate in
-            certificates(trusted).map_err(|why| invalid(format!("the trusted certificate {why}")))?
-        {
-            roots
-                .add(certificate)
-                .map_err(|error| invalid(format!("the trusted certificate is not usable: {error}")))?;
-        }
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| invalid(error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let crypto = QuicClientConfig::try_from(tls).map_err(|error| invalid(error.to_string()))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    pub(crate) fn new(security: ClientSecurity, limits: &Limits) -> Self {
         let mut transport = transport_config(limits, 0);
         transport.keep_alive_interval(Some(KEEP_ALIVE));
-        config.transport_config(Arc::new(transport));
-        Ok(Self { config })
+        Self { security, transport: Arc::new(transport) }
     }
 }
 
@@ -348,15 +336,16 @@ impl Connector for QuicConnector {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
             let authority = endpoint.authority();
-            let name = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
-            let name = name.trim_start_matches('[').trim_end_matches(']');
+            let name = self.security.name.to_str();
             let addresses = tokio::net::lookup_host(authority)
                 .await
                 .map_err(|error| io::Error::new(io::ErrorKind::NotFound, format!("{authority}: {error}")))?;
             let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{authority} has no address"));
             for address in addresses {
-                match self.connect_to(address, name).await {
+                match self.connect_to(address, &name).await {
                     Ok(transport) => return Ok(transport),
+                    // It was reached, and is not whom the client looks for: no other address makes that good.
+                    Err(error) if status_in(&error).is_some() => return Err(error),
                     Err(error) => failed = error,
                 }
             }
@@ -376,14 +365,25 @@ impl QuicConnector {
         let tasks = Arc::new(Tasks::default());
         let (endpoint, _) = Udp::endpoint(socket, None, tasks.clone())?;
         let own = Own { _endpoint: endpoint.clone(), tasks };
-        let connecting =
-            endpoint.connect_with(self.config.clone(), address, name).map_err(io::Error::other)?;
+        let (config, noted) = self.security.config(tls::ALPN).map_err(io::Error::other)?;
+        let crypto = QuicClientConfig::try_from(config).map_err(io::Error::other)?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(self.transport.clone());
+        let connecting = endpoint.connect_with(config, address, name).map_err(io::Error::other)?;
         let connection = tokio::select! {
-            connected = connecting => connected.map_err(io::Error::from)?,
+            connected = connecting => connected.map_err(|error| match noted.refused() {
+                Some(why) => tls::told(&why, "server"),
+                None => told(error),
+            })?,
             error = refused => return Err(error),
         };
-        let control = connection.open_bi().await.map_err(io::Error::from)?;
-        Ok(Box::new(Quic::new(Some(own), connection, control, None)))
+        if protocol(&connection).as_deref() != Some(tls::ALPN) {
+            return Err(tls::no_protocol());
+        }
+        let control = connection.open_bi().await.map_err(told)?;
+        let mut quic = Quic::new(Some(own), connection, control, None);
+        quic.asked = noted.was_asked();
+        Ok(Box::new(quic))
     }
 }
 
@@ -463,6 +463,8 @@ struct Ends {
 struct Quic {
     /// A client's own, which its connection needs.
     own: Option<Own>,
+    /// The server asked for a certificate.
+    asked: bool,
     connection: quinn::Connection,
     /// The connection's own stream; there until the end.
     control: Option<(SendStream, RecvStream)>,
@@ -484,6 +486,7 @@ impl Quic {
         let _ = control.0.set_priority(i32::MAX);
         Self {
             own,
+            asked: false,
             connection,
             control: Some(control),
             accept,
@@ -534,8 +537,13 @@ impl Transport for Quic {
             Poll::Ready(Err(quinn::ReadError::ConnectionLost(
                 quinn::ConnectionError::ApplicationClosed(_),
             ))) => Poll::Ready(Ok(0)),
+            Poll::Ready(Err(quinn::ReadError::ConnectionLost(error))) => Poll::Ready(Err(told(error))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
         }
+    }
+
+    fn is_provisional(&self) -> bool {
+        self.asked
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {

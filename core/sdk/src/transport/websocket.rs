@@ -8,10 +8,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Sink, Stream};
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::TcpStream,
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_tungstenite::{
     WebSocketStream, accept_hdr_async_with_config, client_async_with_config,
     tungstenite::{
@@ -39,25 +36,25 @@ fn config() -> WebSocketConfig {
         .max_frame_size(Some(MAX_MESSAGE))
 }
 
-struct WebSocket {
-    stream: WebSocketStream<Counted>,
+struct WebSocket<S> {
+    stream: WebSocketStream<Counted<S>>,
     closing: bool,
 }
 
 /// A stream that counts what is read: what came since the last message is of one that is not whole yet, but for what
 /// the library's read buffer of 8 KiB held already.
-struct Counted {
-    stream: TcpStream,
+struct Counted<S> {
+    stream: S,
     read: usize,
 }
 
-impl Counted {
-    fn new(stream: TcpStream) -> Self {
+impl<S> Counted<S> {
+    fn new(stream: S) -> Self {
         Self { stream, read: 0 }
     }
 }
 
-impl AsyncRead for Counted {
+impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -70,7 +67,7 @@ impl AsyncRead for Counted {
     }
 }
 
-impl AsyncWrite for Counted {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
@@ -91,9 +88,9 @@ fn failed(error: tungstenite::Error) -> io::Error {
     }
 }
 
-impl WebSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
     /// After the handshake, which is over.
-    fn new(mut stream: WebSocketStream<Counted>) -> Self {
+    fn new(mut stream: WebSocketStream<Counted<S>>) -> Self {
         stream.get_mut().read = 0;
         Self { stream, closing: false }
     }
@@ -109,7 +106,7 @@ impl WebSocket {
     }
 }
 
-impl Transport for WebSocket {
+impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for WebSocket<S> {
     fn carrier(&self) -> Carrier {
         Carrier::Messages
     }
@@ -177,24 +174,118 @@ pub(crate) struct Ws;
 impl Connector for Ws {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let authority = endpoint.authority();
-            let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-            let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
-            let stream = connect_tcp(&address).await?;
-            let mut request = endpoint.to_string().into_client_request().map_err(failed)?;
-            request
-                .headers_mut()
-                .insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
-            let (stream, _) = client_async_with_config(request, Counted::new(stream), Some(config()))
-                .await
-                .map_err(failed)?;
-            Ok(Box::new(WebSocket::new(stream)) as Box<dyn Transport>)
+            let stream = connect_tcp(&with_port(endpoint, 80)).await?;
+            connect(stream, endpoint).await
         })
     }
 }
 
+/// `wss://`.
+#[cfg(feature = "tls")]
+pub(crate) struct Wss {
+    pub(crate) security: crate::tls::ClientSecurity,
+}
+
+#[cfg(feature = "tls")]
+impl Connector for Wss {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let stream = connect_tcp(&with_port(endpoint, 443)).await?;
+            let socket = Box::new(super::socket::Socket::Attached(stream));
+            let secured = super::tls::connect(socket, &self.security, crate::tls::ALPN_HTTP).await?;
+            connect(Io::new(secured), endpoint).await
+        })
+    }
+}
+
+fn with_port(endpoint: &Endpoint, default: u16) -> String {
+    let authority = endpoint.authority();
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    if has_port { authority.to_owned() } else { format!("{authority}:{default}") }
+}
+
+async fn connect<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    endpoint: &Endpoint,
+) -> io::Result<Box<dyn Transport>> {
+    let mut request = endpoint.to_string().into_client_request().map_err(failed)?;
+    request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    match client_async_with_config(request, Counted::new(stream), Some(config())).await {
+        Ok((stream, _)) => Ok(Box::new(WebSocket::new(stream))),
+        #[cfg(feature = "tls")]
+        Err(tungstenite::Error::Http(answer)) if answer.status() == StatusCode::UPGRADE_REQUIRED => {
+            Err(crate::tls::failed(
+                valkyrie_protocol::Reason::TLS_REQUIRED,
+                "the server's port speaks TLS: use wss://",
+            ))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Tells who asks for a WebSocket in the clear that the port speaks TLS (RFC 2817, section 4.2).
+#[cfg(feature = "tls")]
+pub(crate) async fn ask_for_tls(mut stream: tokio::net::TcpStream) -> io::Error {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    const ANSWER: &[u8] =
+        b"HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.3, HTTP/1.1\r\nConnection: Upgrade, close\r\n\
+        Content-Length: 0\r\n\r\n";
+    // What it has sent is read, or the system would reset the connection before the answer is there.
+    let mut asked = [0; 4 << 10];
+    let _ = stream.read(&mut asked).await;
+    let _ = stream.write_all(ANSWER).await;
+    let _ = stream.shutdown().await;
+    let _ = stream.read(&mut asked).await;
+    io::Error::new(io::ErrorKind::InvalidData, "the peer asks for a WebSocket on a port of TLS")
+}
+
+/// A transport as a stream of tokio's, for the library of WebSocket.
+#[cfg(feature = "tls")]
+pub(crate) struct Io<T> {
+    transport: T,
+    read: ReadBuffer,
+}
+
+#[cfg(feature = "tls")]
+impl<T: Transport> Io<T> {
+    pub(crate) fn new(transport: T) -> Self {
+        Self { transport, read: ReadBuffer::default() }
+    }
+}
+
+#[cfg(feature = "tls")]
+impl<T: Transport + Unpin> AsyncRead for Io<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.read.bytes.is_empty() {
+            ready!(this.transport.poll_read(cx, &mut this.read))?;
+        }
+        let len = this.read.bytes.len().min(into.remaining());
+        into.put_slice(&this.read.bytes.split_to(len));
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(feature = "tls")]
+impl<T: Transport + Unpin> AsyncWrite for Io<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().transport.poll_write(cx, &[IoSlice::new(bytes)])
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().transport.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().transport.poll_close(cx)
+    }
+}
+
 /// Answers a WebSocket handshake. A page's origin must be this server's own, loopback, or one of `origins`.
-pub(crate) async fn accept(stream: TcpStream, origins: &[String]) -> io::Result<Box<dyn Transport>> {
+pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    origins: &[String],
+) -> io::Result<Box<dyn Transport>> {
     // The error type is the library's.
     #[allow(clippy::result_large_err, reason = "tungstenite's callback fixes the type")]
     let check = |request: &Request, mut response: Response| -> Result<Response, ErrorResponse> {

@@ -1,0 +1,526 @@
+//! TLS 1.3 around any transport: rustls' own records carry the connection's bytes, whatever carries the records.
+//!
+//! Around a TCP socket this is `tls://`; around any other carrier it is a sealed session, whose two ends may be a page and
+//! a server with proxies between them that end the TLS outside.
+
+use std::{
+    io::{self, IoSlice},
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use rustls::{
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus},
+};
+#[cfg(feature = "native")]
+use rustls::{
+    pki_types::CertificateDer,
+    server::{ServerConnectionData, UnbufferedServerConnection},
+};
+use valkyrie_protocol::Reason;
+
+#[cfg(feature = "native")]
+use super::socket::{Socket, connect_tcp};
+use super::{Pollable, ReadBuffer};
+use crate::{
+    BoxFuture, Connector, Endpoint, Transport,
+    tls::{ALPN_SEALED, ClientSecurity, failed, no_protocol, told},
+};
+
+/// The longest plaintext of a record (RFC 8446, section 5.1), and what a record adds to it at most.
+const RECORD: usize = 16 << 10;
+const RECORD_OVERHEAD: usize = 5 + 1 + 16;
+/// Records that are written in one go.
+const WRITE_AHEAD: usize = 64 << 10;
+/// Room for one read.
+const READ_LEAST: usize = 4 << 10;
+const READ_MOST: usize = 64 << 10;
+/// What a stranger may send before it has proven who it is.
+const MOST_BEFORE: usize = 16 << 10;
+/// Records in a row that bring nothing, such as updates of keys; each such amount of bytes allows one more.
+const MOST_EMPTY: u32 = 32;
+const ONE_MORE_AFTER: usize = 64 << 10;
+
+/// One side of rustls' state machine.
+pub(crate) trait Side: Send + 'static {
+    type Data;
+    /// What the other side is called.
+    const PEER: &str;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+    /// Whether TLS itself has something to say.
+    fn wants_write(&self) -> bool;
+    fn alpn(&self) -> Option<&[u8]>;
+    #[cfg(feature = "native")]
+    fn chain(&self) -> Option<&[CertificateDer<'static>]>;
+}
+
+macro_rules! side {
+    ($connection:ty, $data:ty, $peer:literal) => {
+        impl Side for $connection {
+            type Data = $data;
+            const PEER: &str = $peer;
+
+            fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, $data> {
+                self.process_tls_records(incoming)
+            }
+
+            fn wants_write(&self) -> bool {
+                std::ops::Deref::deref(self).wants_write()
+            }
+
+            fn alpn(&self) -> Option<&[u8]> {
+                self.alpn_protocol()
+            }
+
+            #[cfg(feature = "native")]
+            fn chain(&self) -> Option<&[CertificateDer<'static>]> {
+                self.peer_certificates()
+            }
+        }
+    };
+}
+
+side!(UnbufferedClientConnection, ClientConnectionData, "server");
+#[cfg(feature = "native")]
+side!(UnbufferedServerConnection, ServerConnectionData, "client");
+
+/// A transport inside of TLS.
+pub(crate) struct Tls<S> {
+    side: S,
+    inner: Box<dyn Transport>,
+    /// Records that came and are not decrypted: less than one, between polls.
+    incoming: ReadBuffer,
+    /// Records on their way.
+    outgoing: BytesMut,
+    /// What is decrypted and not taken.
+    plain: BytesMut,
+    /// Small parts of a record, gathered.
+    gathered: Vec<u8>,
+    read_size: usize,
+    open: bool,
+    /// Nothing can be read or written any more.
+    failed: bool,
+    /// The peer asked for a certificate: whether it takes what was shown is not known yet.
+    asked: bool,
+    /// The peer will send nothing more.
+    ended: bool,
+    /// Records that brought nothing, and what came since the last of them was forgiven.
+    empty: u32,
+    since: usize,
+}
+
+/// Connects over `inner`, proving and verifying as `security` says.
+pub(crate) async fn connect(
+    inner: Box<dyn Transport>,
+    security: &ClientSecurity,
+    alpn: &[u8],
+) -> io::Result<Tls<UnbufferedClientConnection>> {
+    let (config, noted) = security.config(alpn).map_err(io::Error::other)?;
+    let side = UnbufferedClientConnection::new(config, security.name.clone())
+        .map_err(|error| told(&error, "server"))?;
+    let mut tls = Tls::new(side, inner, ReadBuffer::default());
+    std::future::poll_fn(|cx| tls.poll_handshake(cx)).await?;
+    tls.asked = noted.was_asked();
+    Ok(tls)
+}
+
+/// Accepts over `inner`, of which `read` was read already.
+#[cfg(feature = "native")]
+pub(crate) async fn accept(
+    inner: Box<dyn Transport>,
+    read: ReadBuffer,
+    config: std::sync::Arc<rustls::ServerConfig>,
+) -> io::Result<Tls<UnbufferedServerConnection>> {
+    let side = UnbufferedServerConnection::new(config).map_err(|error| told(&error, "client"))?;
+    let mut tls = Tls::new(side, inner, read);
+    std::future::poll_fn(|cx| tls.poll_handshake(cx)).await?;
+    Ok(tls)
+}
+
+/// `tls://`.
+#[cfg(feature = "native")]
+pub(crate) struct TlsConnector {
+    pub(crate) security: ClientSecurity,
+}
+
+#[cfg(feature = "native")]
+impl Connector for TlsConnector {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let stream = connect_tcp(endpoint.authority()).await?;
+            let socket = Box::new(Socket::Attached(stream));
+            Ok(Box::new(connect(socket, &self.security, crate::tls::ALPN).await?) as Box<dyn Transport>)
+        })
+    }
+}
+
+/// A sealed session over what another connector makes.
+pub(crate) struct Sealed {
+    pub(crate) carrier: std::sync::Arc<dyn Connector>,
+    pub(crate) security: ClientSecurity,
+}
+
+impl Connector for Sealed {
+    fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
+        Box::pin(async move {
+            let carrier = self.carrier.connect(endpoint).await?;
+            Ok(Box::new(connect(carrier, &self.security, ALPN_SEALED).await?) as Box<dyn Transport>)
+        })
+    }
+}
+
+impl<S: Side> Tls<S> {
+    fn new(side: S, inner: Box<dyn Transport>, incoming: ReadBuffer) -> Self {
+        Self {
+            side,
+            inner,
+            incoming,
+            outgoing: BytesMut::new(),
+            plain: BytesMut::new(),
+            gathered: Vec::new(),
+            read_size: READ_LEAST,
+            open: false,
+            failed: false,
+            asked: false,
+            ended: false,
+            empty: 0,
+            since: 0,
+        }
+    }
+
+    /// What both agreed to speak.
+    #[cfg(feature = "websocket")]
+    pub(crate) fn alpn(&self) -> &[u8] {
+        self.side.alpn().unwrap_or_default()
+    }
+
+    /// The certificates that the peer showed and proved.
+    #[cfg(feature = "native")]
+    pub(crate) fn chain(&self) -> Option<&[CertificateDer<'static>]> {
+        self.side.chain()
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut before = self.incoming.bytes.len();
+        loop {
+            if let Err(error) = self.process() {
+                // The peer is told by an alert, if it listens.
+                let _ = self.poll_drain(cx);
+                return Poll::Ready(Err(error));
+            }
+            ready!(self.poll_drain(cx))?;
+            ready!(self.inner.poll_flush(cx))?;
+            if self.open {
+                // Without a word of it a peer may speak anything (RFC 7301).
+                return Poll::Ready(if self.side.alpn().is_some() { Ok(()) } else { Err(no_protocol()) });
+            }
+            before += ready!(self.poll_records(cx))?;
+            if let Some(first) = self.incoming.bytes.first()
+                && !matches!(first, 0x14..=0x17)
+            {
+                return Poll::Ready(Err(failed(
+                    Reason::TLS_NOT_SPOKEN,
+                    format!("the {} does not speak TLS there", S::PEER),
+                )));
+            }
+            if S::PEER == "client" && before > MOST_BEFORE {
+                return Poll::Ready(Err(failed(
+                    Reason::TLS_FAILED,
+                    format!("the client's handshake is longer than {MOST_BEFORE} bytes"),
+                )));
+            }
+        }
+    }
+
+    /// Reads records; the number of bytes, never 0.
+    fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let read = {
+            let bytes = &mut self.incoming.bytes;
+            bytes.reserve(self.read_size);
+            ready!(self.inner.poll_read(cx, &mut self.incoming))?
+        };
+        self.has_read(read)?;
+        Poll::Ready(Ok(read))
+    }
+
+    fn has_read(&mut self, read: usize) -> io::Result<()> {
+        if read == 0 {
+            self.ended = true;
+            let message = "the connection ended before TLS stood: the peer closed it";
+            return if self.open {
+                Ok(())
+            } else {
+                Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
+            };
+        }
+        if read >= self.read_size / 2 {
+            self.read_size = (self.read_size * 2).min(READ_MOST);
+        }
+        Ok(())
+    }
+
+    /// Decrypts every whole record that came, and queues what TLS itself has to say.
+    fn process(&mut self) -> io::Result<()> {
+        self.run(None)
+    }
+
+    /// Runs rustls until it wants more, or has encrypted `text`.
+    fn run(&mut self, text: Option<&[u8]>) -> io::Result<()> {
+        if self.failed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let result = self.try_run(text);
+        if result.is_err() {
+            // What is left to say is an alert; nothing may follow it.
+            self.failed = true;
+            while self.side.wants_write() {
+                let UnbufferedStatus { discard, state } = self.side.process(&mut self.incoming.bytes);
+                let Ok(ConnectionState::EncodeTlsData(data)) = state else { break };
+                let encoded = encode(data, &mut self.outgoing);
+                self.incoming.bytes.advance(discard);
+                if encoded.is_err() {
+                    break;
+                }
+            }
+        }
+        result
+    }
+
+    fn try_run(&mut self, text: Option<&[u8]>) -> io::Result<()> {
+        loop {
+            let plain = self.plain.len();
+            let UnbufferedStatus { discard, state } = self.side.process(&mut self.incoming.bytes);
+            let mut more = true;
+            let result = match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    let mut result = Ok(());
+                    while let Some(record) = traffic.next_record() {
+                        match record {
+                            Ok(record) => self.plain.extend_from_slice(record.payload),
+                            Err(error) => result = Err(told(&error, S::PEER)),
+                        }
+                    }
+                    result
+                }
+                Ok(ConnectionState::EncodeTlsData(data)) => encode(data, &mut self.outgoing),
+                Ok(ConnectionState::TransmitTlsData(data)) => {
+                    data.done();
+                    Ok(())
+                }
+                Ok(ConnectionState::WriteTraffic(mut traffic)) => {
+                    more = false;
+                    self.open = true;
+                    match text {
+                        Some(text) => {
+                            let least = text.len() + text.len().div_ceil(RECORD) * RECORD_OVERHEAD;
+                            grow(&mut self.outgoing, least, |room| match traffic.encrypt(text, room) {
+                                Err(EncryptError::InsufficientSize(size)) => Err(Some(size.required_size)),
+                                Err(EncryptError::EncryptExhausted) => Err(None),
+                                Ok(len) => Ok(len),
+                            })
+                        }
+                        None => Ok(()),
+                    }
+                }
+                Ok(ConnectionState::PeerClosed) => {
+                    self.ended = true;
+                    Ok(())
+                }
+                Ok(ConnectionState::BlockedHandshake | ConnectionState::Closed) => {
+                    more = false;
+                    match text {
+                        Some(_) => Err(io::ErrorKind::BrokenPipe.into()),
+                        None => Ok(()),
+                    }
+                }
+                // Nobody offers early data.
+                Ok(_) => Err(failed(Reason::TLS_FAILED, "TLS is in a state that this version does not know")),
+                Err(error) => Err(told(&error, S::PEER)),
+            };
+            self.incoming.bytes.advance(discard);
+            result?;
+            self.account(discard, self.plain.len() - plain)?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Whoever sends records that bring nothing has work done for nothing.
+    fn account(&mut self, taken: usize, brought: usize) -> io::Result<()> {
+        if !self.open {
+            return Ok(());
+        }
+        self.since += brought;
+        if self.since >= ONE_MORE_AFTER {
+            self.empty = self.empty.saturating_sub((self.since / ONE_MORE_AFTER) as u32);
+            self.since %= ONE_MORE_AFTER;
+        }
+        if taken > 0 && brought == 0 {
+            self.empty += 1;
+            if self.empty > MOST_EMPTY {
+                return Err(failed(
+                    Reason::ENHANCE_CALM,
+                    format!("the {} sent {MOST_EMPTY} records without a byte in them", S::PEER),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the records to the carrier.
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            let written = ready!(self.inner.poll_write(cx, &[IoSlice::new(&self.outgoing)]))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.outgoing.advance(written);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Waits until something is decrypted, or the peer has ended.
+    fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.plain.is_empty() && !self.ended {
+            ready!(self.poll_records(cx))?;
+            self.decrypt(cx)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Decrypts what was read; an answer of TLS itself goes out at once.
+    fn decrypt(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let before = self.outgoing.len();
+        let result = self.process();
+        if self.outgoing.len() > before {
+            let _ = self.poll_drain(cx)?;
+        }
+        result
+    }
+
+    /// Hands out what is decrypted: how much.
+    fn take(&mut self, into: &mut ReadBuffer) -> usize {
+        let len = self.plain.len();
+        if into.bytes.is_empty() {
+            // Both keep their room.
+            std::mem::swap(&mut into.bytes, &mut self.plain);
+        } else {
+            into.put(&self.plain);
+        }
+        self.plain.clear();
+        len
+    }
+}
+
+/// Appends what TLS itself has to say.
+fn encode<D>(mut data: EncodeTlsData<'_, D>, out: &mut BytesMut) -> io::Result<()> {
+    grow(out, 0, |room| match data.encode(room) {
+        Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
+        Err(EncodeError::AlreadyEncoded) => Err(None),
+        Ok(len) => Ok(len),
+    })
+}
+
+/// Lets `write` fill the room behind `out`, of which there are `least` bytes and more when it asks for them.
+fn grow(
+    out: &mut BytesMut,
+    least: usize,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
+) -> io::Result<()> {
+    let start = out.len();
+    let mut room = least;
+    loop {
+        out.resize(start + room, 0);
+        match write(&mut out[start..]) {
+            Ok(len) => {
+                out.truncate(start + len);
+                return Ok(());
+            }
+            Err(Some(required)) if required > room => room = required,
+            Err(_) => {
+                out.truncate(start);
+                return Err(failed(Reason::TLS_FAILED, "the keys of the TLS connection are used up"));
+            }
+        }
+    }
+}
+
+impl<S: Side> Transport for Tls<S> {
+    fn poll_read(&mut self, cx: &mut Context<'_>, into: &mut ReadBuffer) -> Poll<io::Result<usize>> {
+        ready!(self.poll_fill(cx))?;
+        Poll::Ready(Ok(self.take(into)))
+    }
+
+    fn read_now(&mut self, into: &mut ReadBuffer) -> io::Result<usize> {
+        while self.plain.is_empty() && !self.ended {
+            let read = self.inner.read_now(&mut self.incoming)?;
+            self.has_read(read)?;
+            self.process()?;
+        }
+        Ok(self.take(into))
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.outgoing.len() >= WRITE_AHEAD {
+            ready!(self.poll_drain(cx))?;
+        }
+        let first = parts.iter().find(|part| !part.is_empty());
+        let Some(first) = first else { return Poll::Ready(Ok(0)) };
+        if first.len() >= RECORD / 2 {
+            let len = first.len().min(WRITE_AHEAD);
+            self.run(Some(&first[..len]))?;
+            return Poll::Ready(Ok(len));
+        }
+        let mut gathered = std::mem::take(&mut self.gathered);
+        gathered.clear();
+        for part in parts {
+            let len = part.len().min(RECORD - gathered.len());
+            gathered.extend_from_slice(&part[..len]);
+            if gathered.len() == RECORD {
+                break;
+            }
+        }
+        let result = self.run(Some(&gathered));
+        let len = gathered.len();
+        self.gathered = gathered;
+        if !self.plain.is_empty() {
+            // Nothing else would ask for it.
+            cx.waker().wake_by_ref();
+        }
+        Poll::Ready(result.map(|()| len))
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(cx))?;
+        self.inner.poll_flush(cx)
+    }
+
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.open && !self.failed {
+            self.failed = true;
+            let UnbufferedStatus { discard, state } = self.side.process(&mut self.incoming.bytes);
+            if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
+                let _ = grow(&mut self.outgoing, 64, |room| match traffic.queue_close_notify(room) {
+                    Err(EncryptError::InsufficientSize(size)) => Err(Some(size.required_size)),
+                    Err(EncryptError::EncryptExhausted) => Err(None),
+                    Ok(len) => Ok(len),
+                });
+            }
+            self.incoming.bytes.advance(discard);
+        }
+        // Best effort: a peer that does not read is not waited for.
+        let _ = self.poll_drain(cx)?;
+        self.inner.poll_close(cx)
+    }
+
+    fn is_provisional(&self) -> bool {
+        self.asked
+    }
+
+    fn pollable(&mut self) -> Option<&mut dyn Pollable> {
+        self.inner.pollable()
+    }
+}

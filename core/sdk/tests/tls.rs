@@ -1,0 +1,602 @@
+//! TLS as users have it: tls://, wss://, quic:// and sealed sessions between a real client and a real server.
+#![cfg(all(feature = "quic", feature = "websocket"))]
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use valkyrie_sdk::{
+    CallOptions, Client, ClientBuilder, Code, EchoHandler, Peer, Pem, Reason, Reply, Security, ServerBuilder,
+    ServerControl, Status, handler_fn,
+};
+
+/// A hang is bounded far above anything that should take that long.
+async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+/// A development CA.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+/// A chain and its key.
+#[derive(Clone)]
+struct Shown {
+    chain: String,
+    key: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let name = format!("authority {}", MADE.fetch_add(1, Relaxed));
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = params.self_signed(&key).unwrap().pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    fn leaf(&self, change: impl FnOnce(&mut CertificateParams)) -> Shown {
+        let mut params =
+            CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        change(&mut params);
+        let key = KeyPair::generate().unwrap();
+        Shown { chain: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
+    }
+}
+
+/// Answers with who calls, as the server sees it.
+fn who() -> impl valkyrie_sdk::MessageHandler {
+    handler_fn(|call| async move {
+        let Peer { endpoint, encrypted, certificate, .. } = call.peer().clone();
+        let scheme = endpoint.split(':').next().unwrap_or_default().to_owned();
+        let uris = certificate.map(|certificate| certificate.uris.join(",")).unwrap_or_default();
+        Ok(Reply::message(format!("{scheme} {encrypted} {uris}")))
+    })
+}
+
+async fn start(builder: ServerBuilder) -> (Vec<String>, ServerControl) {
+    let server = builder.handler("/echo", EchoHandler).handler("/who", who()).build().await.unwrap();
+    let (endpoints, control) = (server.endpoints(), server.control());
+    tokio::spawn(async move { server.start().await });
+    (endpoints, control)
+}
+
+fn of<'a>(endpoints: &'a [String], scheme: &str) -> &'a str {
+    endpoints.iter().find(|endpoint| endpoint.starts_with(&format!("{scheme}:"))).unwrap()
+}
+
+const ENCRYPTED: [&str; 3] = ["tls", "wss", "quic"];
+
+async fn who_is(client: &Client) -> String {
+    let answer = bounded("a call", client.call("/who", "")).await.unwrap();
+    String::from_utf8(answer.message.to_vec()).unwrap()
+}
+
+/// The status of a connect and one call.
+async fn refused(builder: ClientBuilder) -> Status {
+    match bounded("a connect", builder.build()).await {
+        Err(status) => status,
+        Ok(client) => bounded("a call", client.request("hello")).await.unwrap_err(),
+    }
+}
+
+// spec: W11-15
+#[tokio::test(flavor = "multi_thread")]
+async fn every_encrypted_carrier_carries_every_shape() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let server = authority.leaf(|_| {});
+    let client = clients.leaf(|params| {
+        params.subject_alt_names = vec![SanType::URI("spiffe://example.org/billing".try_into().unwrap())];
+    });
+    let builder = ServerBuilder::new()
+        .bind("tls://127.0.0.1:0")
+        .bind("quic://127.0.0.1:0")
+        .identity(server.chain.clone(), server.key.clone())
+        .client_authorities(clients.pem.clone());
+    let (endpoints, control) = start(builder).await;
+    for scheme in ENCRYPTED {
+        let builder = Client::builder()
+            .endpoint(of(&endpoints, scheme))
+            .trusted_certificates(authority.pem.clone())
+            .identity(client.chain.clone(), client.key.clone());
+        let client = bounded("a connect", builder.build()).await.unwrap();
+        assert_eq!(who_is(&client).await, format!("{scheme} true spiffe://example.org/billing"));
+        // Over many records, and over many small messages.
+        let long: Vec<u8> = (0..3_000_000u32).map(|at| at as u8).collect();
+        assert!(bounded("a long call", client.request(long.clone())).await.unwrap() == long);
+        let (mut send, mut receive) = client.open("/echo", CallOptions::new()).await.unwrap();
+        for number in 0..1_000u32 {
+            bounded("a send", send.send(number.to_le_bytes().to_vec())).await.unwrap();
+        }
+        send.finish().await.unwrap();
+        for number in 0..1_000u32 {
+            let message = bounded("an answer", receive.recv()).await.unwrap().unwrap();
+            assert_eq!(message, number.to_le_bytes().to_vec());
+        }
+        assert_eq!(bounded("the end", receive.recv()).await.unwrap(), None);
+        client.close().await;
+    }
+    control.shutdown().await;
+}
+
+// spec: W11-17, W11-18
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_session_passes_every_carrier() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    let path = std::env::temp_dir().join(format!("valkyrie-sealed-{}.sock", std::process::id()));
+    let memory = format!("memory:sealed-{}", std::process::id());
+    let builder = ServerBuilder::new()
+        .bind("127.0.0.1:0")
+        .bind("tls://127.0.0.1:0")
+        .bind("quic://127.0.0.1:0")
+        .bind(format!("unix://{}", path.display()))
+        .bind(memory.clone())
+        .identity(shown.chain.clone(), shown.key.clone())
+        .min_security(Security::Tls);
+    let (endpoints, control) = start(builder).await;
+    for scheme in ["tcp", "ws", "tls", "wss", "quic", "unix", "memory"] {
+        let builder = Client::builder()
+            .endpoint(of(&endpoints, scheme))
+            .trusted_certificates(authority.pem.clone())
+            .server_name("localhost")
+            .sealed(true);
+        let client = bounded("a connect", builder.build()).await.unwrap();
+        assert_eq!(who_is(&client).await, format!("{scheme} true "));
+        let long = vec![7; 1_000_000];
+        assert!(bounded("a long call", client.request(long.clone())).await.unwrap() == long);
+        client.close().await;
+        // Whoever does not seal, where nothing else encrypts, is told so.
+        if matches!(scheme, "tcp" | "ws" | "unix" | "memory") {
+            let status = refused(Client::builder().endpoint(of(&endpoints, scheme))).await;
+            assert_eq!(
+                (status.reason(), status.code()),
+                (Reason::TLS_REQUIRED, Code::FailedPrecondition),
+                "{scheme}"
+            );
+        }
+    }
+    control.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_with_a_certificate_has_its_own_reason() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let year = |year| rcgen::date_time_ymd(year, 1, 1);
+    let expired = authority.leaf(|params| (params.not_before, params.not_after) = (year(2000), year(2001)));
+    let early = authority.leaf(|params| (params.not_before, params.not_after) = (year(2300), year(2301)));
+    let named = authority.leaf(|params| {
+        params.subject_alt_names = vec![SanType::DnsName("other.example".try_into().unwrap())];
+    });
+    let usage =
+        authority.leaf(|params| params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth]);
+    for (shown, reason, says) in [
+        (other.leaf(|_| {}), Reason::CERTIFICATE_UNTRUSTED, "ends in no authority that is trusted"),
+        (expired, Reason::CERTIFICATE_EXPIRED, "expired on 2001-01-01"),
+        (early, Reason::CERTIFICATE_NOT_YET_VALID, "is not valid before 2300-01-01"),
+        (named, Reason::CERTIFICATE_NAME, "is not for 127.0.0.1, only for"),
+        (usage, Reason::CERTIFICATE_USAGE, "is not for this usage"),
+    ] {
+        let builder = ServerBuilder::new().bind("tls://127.0.0.1:0").bind("quic://127.0.0.1:0");
+        let (endpoints, control) = start(builder.identity(shown.chain, shown.key)).await;
+        for scheme in ENCRYPTED {
+            let builder = Client::builder().endpoint(of(&endpoints, scheme));
+            let status = refused(builder.trusted_certificates(authority.pem.clone())).await;
+            assert_eq!(
+                (status.reason(), status.code()),
+                (reason, Code::Unauthenticated),
+                "{scheme}: {status}"
+            );
+            assert!(status.message().contains(says), "{scheme}: {status}");
+        }
+        control.shutdown_now();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_certificate_is_asked_for_and_looked_at() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let shown = authority.leaf(|_| {});
+    let builder = ServerBuilder::new().bind("tls://127.0.0.1:0").bind("quic://127.0.0.1:0");
+    let builder = builder.identity(shown.chain, shown.key).client_authorities(clients.pem.clone());
+    let (endpoints, control) = start(builder).await;
+    let stranger = authority.leaf(|_| {});
+    let expired = clients.leaf(|params| {
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(2000, 1, 1), rcgen::date_time_ymd(2001, 1, 1));
+    });
+    for scheme in ENCRYPTED {
+        let connect =
+            || Client::builder().endpoint(of(&endpoints, scheme)).trusted_certificates(authority.pem.clone());
+        // The connect itself fails, not the first call.
+        let none = bounded("a connect", connect().build()).await.map(drop).unwrap_err();
+        assert_eq!(none.reason(), Reason::CLIENT_CERTIFICATE_REQUIRED, "{scheme}: {none}");
+        for shown in [&stranger, &expired] {
+            let builder = connect().identity(shown.chain.clone(), shown.key.clone());
+            let wrong = bounded("a connect", builder.build()).await.map(drop).unwrap_err();
+            assert_eq!(wrong.reason(), Reason::CLIENT_CERTIFICATE_REFUSED, "{scheme}: {wrong}");
+        }
+    }
+    control.shutdown().await;
+}
+
+// spec: W11-16
+#[tokio::test(flavor = "multi_thread")]
+async fn plaintext_and_tls_tell_each_other_apart() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    let builder = ServerBuilder::new().bind("tls://127.0.0.1:0").identity(shown.chain, shown.key);
+    let (secure, control) = start(builder).await;
+    let (plain, plain_control) = start(ServerBuilder::new().bind("127.0.0.1:0")).await;
+    let address = |endpoint: &str| endpoint.split_once("://").unwrap().1.to_owned();
+    for scheme in ["tcp", "ws"] {
+        let status =
+            refused(Client::builder().endpoint(format!("{scheme}://{}", address(of(&secure, "tls"))))).await;
+        assert_eq!(status.reason(), Reason::TLS_REQUIRED, "{scheme}: {status}");
+    }
+    for scheme in ["tls", "wss"] {
+        let builder = Client::builder().endpoint(format!("{scheme}://{}", address(of(&plain, "tcp"))));
+        let status = refused(builder.trusted_certificates(authority.pem.clone())).await;
+        assert_eq!(status.reason(), Reason::TLS_NOT_SPOKEN, "{scheme}: {status}");
+    }
+    control.shutdown().await;
+    plain_control.shutdown().await;
+}
+
+/// A server of TLS that is not ours.
+async fn foreign(shown: &Shown, alpn: &[&[u8]]) -> String {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let chain =
+        CertificateDer::pem_slice_iter(shown.chain.as_bytes()).collect::<Result<Vec<_>, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(shown.key.as_bytes()).unwrap();
+    let mut config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    let config = Arc::new(config);
+    answering(move |mut socket| {
+        let mut tls = rustls::ServerConnection::new(config.clone()).unwrap();
+        while tls.complete_io(&mut socket).is_ok_and(|(read, _)| read > 0) {}
+    })
+}
+
+fn answering(serve: impl Fn(std::net::TcpStream) + Send + 'static) -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("tls://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || listener.incoming().for_each(|socket| serve(socket.unwrap())));
+    endpoint
+}
+
+/// A server that answers every hello with these bytes, and then reads until its peer is gone.
+fn saying(bytes: &'static [u8]) -> String {
+    use std::io::{Read, Write};
+    answering(move |mut socket| {
+        let mut room = [0; 4 << 10];
+        assert!(socket.read(&mut room).unwrap() > 0);
+        socket.write_all(bytes).unwrap();
+        while socket.read(&mut room).is_ok_and(|len| len > 0) {}
+    })
+}
+
+/// A ServerHello of TLS 1.2 and of 1.1: no extension says otherwise (RFC 8446, section 4.1.3).
+const HELLO_1_2: &[u8] =
+    b"\x16\x03\x03\x00\x2a\x02\x00\x00\x26\x03\x03................................\x00\xc0\x2f\x00";
+const HELLO_1_1: &[u8] =
+    b"\x16\x03\x02\x00\x2a\x02\x00\x00\x26\x03\x02................................\x00\xc0\x13\x00";
+/// The alert protocol_version, which most servers answer with.
+const NOT_THAT_VERSION: &[u8] = b"\x15\x03\x01\x00\x02\x02\x46";
+const HANDSHAKE_FAILURE: &[u8] = b"\x15\x03\x03\x00\x02\x02\x28";
+
+// spec: W11-15
+#[tokio::test(flavor = "multi_thread")]
+async fn another_version_and_another_protocol_are_refused() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    for (endpoint, reason) in [
+        (saying(HELLO_1_2), Reason::TLS_VERSION),
+        (saying(HELLO_1_1), Reason::TLS_VERSION),
+        (saying(NOT_THAT_VERSION), Reason::TLS_VERSION),
+        (saying(HANDSHAKE_FAILURE), Reason::TLS_FAILED),
+        (saying(b"SSH-2.0-OpenSSH_9.9\r\n"), Reason::TLS_NOT_SPOKEN),
+        (saying(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Reason::TLS_NOT_SPOKEN),
+        (foreign(&shown, &[b"h2"]).await, Reason::ALPN_MISMATCH),
+        (foreign(&shown, &[]).await, Reason::ALPN_MISMATCH),
+    ] {
+        let builder = Client::builder().endpoint(endpoint).trusted_certificates(authority.pem.clone());
+        let status = refused(builder).await;
+        assert_eq!(status.reason(), reason, "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_clients_own_policy_is_not_lowered() {
+    let pem = Authority::new().pem;
+    let shown = Authority::new().leaf(|_| {});
+    let plain = |scheme: &str| Client::builder().endpoint(format!("{scheme}localhost:1"));
+    for builder in [
+        plain("tcp://").min_security(Security::Tls),
+        plain("ws://").min_security(Security::Mtls),
+        // Whoever says whom to trust means to verify.
+        plain("tcp://").trusted_certificates(pem.clone()),
+        plain("tcp://").identity(shown.chain.clone(), shown.key.clone()),
+        plain("tls://").trusted_certificates(pem.clone()).min_security(Security::Mtls),
+        plain("quic://").trusted_certificates(pem.clone()).min_security(Security::Mtls),
+    ] {
+        let status = builder.connect_lazily().map(drop).unwrap_err();
+        assert_eq!(
+            (status.reason(), status.code()),
+            (Reason::SECURITY_TOO_LOW, Code::FailedPrecondition),
+            "{status}"
+        );
+    }
+    for (builder, says) in [
+        (plain("tls://"), ".trusted_certificates(pem)"),
+        (plain("tls://").trusted_certificates("no PEM"), "holds no certificate"),
+        (plain("tls://").trusted_certificates(Pem::file("/nowhere/ca.pem")), "/nowhere/ca.pem"),
+        (
+            plain("tls://").trusted_certificates(pem.clone()).identity(shown.chain, pem.clone()),
+            "no private key",
+        ),
+        (
+            plain("tls://").trusted_certificates(pem.clone()).server_name("a name"),
+            "neither a DNS name nor an IP",
+        ),
+    ] {
+        let status = builder.connect_lazily().map(drop).unwrap_err();
+        assert_eq!(status.reason(), Reason::INVALID_CONFIGURATION, "{status}");
+        assert!(status.message().contains(says), "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_while_certificates_and_keys_are_replaced() {
+    let authority = Authority::new();
+    let folder = std::env::temp_dir().join(format!("valkyrie-rotation-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let (chain, key) = (folder.join("server.pem"), folder.join("server.key"));
+    let write = |shown: &Shown| {
+        // One after the other, as people do it: between the two nothing fits.
+        std::fs::write(&chain, &shown.chain).unwrap();
+        std::fs::write(&key, &shown.key).unwrap();
+    };
+    write(&authority.leaf(|_| {}));
+    let builder = ServerBuilder::new()
+        .bind("tls://127.0.0.1:0")
+        .bind("quic://127.0.0.1:0")
+        .identity(Pem::file(&chain), Pem::file(&key));
+    let (endpoints, control) = start(builder).await;
+    let (stop, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let mut running = tokio::task::JoinSet::new();
+    for scheme in ENCRYPTED {
+        let (endpoint, pem) = (of(&endpoints, scheme).to_owned(), authority.pem.clone());
+        let (stop, calls) = (stop.clone(), calls.clone());
+        running.spawn(async move {
+            while !stop.load(Relaxed) {
+                let builder = Client::builder().endpoint(&endpoint).trusted_certificates(pem.clone());
+                let client = builder.build().await.unwrap();
+                for _ in 0..100 {
+                    client.request("hello").await.unwrap();
+                    calls.fetch_add(1, Relaxed);
+                }
+                client.close().await;
+            }
+        });
+    }
+    let mut shown = std::collections::BTreeSet::new();
+    shown.insert(certificate_of(of(&endpoints, "tls")).await);
+    while calls.load(Relaxed) < 10_000 || shown.len() < 4 {
+        write(&authority.leaf(|_| {}));
+        let before = shown.len();
+        while shown.len() == before {
+            shown.insert(certificate_of(of(&endpoints, "tls")).await);
+        }
+    }
+    stop.store(true, Relaxed);
+    while let Some(ended) = running.join_next().await {
+        ended.unwrap();
+    }
+    control.shutdown().await;
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// The end-entity certificate that a port of TLS shows.
+async fn certificate_of(endpoint: &str) -> Vec<u8> {
+    let address = endpoint.split_once("://").unwrap().1.to_owned();
+    tokio::task::spawn_blocking(move || {
+        #[derive(Debug)]
+        struct Anyone(Vec<rustls::SignatureScheme>);
+        use rustls::{DigitallySignedStruct, client::danger::*, pki_types::*};
+        impl ServerCertVerifier for Anyone {
+            fn verify_server_cert(
+                &self,
+                _: &CertificateDer<'_>,
+                _: &[CertificateDer<'_>],
+                _: &ServerName<'_>,
+                _: &[u8],
+                _: UnixTime,
+            ) -> Result<ServerCertVerified, rustls::Error> {
+                Ok(ServerCertVerified::assertion())
+            }
+            fn verify_tls12_signature(
+                &self,
+                _: &[u8],
+                _: &CertificateDer<'_>,
+                _: &DigitallySignedStruct,
+            ) -> Result<HandshakeSignatureValid, rustls::Error> {
+                Ok(HandshakeSignatureValid::assertion())
+            }
+            fn verify_tls13_signature(
+                &self,
+                _: &[u8],
+                _: &CertificateDer<'_>,
+                _: &DigitallySignedStruct,
+            ) -> Result<HandshakeSignatureValid, rustls::Error> {
+                Ok(HandshakeSignatureValid::assertion())
+            }
+            fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+                self.0.clone()
+            }
+        }
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let schemes = provider.signature_verification_algorithms.supported_schemes();
+        let mut config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anyone(schemes)))
+            .with_no_client_auth();
+        config.alpn_protocols = vec![b"valkyrie/1".to_vec()];
+        let mut socket = std::net::TcpStream::connect(address).unwrap();
+        let name = ServerName::try_from("localhost").unwrap();
+        let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket).unwrap();
+        }
+        tls.peer_certificates().unwrap()[0].to_vec()
+    })
+    .await
+    .unwrap()
+}
+
+/// A wire that keeps what passed it, and may change one byte of it.
+struct Wire {
+    address: std::net::SocketAddr,
+    passed: Arc<std::sync::Mutex<Vec<u8>>>,
+}
+
+impl Wire {
+    /// `change` is asked for each piece that the client sends, with the number of bytes before it.
+    async fn to(target: String, change: impl Fn(usize, &mut Vec<u8>) + Send + Sync + 'static) -> Wire {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let passed: Arc<std::sync::Mutex<Vec<u8>>> = Arc::default();
+        let (all, change) = (passed.clone(), Arc::new(change));
+        tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                let far = TcpStream::connect(&target).await.unwrap();
+                let ((mut near_in, mut near_out), (mut far_in, mut far_out)) =
+                    (near.into_split(), far.into_split());
+                let (up, down, change) = (all.clone(), all.clone(), change.clone());
+                tokio::spawn(async move {
+                    let (mut room, mut before) = (vec![0; 64 << 10], 0);
+                    while let Ok(len @ 1..) = near_in.read(&mut room).await {
+                        let mut piece = room[..len].to_vec();
+                        up.lock().unwrap().extend_from_slice(&piece);
+                        change(before, &mut piece);
+                        before += len;
+                        if far_out.write_all(&piece).await.is_err() {
+                            break;
+                        }
+                    }
+                    let _ = far_out.shutdown().await;
+                });
+                tokio::spawn(async move {
+                    let mut room = vec![0; 64 << 10];
+                    while let Ok(len @ 1..) = far_in.read(&mut room).await {
+                        down.lock().unwrap().extend_from_slice(&room[..len]);
+                        if near_out.write_all(&room[..len]).await.is_err() {
+                            break;
+                        }
+                    }
+                    let _ = near_out.shutdown().await;
+                });
+            }
+        });
+        Wire { address, passed }
+    }
+}
+
+const CANARY: &[u8] = b"canary-4f1b9c62";
+
+fn holds(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wire_sees_no_plaintext() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    let builder = ServerBuilder::new().bind("127.0.0.1:0").bind("tls://127.0.0.1:0");
+    let (endpoints, control) = start(builder.identity(shown.chain, shown.key)).await;
+    for (scheme, sealed) in [("tcp", false), ("tls", false), ("tcp", true), ("ws", true), ("wss", false)] {
+        let target = of(&endpoints, scheme).split_once("://").unwrap().1.to_owned();
+        let wire = Wire::to(target, |_, _| {}).await;
+        let mut builder = Client::builder().endpoint(format!("{scheme}://{}", wire.address));
+        if sealed || scheme != "tcp" {
+            builder = builder.trusted_certificates(authority.pem.clone()).sealed(sealed);
+        }
+        let client = bounded("a connect", builder.build()).await.unwrap();
+        let mut metadata = valkyrie_sdk::Metadata::new();
+        metadata.insert("x-canary", "canary-4f1b9c62").unwrap();
+        let options = CallOptions::new().with_metadata(metadata);
+        let message = [CANARY, &[0; 100], CANARY].concat();
+        let answer = bounded("a call", client.call_with("/echo", message.clone(), options)).await.unwrap();
+        assert_eq!(answer.message, message);
+        let passed = wire.passed.lock().unwrap().clone();
+        // The wire does see what is sent in the clear: the test can fail.
+        let clear = scheme == "tcp" && !sealed;
+        assert_eq!(holds(&passed, CANARY), clear, "{scheme}, sealed: {sealed}");
+        assert_eq!(holds(&passed, b"/echo"), clear, "{scheme}, sealed: {sealed}");
+        client.close().await;
+    }
+    control.shutdown().await;
+}
+
+// spec: W11-19
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_record_ends_the_connection() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    let builder = ServerBuilder::new().bind("127.0.0.1:0").bind("tls://127.0.0.1:0");
+    let (endpoints, control) = start(builder.identity(shown.chain, shown.key)).await;
+    for (scheme, sealed) in [("tls", false), ("tcp", true)] {
+        let target = of(&endpoints, scheme).split_once("://").unwrap().1.to_owned();
+        let armed = Arc::new(AtomicBool::new(false));
+        let flips = armed.clone();
+        let wire = Wire::to(target, move |_, piece| {
+            if flips.swap(false, Relaxed) {
+                let middle = piece.len() / 2;
+                piece[middle] ^= 1;
+            }
+        })
+        .await;
+        let client = Client::builder()
+            .endpoint(format!("{scheme}://{}", wire.address))
+            .trusted_certificates(authority.pem.clone())
+            .sealed(sealed);
+        let client = bounded("a connect", client.build()).await.unwrap();
+        bounded("a call", client.request("hello")).await.unwrap();
+        armed.store(true, Relaxed);
+        let status = bounded("a call", client.request("hello")).await.unwrap_err();
+        assert_eq!(
+            (status.reason(), status.code()),
+            (Reason::RECORD_AUTHENTICATION, Code::DataLoss),
+            "{status}"
+        );
+        // The next call dials anew.
+        bounded("a call", client.request("hello")).await.unwrap();
+        client.close().await;
+    }
+    control.shutdown().await;
+}
