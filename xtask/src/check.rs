@@ -9,13 +9,16 @@ use crate::setup::VENV;
 use crate::step::{
     During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
-use crate::{arrows, c, pains, simulation, spec, support, web};
+use crate::{arrows, c, pains, simulation, spec, supply, support, web};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
     steps.add("clippy", "the core without a warning", &[], || clippy(project, &["--all-targets"]));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
+    steps.add("supply", "licences, sources and floors of every dependency, as deny.toml says", &[], || {
+        supply::check(project)
+    });
     steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
     steps.add("rust tests", "tests of the core", &[], || rust_tests(project, &[]));
     steps.add("vectors", "the decoder written from PROTOCOL.md alone reads every vector", &[], || {
@@ -27,6 +30,9 @@ pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
 pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("fmt", "rustfmt has nothing to change", &[], || rustfmt(project));
     steps.add("arrows", "no crate depends on what it must not", &[], || arrows::check(project));
+    steps.add("supply", "licences, sources and floors of every dependency, as deny.toml says", &[], || {
+        supply::check(project)
+    });
     steps.add("spec", "every rule of PROTOCOL.md has a test or a vector", &[], || spec::check(project));
     steps.add("pains", "every row of tests/PAINS.md names tests that exist, or a reason", &[], || {
         pains::check(project)

@@ -17,6 +17,7 @@ mod simulation;
 mod soak;
 mod spec;
 mod step;
+mod supply;
 mod support;
 mod web;
 
@@ -37,7 +38,8 @@ usage: cargo xtask <verb> [flags]
   package [--dist]  builds what users install into dist/, installs each into a fresh place under target/fresh/, and
                     compares sizes and imports with tests/budgets.json;
                     --dist: with the profile of a release, smaller and slower to build
-  lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, ruff
+  lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, licences, floors and
+                    sources of every dependency without a network, ruff
   fmt               formats the Rust and Python sources in place
   support           writes tests/conformance/SUPPORT.md: every feature in every language, from features.json and the APIs
   header            writes c/include/valkyrie/valkyrie.h from bindings/c
