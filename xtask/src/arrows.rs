@@ -77,6 +77,20 @@ const HIDDEN_IN_SDK: [&str; 15] = [
     "tokio_rustls",
 ];
 
+/// Where unsafe code lives: what talks to a language's runtime, to the system about descriptors and forks, or hands out
+/// pointers. Nowhere else, and never in `core/`.
+const UNSAFE: [&str; 9] = [
+    "bindings/bridge/src/descriptors.rs",
+    "bindings/bridge/src/drive.rs",
+    "bindings/bridge/src/fork.rs",
+    "bindings/bridge/src/operation.rs",
+    "bindings/bridge/src/queue.rs",
+    "bindings/c/src/lib.rs",
+    "bindings/node/src/lib.rs",
+    "bindings/python/src/lib.rs",
+    "bindings/python/src/values.rs",
+];
+
 /// Checks the crate graph and the sources; the note counts what was looked at.
 pub(crate) fn check(project: &Project) -> Outcome {
     let metadata = output(&mut project.cargo(["metadata", "--format-version", "1", "--all-features"]))?;
@@ -304,6 +318,20 @@ fn forbidden_words(file: &str, text: &str) -> Vec<String> {
             "sockets live in the sdk, and a binding has none",
         ));
     }
+    if !UNSAFE.contains(&file) {
+        rules.push((
+            &[
+                "unsafe {",
+                "unsafe fn",
+                "unsafe impl",
+                "unsafe extern",
+                "unsafe trait",
+                "#[unsafe(",
+                "#![allow(unsafe_code",
+            ],
+            "unsafe code has its addresses, in xtask/src/arrows.rs",
+        ));
+    }
     let mut wrong = Vec::new();
     for (number, line) in &code {
         for (words, why) in &rules {
@@ -521,6 +549,11 @@ mod tests {
         ));
         assert!(!refused("core/protocol/src/a.rs", "// never calls Instant::now\nfn of() {}"));
         assert!(!refused("bindings/c/tests/a.rs", "use std::net::TcpStream;"));
+        assert!(refused("core/sdk/src/a.rs", "let value = unsafe { *pointer };"));
+        assert!(refused("bindings/bridge/src/a.rs", "unsafe impl Send for A {}"));
+        assert!(refused("bindings/wasm/src/lib.rs", "#[unsafe(no_mangle)]"));
+        assert!(!refused("bindings/c/src/lib.rs", "let value = unsafe { *pointer };"));
+        assert!(!refused("core/sdk/src/a.rs", "#![forbid(unsafe_code)]"));
     }
 
     #[test]
