@@ -59,7 +59,7 @@ const POLICY: &str = "tokio* mio socket2 async-std smol quinn* hyper* reqwest tu
     failsafe governor again tryhard pyo3-async-runtimes pyo3-asyncio wasm-timer";
 
 /// Crates whose types may not show in a public signature of the sdk. `bytes::Bytes` is the one that may.
-const HIDDEN_IN_SDK: [&str; 15] = [
+const HIDDEN_IN_SDK: [&str; 17] = [
     "tokio",
     "tokio_tungstenite",
     "tungstenite",
@@ -74,7 +74,9 @@ const HIDDEN_IN_SDK: [&str; 15] = [
     "rustls_pki_types",
     "serde",
     "serde_json",
+    "serde_path_to_error",
     "tokio_rustls",
+    "toml",
 ];
 
 /// Where unsafe code lives: what talks to a language's runtime, to the system about descriptors and forks, or hands out

@@ -180,6 +180,10 @@ reasons! {
     /// The local address cannot be bound.
     BIND_FAILED = 113 => FailedPrecondition;
 
+    /// Nobody may do this without credentials.
+    UNAUTHENTICATED = 200 => Unauthenticated;
+    /// The caller is known, and may not do this.
+    PERMISSION_DENIED = 201 => PermissionDenied;
     /// The peer's certificate ends in no authority that is trusted.
     CERTIFICATE_UNTRUSTED = 210 => Unauthenticated;
     /// The peer's certificate has expired.
@@ -231,6 +235,8 @@ reasons! {
     ENHANCE_CALM = 307 => ResourceExhausted;
     /// The process forked while the call ran; the call goes on in the parent.
     FORKED = 308 => Unavailable;
+    /// The caller calls more often than it may; the status says how long to wait.
+    RATE_LIMITED = 309 => ResourceExhausted;
 
     /// The handler panicked.
     HANDLER_PANICKED = 400 => Internal;

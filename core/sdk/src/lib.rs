@@ -20,10 +20,12 @@
 //!
 //! Features, the first five of them default: `native` brings tokio and the `tcp://`, `unix://` and `memory:` transports;
 //! `websocket` brings `ws://`, `tls` brings `tls://`, `wss://` and sealed sessions, `quic` brings `quic://`, `access` what servers
-//! check tokens with; `jwks` brings keys of tokens from an https URL, `aws-lc-rs` takes ring's place in TLS. Without `native` the
+//! check tokens with, policies, limits and the audit; `jwks` brings keys of tokens from an https URL, `aws-lc-rs` takes ring's place in TLS. Without `native` the
 //! crate builds for wasm32, and the host hands in a [`Runtime`] and a [`Connector`].
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "access")]
+pub mod access;
 mod channels;
 mod client;
 mod connection;

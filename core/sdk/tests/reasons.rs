@@ -1,7 +1,12 @@
 //! Every reason that is not the wire's own, provoked once through the interface that users have. The wire's own are
 //! provoked in the protocol's tests, and those of the language boundary in the bridge's.
 
-use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use bytes::BytesMut;
 use tokio::{
@@ -10,8 +15,10 @@ use tokio::{
 };
 use valkyrie_protocol::{ErrorCode, FrameHeader, FrameType, GoAway, Hello, Reset};
 use valkyrie_sdk::{
-    BoxFuture, CallOptions, Class, Client, Connector, EchoHandler, Endpoint, Metadata, Reason, Reply,
-    ServerBuilder, Sink, Status, Transport, handler_fn,
+    BoxFuture, CallOptions, Class, Client, Connector, EchoHandler, Endpoint, Metadata, Principal, Reason,
+    Reply, ServerBuilder, Sink, Status, Time, Transport,
+    access::{Access, Policy},
+    handler_fn,
 };
 
 /// Provoked by tests/tls.rs and tests/certificates.rs.
@@ -162,6 +169,28 @@ async fn errors_are_reachable() {
             .map(drop)
             .unwrap_err()
     }));
+
+    let access = Access::new(
+        Policy::from_toml(
+            "version = 1\n[roles.some]\nallow = ['/a']\n[[bindings]]\nprincipals = ['*']\nroles = ['some']\n\
+             [[quotas]]\nprincipals = ['*']\ncalls = 1\nseconds = 60\n",
+        )
+        .unwrap(),
+    );
+    let admit = |principal: &str, method: &str| {
+        access.admit(
+            &Principal::new(principal),
+            method,
+            "memory:",
+            1,
+            Time::default(),
+            SystemTime::UNIX_EPOCH,
+        )
+    };
+    admit("sub:a", "/a").unwrap();
+    reached.push((Reason::UNAUTHENTICATED, admit(Principal::ANONYMOUS, "/b").unwrap_err()));
+    reached.push((Reason::PERMISSION_DENIED, admit("sub:a", "/b").unwrap_err()));
+    reached.push((Reason::RATE_LIMITED, admit("sub:a", "/a").unwrap_err()));
 
     reached.push((Reason::CONNECT_FAILED, connect("tcp://127.0.0.1:1").await));
     reached.push((Reason::CONNECT_TIMEOUT, {
