@@ -1,7 +1,8 @@
-//! The command line: `valkyrie send`, `benchmark`, `debug connections`, `cert`, `completion`. A user of the sdk; what a call
+//! The command line: `valkyrie send`, `benchmark`, `debug connections`, `audit`, `cert`, `completion`. A user of the sdk; what a call
 //! does is decided there.
 #![forbid(unsafe_code)]
 
+mod audit;
 mod benchmark;
 mod cert;
 mod output;
@@ -24,7 +25,7 @@ Exit codes, by the class of what went wrong:
   12   auth: credentials
   13   transient: cannot connect, connection lost; trying again may help
   14   server: the handler panicked, or the server broke a rule
-  15   protocol: the bytes are not right; is it a Valkyrie server?
+  15   protocol: the bytes are not right; is it a Valkyrie server? An audit log: it is not as it was written
   130  interrupted";
 
 /// Talks to Valkyrie servers.
@@ -47,6 +48,11 @@ enum Command {
     Debug {
         #[command(subcommand)]
         command: DebugCommand,
+    },
+    /// Look at audit logs.
+    Audit {
+        #[command(subcommand)]
+        command: audit::Audit,
     },
     /// Make certificates for development, and look at certificates.
     Cert {
@@ -74,6 +80,7 @@ fn main() -> ExitCode {
             clap_complete::generate(shell, &mut Arguments::command(), "valkyrie", &mut script);
             print(&script)
         }
+        Command::Audit { command } => command.run(),
         Command::Cert { command } => command.run(),
         Command::Send(send) => run(send.run()),
         Command::Benchmark(benchmark) => run(benchmark.run()),

@@ -432,3 +432,66 @@ async fn cert_show_tells_names_purposes_and_fingerprint() {
     let fingerprint = first.lines().find_map(|line| line.strip_prefix("sha-256     ")).unwrap();
     assert!(fingerprint.len() == 64 && fingerprint.bytes().all(|byte| byte.is_ascii_hexdigit()));
 }
+
+#[tokio::test]
+async fn an_audit_log_is_verified_and_what_was_done_to_it_is_named() {
+    use std::{fs, path::PathBuf, time::SystemTime};
+    use valkyrie_sdk::{
+        Principal,
+        access::{Access, Audit, Policy},
+    };
+
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("audit");
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("audit.log");
+    let access = Access::new(Policy::default()).with_audit(Audit::builder(&path).open().unwrap());
+    for number in 0..9 {
+        let principal = Principal::new(&format!("sub:{number}"));
+        let _ = access.admit(&principal, "/a", "memory:", 1, Default::default(), SystemTime::UNIX_EPOCH);
+    }
+    assert!(access.audit().unwrap().flush());
+    let (_, last) = access.audit().unwrap().last();
+    let path = path.to_str().unwrap();
+    let intact = run(&["audit", "verify", path, "--expect-last", &last]).await;
+    assert_eq!(intact.status.code(), Some(0), "{intact:?}");
+    assert_eq!(
+        text(&intact.stdout),
+        format!("10 lines are as they were written; the last is number 10, {last}\n")
+    );
+
+    // The end cut off shows only to who knows the last hash; the beginning always does.
+    let lines = fs::read_to_string(path).unwrap();
+    let lines: Vec<&str> = lines.split_inclusive('\n').collect();
+    let cut = folder.join("cut.log");
+    let cut = cut.to_str().unwrap();
+    fs::write(cut, lines[..7].concat()).unwrap();
+    assert_eq!(run(&["audit", "verify", cut]).await.status.code(), Some(0));
+    let found = run(&["audit", "verify", cut, "--expect-last", &last]).await;
+    assert_eq!(found.status.code(), Some(15), "{found:?}");
+    assert!(text(&found.stdout).contains("lines are missing after it"), "{found:?}");
+    let rest = folder.join("rest.log");
+    let rest = rest.to_str().unwrap();
+    fs::write(rest, lines[7..].concat()).unwrap();
+    let found = run(&["audit", "verify", rest]).await;
+    assert_eq!(text(&found.stdout), format!("{rest}:1: the line follows 7 missing lines, numbers 1 to 7\n"));
+    assert_eq!(run(&["audit", "verify", cut, rest, "--expect-last", &last]).await.status.code(), Some(0));
+    let seventh = &lines[6].trim_end()[lines[6].len() - 67..][..64];
+    assert_eq!(run(&["audit", "verify", rest, "--following", seventh]).await.status.code(), Some(0));
+
+    fs::write(cut, lines[..7].concat().replacen("denied", "allowed", 1)).unwrap();
+    let found = run(&["audit", "verify", "--json", cut, rest]).await;
+    assert_eq!(found.status.code(), Some(15), "{found:?}");
+    let report: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    let wrong = serde_json::json!([
+        {"file": cut, "line": 2, "what": "the line was changed: it does not match its hash"},
+    ]);
+    assert_eq!((&report["lines"], &report["wrong"]), (&serde_json::json!(10), &wrong));
+    let key = folder.join("key");
+    fs::write(&key, "secret").unwrap();
+    let found = run(&["audit", "verify", path, "--key-file", key.to_str().unwrap()]).await;
+    assert_eq!((found.status.code(), text(&found.stdout).lines().count()), (Some(15), 10));
+    let absent = run(&["audit", "verify", "no such file"]).await;
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(text(&absent.stderr).contains("no such file"), "{absent:?}");
+}
