@@ -23,7 +23,7 @@ use data_encoding::BASE64URL_NOPAD;
 use valkyrie_protocol::{Reason, Status};
 
 use self::{
-    json::{Json, Object},
+    json::{Json, LIST, Object},
     jwks::{File, Remote, Source},
     keys::{HS256, Key},
 };
@@ -34,8 +34,6 @@ use crate::{Authenticator, BoxFuture, Peer, Principal, Refusal};
 const TOKEN_BYTES: usize = 8 << 10;
 /// How far the issuer's clock and ours may be apart, if nothing else is said, and at most.
 const LEEWAY: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(5 * 60));
-/// The most audiences or roles of a token.
-const LIST: usize = 64;
 /// The longest subject or role, in bytes.
 const NAME_BYTES: usize = 256;
 /// The claims that mean something here already (RFC 7519 section 4.1, RFC 7800).
@@ -102,11 +100,10 @@ impl Jwt {
 
     async fn check(&self, token: &[u8], peer: &Peer, now: SystemTime) -> Result<Principal, String> {
         let token = Token::read(token)?;
-        let issuer = token.claims.text("iss")?.ok_or("iss is missing")?;
-        let issuer =
-            self.issuers.iter().find(|known| known.issuer == issuer).ok_or("iss is no configured issuer")?;
+        let known = |issuer: &&Issuer| issuer.issuer == token.issuer;
+        let issuer = self.issuers.iter().find(known).ok_or("iss is no configured issuer")?;
         issuer.verify(&token, now).await?;
-        issuer.accept(&token.claims, peer, now)
+        issuer.accept(&token.payload, peer, now)
     }
 }
 
@@ -123,11 +120,12 @@ impl Authenticator for Jwt {
     }
 }
 
-/// A token taken apart, none of it believed yet.
+/// A token taken apart, none of it believed yet. Not much of it is in memory while keys are fetched.
 struct Token<'a> {
     header: Object,
-    claims: Object,
-    /// What is signed: header and claims as they came.
+    issuer: String,
+    payload: Vec<u8>,
+    /// What is signed: header and payload as they came.
     signed: &'a [u8],
     signature: Vec<u8>,
 }
@@ -138,25 +136,28 @@ impl<'a> Token<'a> {
             return Err(format!("the token has more than {TOKEN_BYTES} bytes"));
         }
         let mut parts = token.split(|byte| *byte == b'.');
-        let (Some(header), Some(claims), Some(signature), None) =
+        let (Some(header), Some(payload), Some(signature), None) =
             (parts.next(), parts.next(), parts.next(), parts.next())
         else {
             return Err("the token does not have three parts".into());
         };
+        let signed = &token[..header.len() + 1 + payload.len()];
         let decode = |name: &str, part| {
             BASE64URL_NOPAD
                 .decode(part)
                 .map_err(|_| format!("the {name} is not unpadded canonical base64url"))
         };
-        let object =
-            |name: &str, part| Object::parse(&decode(name, part)?).map_err(|why| format!("the {name} {why}"));
-        Ok(Self {
-            header: object("header", header)?,
-            claims: object("payload", claims)?,
-            signed: &token[..header.len() + 1 + claims.len()],
-            signature: decode("signature", signature)?,
-        })
+        let header = Object::parse(&decode("header", header)?, &["alg", "kid", "typ", "crit"], 0);
+        let header = header.map_err(|why| format!("the header {why}"))?;
+        let payload = decode("payload", payload)?;
+        let issuer = claims(&payload, &["iss"])?.text("iss")?.ok_or("iss is missing")?.to_owned();
+        Ok(Self { header, issuer, payload, signed, signature: decode("signature", signature)? })
     }
+}
+
+/// These claims, with lists of text or objects of it.
+fn claims(payload: &[u8], wanted: &[&str]) -> Result<Object, String> {
+    Object::parse(payload, wanted, 1).map_err(|why| format!("the payload {why}"))
 }
 
 /// An issuer, its keys, and what its tokens must say.
@@ -227,7 +228,8 @@ impl Issuer {
     }
 
     /// Checks the claims of a token that the issuer signed.
-    fn accept(&self, claims: &Object, peer: &Peer, now: SystemTime) -> Result<Principal, String> {
+    fn accept(&self, payload: &[u8], peer: &Peer, now: SystemTime) -> Result<Principal, String> {
+        let claims = &claims(payload, &["sub", "aud", "exp", "nbf", "iat", "cnf", &self.roles_claim])?;
         let now = now.duration_since(UNIX_EPOCH).map_err(|_| "the clock is before 1970")?;
         let latest = now.saturating_add(self.leeway);
         let expires = time(claims, "exp")?.ok_or("exp is missing")?;

@@ -263,7 +263,7 @@ fn a_builder_says_what_is_wrong_and_what_to_give() {
     refused(good().jwks(" ".repeat((256 << 10) + 1)).build(), "key set has 262145 bytes, more than 262144");
     refused(set(json!([1])), "has a key that is no object");
     refused(set(json!([ed, ed])), "has two keys \"ed\"");
-    refused(set(Value::Array(vec![json!({"kty": "oct"}); 65])), "has 65 keys, more than 64");
+    refused(set(Value::Array(vec![json!({"kty": "oct"}); 65])), "has more than 64 keys");
     refused(good().jwks_from(Script::default()).jwks_from(Script::default()).build(), "come from one place");
     // Sixty-four are fine, whatever they are, and so is one that is too long by none.
     let mut many = vec![json!({"kty": "oct"}); 63];

@@ -12,15 +12,13 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    json::{Json, Object},
+    json::{Json, LIST, Object},
     keys::Key,
 };
 use crate::{BoxFuture, connection::lock};
 
 /// The longest document that is read.
 pub(super) const DOCUMENT_BYTES: usize = 256 << 10;
-/// The most keys of a document, those counted that are not used.
-const DOCUMENT_KEYS: usize = 64;
 /// A document that came this long ago is asked for again before it is used.
 const REFRESH: Duration = Duration::from_secs(5 * 60);
 /// Between two requests at least.
@@ -45,10 +43,10 @@ pub(super) fn parse(document: &[u8]) -> Result<Vec<Key>, String> {
     if document.len() > DOCUMENT_BYTES {
         return Err(format!("has {} bytes, more than {DOCUMENT_BYTES}", document.len()));
     }
-    let set = Object::parse(document)?;
+    let set = Object::parse(document, &["keys"], 3)?;
     let Some(Json::List(list)) = set.get("keys") else { return Err("has no list \"keys\"".into()) };
-    if list.len() > DOCUMENT_KEYS {
-        return Err(format!("has {} keys, more than {DOCUMENT_KEYS}", list.len()));
+    if list.len() > LIST {
+        return Err(format!("has more than {LIST} keys"));
     }
     let mut keys: Vec<Key> = Vec::new();
     for jwk in list {

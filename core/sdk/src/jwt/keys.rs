@@ -300,7 +300,17 @@ mod tests {
                     keys.push(Key::secret("k", &BASE64URL_NOPAD.decode(secret.as_bytes()).unwrap()).unwrap())
                 }
                 None => {
-                    keys.push(Key::jwk(&Object::parse(jwk.to_string().as_bytes()).unwrap()).unwrap());
+                    keys.push(
+                        Key::jwk(
+                            &Object::parse(
+                                jwk.to_string().as_bytes(),
+                                &["kty", "crv", "x", "y", "n", "e"],
+                                1,
+                            )
+                            .unwrap(),
+                        )
+                        .unwrap(),
+                    );
                     let algorithm = [JwtAlgorithm::EdDsa, JwtAlgorithm::Es256, JwtAlgorithm::Rs256]
                         .into_iter()
                         .find(|algorithm| given["alg"] == algorithm.name())
