@@ -156,15 +156,22 @@ impl Leaf {
         );
         // Writing to a string cannot fail.
         let _ = match self.client {
-            true => writeln!(text, "valkyrie cert show {}", shell_word(&pem)),
+            true => writeln!(
+                text,
+                "valkyrie send --endpoint tls://localhost:8443 --trusted-certificates {} --client-certificate {} \
+                 --client-key {} --message Hello",
+                shell_word(&self.ca.join("ca.pem")),
+                shell_word(&pem),
+                shell_word(&secret),
+            ),
             false => {
                 let dialled = self.host.iter().find(|host| matches!(host, SanType::IpAddress(_)));
                 let dialled = plain(dialled.unwrap_or(&self.host[0])).replacen('*', "any", 1);
                 let dialled = if dialled.contains(':') { format!("[{dialled}]") } else { dialled };
                 writeln!(
                     text,
-                    "valkyrie-server start --bind quic://0.0.0.0:8443 --certificates {} --private-key {}\n      \
-                     valkyrie send --endpoint quic://{dialled}:8443 --trusted-certificates {} --message Hello",
+                    "valkyrie-server start --bind tls://0.0.0.0:8443 --certificates {} --private-key {}\n      \
+                     valkyrie send --endpoint tls://{dialled}:8443 --trusted-certificates {} --message Hello",
                     shell_word(&pem),
                     shell_word(&secret),
                     shell_word(&self.ca.join("ca.pem")),

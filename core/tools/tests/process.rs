@@ -302,7 +302,7 @@ async fn certificates_that_were_made_serve_a_call() {
     }
 
     let server = ServerBuilder::new()
-        .bind("quic://127.0.0.1:0")
+        .bind("tls://127.0.0.1:0")
         .identity(
             std::fs::read_to_string(path("own/server.pem")).unwrap(),
             std::fs::read_to_string(path("own/server.key")).unwrap(),

@@ -17,7 +17,7 @@ use rustls::{
 };
 use valkyrie_protocol::Status;
 
-use super::{Fresh, Identity, Pem, invalid, provider, roots};
+use super::{Fresh, Identity, Pem, chain, invalid, provider, roots};
 use crate::{Endpoint, connection::lock};
 
 /// What a client says of TLS.
@@ -147,7 +147,7 @@ impl ServerCertVerifier for Noted {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let verified = self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now);
-        verified.inspect_err(|error| *lock(&self.refused) = Some(error.clone()))
+        chain(verified).inspect_err(|error| *lock(&self.refused) = Some(error.clone()))
     }
 
     fn verify_tls12_signature(
@@ -165,7 +165,8 @@ impl ServerCertVerifier for Noted {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.verifier.verify_tls13_signature(message, cert, dss)
+        let verified = self.verifier.verify_tls13_signature(message, cert, dss);
+        verified.inspect_err(|error| *lock(&self.refused) = Some(error.clone()))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -285,7 +285,8 @@ pub(crate) fn told(error: &rustls::Error, peer: &str) -> io::Error {
             let (reason, why) = certificate(why);
             failed(reason, format!("the {peer}'s certificate {why}"))
         }
-        E::NoCertificatesPresented => {
+        // A server that shows none breaks a rule of TLS: that is no certificate's fault.
+        E::NoCertificatesPresented if peer == "client" => {
             failed(Reason::CLIENT_CERTIFICATE_REQUIRED, "the client showed no certificate")
         }
         E::AlertReceived(alert) => told_by_alert(*alert),
@@ -307,6 +308,17 @@ pub(crate) fn told(error: &rustls::Error, peer: &str) -> io::Error {
         }
         other => failed(Reason::TLS_FAILED, format!("the TLS handshake or a record failed: {other}")),
     }
+}
+
+/// A chain whose signature does not match is signed by another authority, which may have a trusted one's name: it is told
+/// apart from the peer's own signature, for which rustls has the same word.
+fn chain<T>(verified: Result<T, rustls::Error>) -> Result<T, rustls::Error> {
+    verified.map_err(|error| match error {
+        rustls::Error::InvalidCertificate(CertificateError::BadSignature) => {
+            CertificateError::UnknownIssuer.into()
+        }
+        other => other,
+    })
 }
 
 pub(crate) fn no_protocol() -> io::Error {
@@ -366,12 +378,12 @@ fn certificate(why: &CertificateError) -> (Reason, String) {
         C::InvalidPurpose | C::InvalidPurposeContext { .. } => {
             (Reason::CERTIFICATE_USAGE, "is not for this usage (extended key usage)".into())
         }
-        C::UnknownIssuer => (Reason::CERTIFICATE_UNTRUSTED, "ends in no authority that is trusted".into()),
-        C::BadSignature => (
+        C::UnknownIssuer => (
             Reason::CERTIFICATE_UNTRUSTED,
-            "is not signed by the authority that it names: a trusted one has that name, and another key"
-                .into(),
+            "ends in no authority that is trusted, though maybe in one of the same name".into(),
         ),
+        // The chain's signatures are looked at in `chain`: this one proves that the peer has the key.
+        C::BadSignature => (Reason::CERTIFICATE_INVALID, "is shown by somebody who has not its key".into()),
         C::Revoked => (Reason::CERTIFICATE_REVOKED, "was revoked".into()),
         other => (Reason::CERTIFICATE_INVALID, format!("cannot be used: {other}")),
     }

@@ -15,7 +15,7 @@ use rustls::{
 };
 use valkyrie_protocol::Status;
 
-use super::{Fresh, Identity, Pem, has_aes, invalid, provider, roots};
+use super::{Fresh, Identity, Pem, chain, has_aes, invalid, provider, roots};
 use crate::{Peer, PeerCertificate};
 
 /// What a server says of TLS.
@@ -134,7 +134,7 @@ impl ClientCertVerifier for Served {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.fresh.current().verifier.verify_client_cert(end_entity, intermediates, now)
+        chain(self.fresh.current().verifier.verify_client_cert(end_entity, intermediates, now))
     }
 
     fn verify_tls12_signature(

@@ -21,7 +21,7 @@ use quinn::{
     AsyncUdpSocket, RecvStream, SendStream, UdpPoller, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
-use rustls::pki_types::CertificateDer;
+use rustls::{AlertDescription, pki_types::CertificateDer};
 use tokio::sync::watch;
 use valkyrie_protocol::{Limits, Priority, Reason, Status};
 
@@ -306,14 +306,21 @@ fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
 /// What ended a connection, or kept it from standing.
 fn told(error: quinn::ConnectionError) -> io::Error {
     use quinn::ConnectionError as E;
-    let code = match &error {
-        E::ConnectionClosed(close) => u64::from(close.error_code),
-        E::TransportError(error) => u64::from(error.code),
-        _ => return error.into(),
-    };
     // An alert of TLS is told as the second byte of a code (RFC 9001, section 4.8).
-    match u8::try_from(code & 0xFF) {
-        Ok(alert) if code >> 8 == 1 => tls::told_by_alert(alert.into()),
+    let alert = |code: u64| u8::try_from(code & 0xFF).ok().filter(|_| code >> 8 == 1);
+    match &error {
+        E::ConnectionClosed(close) => match alert(u64::from(close.error_code)) {
+            Some(alert) => tls::told_by_alert(alert.into()),
+            None => error.into(),
+        },
+        // This side's own alert says nothing of its certificate, which nobody refused.
+        E::TransportError(own) => match alert(u64::from(own.code)).map(AlertDescription::from) {
+            Some(alert @ (AlertDescription::NoApplicationProtocol | AlertDescription::ProtocolVersion)) => {
+                tls::told_by_alert(alert)
+            }
+            None if !own.reason.starts_with("TLS error") => error.into(),
+            _ => tls::failed(Reason::TLS_FAILED, format!("the TLS handshake failed: {}", own.reason)),
+        },
         _ => error.into(),
     }
 }
@@ -552,7 +559,11 @@ impl Transport for Quic {
         else {
             return Poll::Ready(Ok(0));
         };
-        Pin::new(control).poll_write(cx, part).map_err(io::Error::from)
+        // Whichever of a read and a write comes first has to say why.
+        Pin::new(control).poll_write(cx, part).map_err(|error| match error {
+            quinn::WriteError::ConnectionLost(error) => told(error),
+            error => error.into(),
+        })
     }
 
     fn poll_close(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -1,0 +1,267 @@
+//! Every row of tests/certificates/matrix.json between a real client and a real server, over each encrypted carrier: who
+//! verifies a chain says the reason of the row, and nobody else gets through.
+#![cfg(all(feature = "quic", feature = "websocket"))]
+
+use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
+
+use rustls::{
+    ClientConfig, ServerConfig, SignatureScheme,
+    client::ResolvesClientCert,
+    crypto::ring::{default_provider, sign::any_supported_type},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject},
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use valkyrie_certificates::{Certificates, Made, Row, Side, rows};
+use valkyrie_sdk::{Client, ClientBuilder, EchoHandler, Reason, ServerBuilder, ServerControl, Status};
+
+const SCHEMES: [&str; 3] = ["tls", "wss", "quic"];
+
+/// A hang is bounded far above anything that should take that long.
+async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
+}
+
+/// Connects and calls once: the name of the reason, `OK` for an answer, and the sentence.
+async fn outcome(what: &str, builder: ClientBuilder) -> (String, String) {
+    let called = async {
+        let client = builder.build().await?;
+        let answer = client.request("hello").await?;
+        client.close().await;
+        Ok::<_, Status>(answer)
+    };
+    match bounded(what, called).await {
+        Ok(answer) => {
+            assert_eq!(answer, "hello", "{what}");
+            ("OK".into(), String::new())
+        }
+        Err(status) => (status.reason().name().to_owned(), status.to_string()),
+    }
+}
+
+async fn serve(what: &str, builder: ServerBuilder) -> (Vec<String>, ServerControl) {
+    let builder = builder.bind("tls://127.0.0.1:0").bind("quic://127.0.0.1:0").handler("/echo", EchoHandler);
+    let server = builder.build().await.unwrap_or_else(|status| panic!("{what}: {status}"));
+    let (endpoints, control) = (server.endpoints(), server.control());
+    tokio::spawn(async move { server.start().await });
+    (endpoints, control)
+}
+
+fn of(endpoints: &[String], scheme: &str) -> String {
+    endpoints.iter().find(|endpoint| endpoint.starts_with(&format!("{scheme}:"))).unwrap().clone()
+}
+
+/// A client that looks for the row's name and trusts what the row's verifier trusts.
+fn client(row: &Row, made: &Made, endpoint: String) -> ClientBuilder {
+    let builder = Client::builder()
+        .endpoint(endpoint)
+        .server_name(&row.dial)
+        .trusted_certificates(made.trusted.clone());
+    match &made.revoked {
+        Some(list) => builder.revocation_lists(list.clone()),
+        None => builder,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_say_what_is_wrong_with_a_servers_certificate() {
+    let (certificates, mut wrong, mut looked_at) = (Certificates::new(), Vec::new(), 0);
+    for row in rows().iter().filter(|row| row.side == Side::Server) {
+        let made = certificates.make(row);
+        let builder = ServerBuilder::new().identity(made.chain.clone(), made.key.clone());
+        let (endpoints, control) = if row.raw {
+            let refused = builder.bind("tls://127.0.0.1:0").handler("/echo", EchoHandler).build().await;
+            assert_eq!(
+                refused.map(drop).unwrap_err().reason(),
+                Reason::INVALID_CONFIGURATION,
+                "{}",
+                row.case
+            );
+            (raw_servers(&made), None)
+        } else {
+            let (endpoints, control) = serve(&row.case, builder).await;
+            (endpoints, Some(control))
+        };
+        for scheme in SCHEMES {
+            let what = format!("{} over {scheme}", row.case);
+            let (reason, said) = outcome(&what, client(row, &made, of(&endpoints, scheme))).await;
+            if reason != row.reason {
+                wrong.push(format!("{what}: {} is expected, and came: {reason} ({said})", row.reason));
+            }
+            looked_at += 1;
+        }
+        if let Some(control) = control {
+            control.shutdown_now();
+        }
+    }
+    assert!(wrong.is_empty(), "{} of {looked_at}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A client learns by a TLS alert that it is refused, and the alert does not say all: the row's `told`.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_refuse_what_is_wrong_with_a_clients_certificate() {
+    let (certificates, mut wrong, mut looked_at) = (Certificates::new(), Vec::new(), 0);
+    let rows = rows();
+    let own = certificates.make(rows.iter().find(|row| row.case == "good_p256").unwrap());
+    for row in rows.iter().filter(|row| row.side == Side::Client) {
+        let made = certificates.make(row);
+        let builder = ServerBuilder::new().identity(own.chain.clone(), own.key.clone());
+        let builder = builder.client_authorities(made.trusted.clone());
+        let builder = match &made.revoked {
+            Some(list) => builder.revocation_lists(list.clone()),
+            None => builder,
+        };
+        let (endpoints, control) = serve(&row.case, builder).await;
+        let expected = row.told.as_deref().unwrap_or(&row.reason);
+        for scheme in SCHEMES {
+            let what = format!("{} over {scheme}", row.case);
+            let mut builder = Client::builder()
+                .endpoint(of(&endpoints, scheme))
+                .server_name(&row.dial)
+                .trusted_certificates(own.trusted.clone());
+            if !made.chain.is_empty() {
+                builder = builder.identity(made.chain.clone(), made.key.clone());
+            }
+            let (reason, said) = outcome(&what, builder).await;
+            let expected = if row.raw { "INVALID_CONFIGURATION" } else { expected };
+            if reason != expected {
+                wrong.push(format!("{what}: {expected} is expected, and came: {reason} ({said})"));
+            }
+            looked_at += 1;
+        }
+        if row.raw {
+            let endpoint = of(&endpoints, "tls");
+            let address = endpoint.split_once("://").unwrap().1.to_owned();
+            let identity = certified(&made);
+            let seen =
+                bounded(&row.case, tokio::task::spawn_blocking(move || raw_client(&address, identity))).await;
+            let seen = seen.unwrap();
+            assert!(seen.contains("AlertReceived"), "{}: a raw client saw {seen}", row.case);
+        }
+        assert_eq!(control.stats().calls_total > 0, row.reason == "OK", "{}", row.case);
+        control.shutdown_now();
+    }
+    assert!(wrong.is_empty(), "{} of {looked_at}:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A chain and a key that were not compared.
+fn certified(made: &Made) -> Arc<CertifiedKey> {
+    let chain = CertificateDer::pem_slice_iter(made.chain.as_bytes()).collect::<Result<_, _>>().unwrap();
+    let key = PrivateKeyDer::from_pem_slice(made.key.as_bytes()).unwrap();
+    Arc::new(CertifiedKey::new(chain, any_supported_type(&key).unwrap()))
+}
+
+/// Shows it to whoever asks.
+#[derive(Debug)]
+struct Shows(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for Shows {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+}
+
+impl ResolvesClientCert for Shows {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.clone())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Servers that are not ours and show what ours would not: their endpoints.
+fn raw_servers(made: &Made) -> Vec<String> {
+    let config = |alpn: &str| {
+        let mut config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Shows(certified(made))));
+        config.alpn_protocols = vec![alpn.into()];
+        config
+    };
+    let mut endpoints = Vec::new();
+    for (scheme, alpn) in [("tls", "valkyrie/1"), ("wss", "http/1.1")] {
+        let (listener, config) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::new(config(alpn)));
+        endpoints.push(format!("{scheme}://{}", listener.local_addr().unwrap()));
+        std::thread::spawn(move || {
+            for socket in listener.incoming() {
+                let (mut socket, mut tls) =
+                    (socket.unwrap(), rustls::ServerConnection::new(config.clone()).unwrap());
+                while tls.complete_io(&mut socket).is_ok_and(|(read, _)| read > 0) {}
+            }
+        });
+    }
+    let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(config("valkyrie/1")).unwrap();
+    let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let endpoint = quinn::Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoints.push(format!("quic://{}", endpoint.local_addr().unwrap()));
+    tokio::spawn(async move {
+        while let Some(incoming) = endpoint.accept().await {
+            let _ = incoming.await;
+        }
+    });
+    endpoints
+}
+
+/// What a client that is not ours sees after it showed this.
+fn raw_client(address: &str, identity: Arc<CertifiedKey>) -> String {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone))
+        .with_client_cert_resolver(Arc::new(Shows(identity)));
+    config.alpn_protocols = vec!["valkyrie/1".into()];
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    loop {
+        match tls.complete_io(&mut socket) {
+            Ok((0, _)) => return "the end".into(),
+            Ok(_) => {}
+            Err(error) => return format!("{error:?}"),
+        }
+    }
+}
+
+/// Verifies nothing.
+#[derive(Debug)]
+struct Anyone;
+
+impl rustls::client::danger::ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        default_provider().signature_verification_algorithms.supported_schemes()
+    }
+}
