@@ -56,6 +56,12 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
             )
         },
     );
+    steps.add(
+        "features",
+        "the sdk with each set of its features, without cryptography and with each provider",
+        &[],
+        || supply::features(project),
+    );
     steps.add("docs", "the core's documentation builds without a warning", &[], || {
         let packages = ["-p", "valkyrie-protocol", "-p", "valkyrie-sdk", "-p", "valkyrie-bridge"];
         run(project.cargo(["doc", "--quiet", "--no-deps"]).args(packages).env("RUSTDOCFLAGS", "-Dwarnings"))?;

@@ -7,7 +7,7 @@ use semver::{Version, VersionReq};
 use serde_json::Value;
 use toml::{Table, Value as Toml};
 
-use crate::step::{During, Outcome, Project, failed, output};
+use crate::step::{During, Outcome, Project, Stop, failed, output, run, succeeds};
 
 /// Whose dependencies ship or run here. What the yardsticks of benches/peers use is theirs.
 const LOCKS: [&str; 2] = ["Cargo.lock", "tests/fuzz/Cargo.lock"];
@@ -50,6 +50,61 @@ pub(crate) fn check(project: &Project) -> Outcome {
         Some(first) => failed(format!("{} dependencies are refused: {first}", wrong.len())),
         None => Ok(format!("{looked_at} packages, {} bans and floors", rules.bans.len())),
     }
+}
+
+/// What encrypts, signs or verifies: nowhere below the sdk without its features.
+const CRYPTO: [&str; 9] = [
+    "aws-lc-fips-sys",
+    "aws-lc-rs",
+    "aws-lc-sys",
+    "openssl-sys",
+    "quinn",
+    "ring",
+    "rustls",
+    "rustls-webpki",
+    "tokio-rustls",
+];
+
+/// Checks that the sdk compiles with each set of features that somebody may choose, with each provider of cryptography and
+/// with none; and that with none there is none in its graph.
+pub(crate) fn features(project: &Project) -> Outcome {
+    const SETS: [&str; 7] = [
+        "",
+        "native",
+        "native,websocket",
+        "tls",
+        "native,websocket,tls",
+        "access",
+        "native,websocket,quic,jwks",
+    ];
+    let sdk = ["-p", "valkyrie-sdk", "--no-default-features", "--features"];
+    for features in SETS {
+        run(project.cargo(["check", "--quiet"]).args(sdk).arg(features))?;
+    }
+    let below = |features: &str| -> Outcome<Vec<String>> {
+        let listed =
+            output(project.cargo(["tree", "--edges", "normal", "--prefix", "none"]).args(sdk).arg(features))?;
+        let names = listed.lines().filter_map(|line| line.split(' ').next());
+        Ok(names.filter(|name| CRYPTO.contains(name)).map(str::to_owned).collect())
+    };
+    for features in ["", "native", "native,websocket"] {
+        let found = below(features)?;
+        if !found.is_empty() {
+            return failed(format!("the sdk with the features {features:?} depends on {}", found.join(", ")));
+        }
+    }
+    for (features, provider) in [("tls", "ring"), ("aws-lc-rs", "aws-lc-rs")] {
+        if !below(features)?.iter().any(|name| name == provider) {
+            return failed(format!("the sdk with the feature {features} does not depend on {provider}"));
+        }
+    }
+    if !succeeds(project.command("cc").arg("--version")) {
+        return Err(Stop::Skipped(
+            "aws-lc-rs needs a C compiler, and there is no cc; the other sets are in order".into(),
+        ));
+    }
+    run(project.cargo(["check", "--quiet"]).args(sdk).arg("native,websocket,quic,aws-lc-rs"))?;
+    Ok(format!("{} sets of features, 2 providers", SETS.len() + 1))
 }
 
 /// A package of a lock file.
