@@ -11,7 +11,7 @@ import sys
 
 MAGIC = b"\xf6VLK"
 TYPES = {
-    0x01: "HELLO", 0x03: "PING", 0x04: "PONG", 0x05: "GOAWAY", 0x06: "WINDOW",
+    0x01: "HELLO", 0x02: "AUTH", 0x03: "PING", 0x04: "PONG", 0x05: "GOAWAY", 0x06: "WINDOW", 0x07: "AUTHENTICATED",
     0x10: "CALL", 0x11: "HEAD", 0x12: "MESSAGE", 0x13: "STATUS", 0x14: "RESET",
 }  # fmt: skip
 END, MESSAGE, MORE = 1, 2, 4
@@ -122,6 +122,12 @@ def decode_record(kind: str, data: bytes):
             least, most = SETTINGS.get(number, (0, 2**64 - 1 if number & 0x80000000 else -1))
             if not least <= value <= most:
                 raise Refused("SETTING")
+    elif kind == "AUTH":
+        out = {"token": r.bytes(), "extensions": r.extensions()}
+        if len(out["token"]) > 2 * 8192:
+            raise Refused("RECORD")
+    elif kind == "AUTHENTICATED":
+        out = {"expires_in_ms": r.varint(), "extensions": r.extensions()}
     elif kind in ("PING", "PONG"):
         out = {"data": r.varint(), "extensions": r.extensions()}
     elif kind == "GOAWAY":
@@ -205,7 +211,7 @@ def decode_frame(data: bytes) -> tuple[dict, bytes]:
             raise Refused("PROTOCOL")
         if flags & MORE and (not flags & MESSAGE or flags & END or kind == "STATUS"):
             raise Refused("PROTOCOL")
-        if kind != "WINDOW" and (number < 0x06) != (stream == 0):
+        if kind != "WINDOW" and (number < 0x10) != (stream == 0):
             raise Refused("PROTOCOL")
     body = data[40 : 40 + metadata_len + payload_len]
     if len(body) != metadata_len + payload_len:
@@ -227,6 +233,7 @@ STATEFUL = {
     "first: a call before hello", "a second hello", "a call of the server's parity", "a stream opened twice",
     "stream ids that fall", "a message on a stream that was never opened", "a status from the caller",
     "a window far ahead", "a half-close inside a message", "a window for a stream that was never opened",
+    "credentials, which this version has not", "first: a call ahead of the credentials", "an answer to no credentials",
 }  # fmt: skip
 
 

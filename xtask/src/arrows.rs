@@ -59,7 +59,7 @@ const POLICY: &str = "tokio* mio socket2 async-std smol quinn* hyper* reqwest tu
     failsafe governor again tryhard pyo3-async-runtimes pyo3-asyncio wasm-timer";
 
 /// Crates whose types may not show in a public signature of the sdk. `bytes::Bytes` is the one that may.
-const HIDDEN_IN_SDK: [&str; 17] = [
+const HIDDEN_IN_SDK: [&str; 18] = [
     "tokio",
     "tokio_tungstenite",
     "tungstenite",
@@ -77,6 +77,7 @@ const HIDDEN_IN_SDK: [&str; 17] = [
     "serde_path_to_error",
     "tokio_rustls",
     "toml",
+    "zeroize",
 ];
 
 /// Where unsafe code lives: what talks to a language's runtime, to the system about descriptors and forks, or hands out

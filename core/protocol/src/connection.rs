@@ -20,11 +20,14 @@
 
 mod abuse;
 mod channels;
+mod credentials;
 
 pub use channels::StreamAction;
+pub use credentials::Secret;
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
+    fmt,
     hash::{BuildHasherDefault, Hasher},
     ops::RangeInclusive,
     time::Duration,
@@ -32,6 +35,7 @@ use std::{
 
 use abuse::{Account, BRIEF, Bucket};
 use bytes::{Buf, Bytes, BytesMut};
+use credentials::{Credentials, Stage};
 
 use crate::{
     ConnectionError, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, HEADER_LEN,
@@ -41,8 +45,8 @@ use crate::{
     limits::{MAX_FRAME_BYTES_CAP, MAX_STREAM_ID},
     queue::Queue,
     record::{
-        self, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord, Window,
-        check_method, metadata_from,
+        self, AUTH_FOLLOWS, Call, Extension, GoAway, Head, Hello, Ping, RecordError, Reset, StatusRecord,
+        Window, check_method, metadata_from,
     },
     stream::{Out, Stream, Streams},
     transmit::{Fragment, write_record},
@@ -87,6 +91,10 @@ pub struct Config {
     /// Whether the carrier multiplexes, as QUIC does: every stream has a channel of its own with its own flow control,
     /// and connection frames have theirs (PROTOCOL.md, "Carriers"). Default false.
     pub multiplexed: bool,
+    /// A client's: whether it has credentials. HELLO says so, and no call is written before [`Connection::authenticate`].
+    /// A server's: whether it decides on credentials, by [`Event::Auth`]; one that does not accepts all, for ever. Default
+    /// false.
+    pub authenticates: bool,
 }
 
 impl Config {
@@ -99,6 +107,7 @@ impl Config {
             features: 0,
             grease: None,
             multiplexed: false,
+            authenticates: false,
         }
     }
 }
@@ -196,6 +205,19 @@ pub enum Event {
         /// Why; `NO_ERROR` for a graceful end.
         error: ConnectionError,
     },
+    /// The client sent credentials: [`Connection::accept_credentials`] or [`Connection::refuse_credentials`] decides. Until
+    /// then nothing behind the first ones is read.
+    Auth {
+        /// The token.
+        token: Secret,
+    },
+    /// The server accepted the credentials that were sent last.
+    Authenticated {
+        /// When they end, from now on; `None` for never.
+        expires_in: Option<Duration>,
+    },
+    /// The credentials that a server accepted have expired: the client is told, and its streams are gone.
+    Expired,
     /// The peer answered a PING.
     Pong {
         /// The data of the PING.
@@ -249,7 +271,6 @@ impl Hasher for IdHasher {
 }
 
 /// One side of one connection.
-#[derive(Debug)]
 pub struct Connection {
     config: Config,
     peer: Limits,
@@ -259,6 +280,7 @@ pub struct Connection {
     features: u64,
     grease: Option<Grease>,
     greeted: bool,
+    credentials: Credentials,
     failed: Option<ConnectionError>,
     /// The latest instant that was handed in.
     now: Time,
@@ -336,6 +358,17 @@ pub struct Connection {
     streams_read: u64,
 }
 
+/// Shows nothing of what goes over it: credentials do.
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("role", &self.config.role)
+            .field("state", &self.state())
+            .field("streams", &self.streams.len())
+            .finish_non_exhaustive()
+    }
+}
+
 /// A frame that has begun to arrive.
 #[derive(Clone, Copy, Debug)]
 struct Unfinished {
@@ -357,6 +390,7 @@ impl Connection {
             features: 0,
             grease: config.grease.map(Grease::new),
             greeted: false,
+            credentials: Credentials::new(config.authenticates && config.role == Role::Client),
             failed: None,
             now,
             handshake_deadline: Some(now.after(limits.handshake_timeout)),
@@ -419,6 +453,9 @@ impl Connection {
             settings.extend(grease.setting());
             extensions = grease.extension(&mut room);
         }
+        if connection.is_silent() {
+            extensions.push((AUTH_FOLLOWS, &[]));
+        }
         let hello = Hello {
             min_version: *connection.config.versions.start(),
             max_version: *connection.config.versions.end(),
@@ -455,6 +492,7 @@ impl Connection {
         let overdue = self.next_overdue.filter(|_| !self.unfinished_streams.is_empty());
         let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), overdue);
         let streams = Time::sooner(self.next_deadline, self.next_room());
+        let streams = Time::sooner(self.credentials.expires, streams);
         Time::sooner(self.handshake_deadline, Time::sooner(frame, streams))
     }
 
@@ -523,7 +561,9 @@ impl Connection {
             || !self.actions.is_empty()
             || !self.last_words.is_empty()
             || self.resumed
-            || (self.failed.is_none() && self.ready.iter().any(|queue| !queue.is_empty()))
+            || (self.failed.is_none()
+                && !self.is_silent()
+                && self.ready.iter().any(|queue| !queue.is_empty()))
     }
 
     /// How long until the stream's deadline; `None` without one or when the stream is gone.
@@ -545,7 +585,9 @@ impl Connection {
             return Err(error.status());
         }
         if self.is_draining() {
-            return Err(Status::from_reason(Reason::GOING_AWAY, "the connection takes no new calls"));
+            return Err(self.unauthenticated().unwrap_or_else(|| {
+                Status::from_reason(Reason::GOING_AWAY, "the connection takes no new calls")
+            }));
         }
         let method = std::str::from_utf8(&call.method)
             .map_err(|_| RecordError::new("method is not UTF-8"))
@@ -781,7 +823,7 @@ impl Connection {
     /// As [`Connection::handle_read`], and PROTOCOL for a frame that is cut.
     pub fn handle_message(&mut self, now: Time, buffer: &mut BytesMut) -> Result<(), ConnectionError> {
         self.handle_read(now, buffer)?;
-        if buffer.is_empty() {
+        if buffer.is_empty() || self.holds_back() {
             return Ok(());
         }
         let error = ConnectionError::new(ErrorCode::PROTOCOL, "a carrier message holds a part of a frame");
@@ -802,7 +844,7 @@ impl Connection {
     pub fn handle_end(&mut self, rest: &[u8]) -> Status {
         match self.failed.as_ref().or(self.peer_error.as_ref()) {
             Some(error) => error.status(),
-            None if !rest.is_empty() => Status::from_reason(
+            None if !rest.is_empty() && !self.holds_back() => Status::from_reason(
                 Reason::TRUNCATED_FRAME,
                 format!("the connection ended {} bytes into a frame", rest.len()),
             ),
@@ -818,7 +860,11 @@ impl Connection {
         self.now = now;
         let due = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
         if due(self.handshake_deadline) {
-            let error = ConnectionError::new(ErrorCode::TIMEOUT, "no hello within the handshake timeout");
+            let what = match self.greeted {
+                false => "no hello within the handshake timeout",
+                true => "no credentials, or no decision on them, within the handshake timeout",
+            };
+            let error = ConnectionError::new(ErrorCode::TIMEOUT, what);
             return Err(self.fail(error));
         }
         if due(self.next_overdue) {
@@ -828,6 +874,9 @@ impl Connection {
             let error = ConnectionError::new(ErrorCode::TIMEOUT, "a frame stood unfinished for too long")
                 .with_reason(Reason::FRAME_TIMEOUT);
             return Err(self.fail(error));
+        }
+        if due(self.credentials.expires) {
+            self.expire();
         }
         if due(self.next_deadline)
             && let Err(error) = self.end_streams_that_are_due(now)
@@ -882,7 +931,15 @@ impl Connection {
         channel: Option<(u64, &mut bool)>,
     ) -> Result<(), ConnectionError> {
         let (channel, mut begun) = channel.unzip();
+        if self.credentials.expires.is_some_and(|at| at <= now) {
+            self.expire();
+        }
         loop {
+            if self.holds_back() {
+                // Nobody waits for the rest of what is not looked at.
+                self.unfinished = None;
+                return Ok(());
+            }
             let Some(start) = buffer.first_chunk::<HEADER_LEN>() else {
                 FrameHeader::check_start(buffer)?;
                 break;
@@ -986,7 +1043,12 @@ impl Connection {
             | FrameType::GOAWAY
             | FrameType::WINDOW
             | FrameType::HEAD
+            | FrameType::AUTHENTICATED
             | FrameType::RESET => false,
+            // Of a client that did not speak of it, it is a type without a meaning.
+            FrameType::AUTH if self.config.role == Role::Client || self.credentials.stage != Stage::None => {
+                false
+            }
             FrameType(other) if other & OPTIONAL_TYPE != 0 => return Ok(()),
             FrameType(other) => {
                 return Err(ConnectionError::new(
@@ -1048,6 +1110,8 @@ impl Connection {
                     None => self.count_glitch(),
                 }
             }
+            FrameType::AUTH => self.handle_auth(now, &record),
+            FrameType::AUTHENTICATED => self.handle_authenticated(&record),
             FrameType::GOAWAY => {
                 self.handle_go_away(&record)?;
                 self.count_glitch()
@@ -1128,7 +1192,12 @@ impl Connection {
         }
         self.peer.max_frame_bytes = self.peer.max_frame_bytes.min(MAX_FRAME_BYTES_CAP);
         self.greeted = true;
-        self.handshake_deadline = None;
+        if self.config.role == Role::Server && hello.extensions.iter().any(|(id, _)| *id == AUTH_FOLLOWS) {
+            // The timer runs on, until they are decided on.
+            self.credentials = Credentials::new(true);
+        } else {
+            self.handshake_deadline = None;
+        }
         self.send_limit = self.send_limit.max(u64::from(self.peer.connection_window_bytes));
         let window = u64::from(self.peer.stream_window_bytes);
         let mut blocked = Vec::new();
@@ -1173,7 +1242,10 @@ impl Connection {
         for id in unheard {
             self.release(id);
         }
-        let error = ConnectionError::new(code, message);
+        let mut error = ConnectionError::new(code, message);
+        if code == ErrorCode::UNAUTHENTICATED {
+            error = self.end_credentials(error);
+        }
         for key in refused {
             self.forget(key);
             self.events.push_back(Event::Reset { key, status: error.status(), unprocessed: true });
@@ -1229,6 +1301,10 @@ impl Connection {
                 ErrorCode::STREAM_ID,
                 format!("stream {} after stream {}", header.stream, self.last_peer_id),
             ));
+        }
+        if self.awaits_auth() {
+            let what = "a call ahead of the credentials that hello spoke of";
+            return Err(ConnectionError::new(ErrorCode::PROTOCOL, what));
         }
         self.take_connection_credit(payload.len())?;
         let call = Call::decode(record).map_err(malformed)?;
@@ -1448,7 +1524,10 @@ impl Connection {
             (ErrorCode::DEADLINE, _) => "the deadline passed".to_owned(),
             (code, _) => format!("the peer reset the stream: {}", code.name()),
         };
-        let status = Status::from_error_code(code, message);
+        let status = match code {
+            ErrorCode::UNAUTHENTICATED => credentials::expired(),
+            code => Status::from_error_code(code, message),
+        };
         if seen {
             self.events.push_back(Event::Reset { key, status, unprocessed: local && refused });
         }
@@ -1616,7 +1695,7 @@ impl Connection {
             self.control_answers = 0;
         }
         // Where each stream has a channel of its own, only connection frames go this way.
-        while !self.config.multiplexed && self.failed.is_none() && out.len() < budget {
+        while !self.config.multiplexed && !self.is_silent() && self.failed.is_none() && out.len() < budget {
             let Some(key) = self.pick() else { break };
             self.write_frame(now, key, out);
         }
@@ -2035,6 +2114,7 @@ impl Connection {
         self.handshake_deadline = None;
         self.unfinished = None;
         self.next_deadline = None;
+        self.credentials.expires = None;
         self.failed = Some(error.clone());
         error
     }

@@ -67,6 +67,8 @@ error_codes! {
     STREAM_ID = 17 => STREAM_ID;
     /// The first bytes are not Valkyrie's.
     MAGIC = 18 => BAD_MAGIC;
+    /// The credentials of the connection were refused, or have expired.
+    UNAUTHENTICATED = 19 => CREDENTIALS_REFUSED;
     /// What came is not encrypted, and must be.
     TLS_REQUIRED = 20 => TLS_REQUIRED;
 }

@@ -30,7 +30,7 @@ pub struct FrameType(pub u8);
 impl FrameType {
     /// Greeting: versions, features, settings. The first frame of each side.
     pub const HELLO: Self = Self(0x01);
-    /// Credentials. Reserved: refused as unknown by a peer without them.
+    /// Credentials of a client whose HELLO said that they follow; of any other it is unknown.
     pub const AUTH: Self = Self(0x02);
     /// Asks for a PONG with the same data.
     pub const PING: Self = Self(0x03);
@@ -40,6 +40,8 @@ impl FrameType {
     pub const GOAWAY: Self = Self(0x05);
     /// Raises the credit of a stream, or of the connection on stream 0.
     pub const WINDOW: Self = Self(0x06);
+    /// Answers AUTH: the credentials were accepted, and end at some time.
+    pub const AUTHENTICATED: Self = Self(0x07);
     /// Opens a stream: method, deadline, metadata, often the whole message.
     pub const CALL: Self = Self(0x10);
     /// Initial metadata of the answer, when it comes before a message.
@@ -58,7 +60,7 @@ impl FrameType {
 
     /// Whether the type belongs to the connection (stream 0 only).
     pub(crate) const fn is_connection(self) -> bool {
-        self.0 & !OPTIONAL_TYPE < 0x06
+        self.0 < 0x06 || matches!(self, Self::AUTHENTICATED)
     }
 }
 

@@ -20,7 +20,7 @@ mod transmit;
 
 // The public interface is:
 pub use connection::{
-    Config, Connection, ConnectionState, Event, Finish, Opened, Role, SendError, StreamAction,
+    Config, Connection, ConnectionState, Event, Finish, Opened, Role, Secret, SendError, StreamAction,
 };
 pub use error::{ConnectionError, ErrorCode};
 pub use header::{
@@ -29,7 +29,8 @@ pub use header::{
 pub use limits::{INITIAL, Limits};
 pub use metadata::{Metadata, MetadataError, MetadataValue};
 pub use record::{
-    Call, Extension, GoAway, Head, Hello, OPTIONAL_ID, Ping, RecordError, Reset, StatusRecord, Window,
+    AUTH_FOLLOWS, Auth, Authenticated, Call, Extension, GoAway, Head, Hello, OPTIONAL_ID, Ping, RecordError,
+    Reset, StatusRecord, Window,
 };
 pub use status::{Class, Code, Detail, Reason, Status};
 pub use stream::{Priority, StreamKey};

@@ -19,6 +19,10 @@ use crate::{Code, Metadata, MetadataError, Reason, Status};
 pub const OPTIONAL_ID: u32 = 1 << 31;
 /// The most entries of any list in a record.
 const MAX_ENTRIES: usize = 128;
+/// Extension of a client's HELLO: AUTH follows, and no call goes before it. What it holds is ignored.
+pub const AUTH_FOLLOWS: u32 = OPTIONAL_ID | 1;
+/// The longest token in bytes.
+pub(crate) const MAX_TOKEN: usize = 8 << 10;
 /// The longest method in bytes.
 const MAX_METHOD: usize = 512;
 
@@ -43,6 +47,30 @@ pub struct Hello<'a> {
     pub features: u64,
     /// `(id, value)`: what the sender is ready to receive.
     pub settings: Vec<(u32, u64)>,
+    /// Room for later versions.
+    pub extensions: Vec<Extension<'a>>,
+}
+
+/// AUTH: the credentials of a client. Debug does not show them.
+#[derive(Clone, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct Auth<'a> {
+    /// The token, of at most 8,192 bytes.
+    pub token: &'a [u8],
+    /// Room for later versions.
+    pub extensions: Vec<Extension<'a>>,
+}
+
+impl fmt::Debug for Auth<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Auth").field("extensions", &self.extensions).finish_non_exhaustive()
+    }
+}
+
+/// AUTHENTICATED: the credentials were accepted.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaWrite, SchemaRead)]
+pub struct Authenticated<'a> {
+    /// Milliseconds until they end; 0 is never.
+    pub expires_in_ms: u64,
     /// Room for later versions.
     pub extensions: Vec<Extension<'a>>,
 }
@@ -190,6 +218,8 @@ macro_rules! record {
 
 record! {
     Hello { settings, extensions };
+    Auth { extensions };
+    Authenticated { extensions };
     Call { metadata, extensions };
     Head { metadata, extensions };
     StatusRecord { details, metadata, trailers, extensions };

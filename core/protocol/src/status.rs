@@ -184,6 +184,14 @@ reasons! {
     UNAUTHENTICATED = 200 => Unauthenticated;
     /// The caller is known, and may not do this.
     PERMISSION_DENIED = 201 => PermissionDenied;
+    /// The server refused the credentials of the connection. It never says why.
+    CREDENTIALS_REFUSED = 202 => Unauthenticated;
+    /// The credentials of the connection expired before newer ones came.
+    CREDENTIALS_EXPIRED = 203 => Unauthenticated;
+    /// The client's own source of tokens gave none.
+    CREDENTIALS_UNAVAILABLE = 204 => Unauthenticated;
+    /// The token would travel unencrypted.
+    INSECURE_CREDENTIALS = 205 => FailedPrecondition;
     /// The peer's certificate ends in no authority that is trusted.
     CERTIFICATE_UNTRUSTED = 210 => Unauthenticated;
     /// The peer's certificate has expired.

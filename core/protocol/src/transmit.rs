@@ -1,6 +1,6 @@
 //! Frames on their way out: how one is written, and what waits for the transport.
 
-use std::{collections::VecDeque, io::IoSlice, ops::Range};
+use std::{collections::VecDeque, fmt, io::IoSlice, ops::Range};
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -44,12 +44,19 @@ impl<'a> Fragment<'a> {
 }
 
 /// Frames on their way to the transport: small ones together in one block, large messages from where they are.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct TransmitBuffer {
     /// Blocks ahead of `tail`, in order.
     blocks: VecDeque<Bytes>,
     tail: BytesMut,
     len: usize,
+}
+
+/// Shows nothing of what waits: credentials do.
+impl fmt::Debug for TransmitBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TransmitBuffer").field("len", &self.len).finish_non_exhaustive()
+    }
 }
 
 impl TransmitBuffer {

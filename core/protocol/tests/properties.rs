@@ -428,6 +428,7 @@ impl Pair {
         while let Some(event) = self.sides[side].connection.poll_event() {
             match event {
                 Event::Connected | Event::GoAway { .. } | Event::Pong { .. } => {}
+                Event::Auth { .. } | Event::Authenticated { .. } | Event::Expired => panic!("{event:?}"),
                 Event::Call { key, method, message, end, .. } => {
                     assert_eq!(side, SERVER);
                     let index: usize = std::str::from_utf8(&method[1..]).unwrap().parse().unwrap();

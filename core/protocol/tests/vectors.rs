@@ -9,9 +9,9 @@ use std::io::IoSlice;
 use bytes::BytesMut;
 use serde_json::{Value, json};
 use valkyrie_protocol::{
-    Call, Class, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType,
-    GoAway, HEADER_LEN, Head, Hello, Limits, OPTIONAL_ID, Ping, Reason, Reset, Role, StatusRecord, Time,
-    Window,
+    AUTH_FOLLOWS, Auth, Authenticated, Call, Class, Config, Connection, ErrorCode, FLAG_END, FLAG_MESSAGE,
+    FLAG_MORE, FrameHeader, FrameType, GoAway, HEADER_LEN, Head, Hello, Limits, OPTIONAL_ID, Ping, Reason,
+    Reset, Role, StatusRecord, Time, Window,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -102,6 +102,7 @@ fn frames() -> Vec<Value> {
             vec![(OPTIONAL_ID | 99, u64::MAX)],
             vec![(OPTIONAL_ID | 7, &b"grease"[..])],
         ),
+        ("hello of a client whose credentials follow", settings.clone(), vec![(AUTH_FOLLOWS, &b""[..])]),
     ] {
         let hello =
             Hello { min_version: 1, max_version: 1, features: 0, settings, extensions: extensions_in };
@@ -109,6 +110,18 @@ fn frames() -> Vec<Value> {
             "settings": hello.settings.iter().map(|(id, value)| json!([id, value])).collect::<Value>(),
             "extensions": extensions(&hello.extensions)});
         out.push(good(name, "HELLO", frame(0x01, 0, 0, 0, &record!(hello), b""), fields));
+    }
+    for (name, token) in [("credentials", &b"a token"[..]), ("credentials of 300 bytes", &[b'.'; 300])] {
+        let auth = Auth { token, extensions: vec![] };
+        let fields = json!({"token": hex(token), "extensions": []});
+        out.push(good(name, "AUTH", frame(0x02, 0, 0, 0, &record!(auth), b""), fields));
+    }
+    for (name, expires_in_ms) in
+        [("credentials accepted for an hour", 3_600_000), ("credentials accepted for ever", 0)]
+    {
+        let answer = Authenticated { expires_in_ms, extensions: vec![] };
+        let fields = json!({"expires_in_ms": expires_in_ms, "extensions": []});
+        out.push(good(name, "AUTHENTICATED", frame(0x07, 0, 0, 0, &record!(answer), b""), fields));
     }
     for (name, kind, number) in [("ping", "PING", 0x03), ("pong", "PONG", 0x04)] {
         let ping = Ping { data: 0x0123_4567_89ab_cdef, extensions: vec![] };
@@ -282,6 +295,9 @@ fn broken() -> Vec<Value> {
         metadata: vec![(key, value)],
         extensions: vec![],
     };
+    let announced = || hello_with(&[], &[(AUTH_FOLLOWS, b"")]);
+    let auth = |stream, token| frame(0x02, 0, stream, 0, &record!(Auth { token, extensions: vec![] }), b"");
+    let accepted = Authenticated { expires_in_ms: 0, extensions: vec![] };
     let newer = Hello { min_version: 2, max_version: 3, features: 0, settings: vec![], extensions: vec![] };
     vec![
         raw("first: http", "MAGIC", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n".to_vec()),
@@ -382,6 +398,10 @@ fn broken() -> Vec<Value> {
             frame(0x06, 0, 0, 0, &record!(Window { offset: u64::MAX, extensions: vec![] }), b""),
         ),
         raw("credentials, which this version has not", "UNKNOWN_FRAME", frame(0x02, 0, 0, 0, b"token", b"")),
+        raw("first: a call ahead of the credentials", "PROTOCOL", [announced(), call.clone()].concat()),
+        raw("first: a token of 8,193 bytes", "RECORD", [announced(), auth(0, &[b'.'; 8_193])].concat()),
+        raw("first: credentials on a stream", "PROTOCOL", [announced(), auth(1, b"a token")].concat()),
+        raw("an answer to no credentials", "PROTOCOL", frame(0x07, 0, 0, 0, &record!(accepted), b"")),
         raw("a flag on a ping", "PROTOCOL", frame(0x03, FLAG_END, 0, 0, &record!(ping(&[])), b"")),
         raw(
             "a status that goes on",
@@ -473,6 +493,12 @@ fn proves(name: &str) -> Vec<&'static str> {
         "first: http" | "first: tls" => "W1-03",
         "first: a call before hello" => "W1-08 W6-01",
         "first: a newer version only" => "W6-03",
+        "hello of a client whose credentials follow" | "first: a call ahead of the credentials" => "W6-13",
+        "credentials" | "credentials of 300 bytes" => "W5-01",
+        name if name.starts_with("credentials accepted") => "W6-16",
+        "first: a token of 8,193 bytes" => "W6-15",
+        "first: credentials on a stream" => "W4-03",
+        "an answer to no credentials" => "W6-17",
         "first: an extension of hello" => "W5-06",
         name if name.starts_with("first: a setting") => "W6-10",
         "first: a hello cut short" | "a byte behind a record" | "a message with a record" => "W5-02",
@@ -676,6 +702,14 @@ fn fields(frame_type: FrameType, record: &[u8]) -> Value {
                 Hello::decode(record).unwrap();
             json!({"min_version": min_version, "max_version": max_version, "features": features,
                 "settings": settings, "extensions": extensions(&more)})
+        }
+        FrameType::AUTH => {
+            let Auth { token, extensions: more } = Auth::decode(record).unwrap();
+            json!({"token": hex(token), "extensions": extensions(&more)})
+        }
+        FrameType::AUTHENTICATED => {
+            let Authenticated { expires_in_ms, extensions: more } = Authenticated::decode(record).unwrap();
+            json!({"expires_in_ms": expires_in_ms, "extensions": extensions(&more)})
         }
         FrameType::PING | FrameType::PONG => {
             let Ping { data, extensions: more } = Ping::decode(record).unwrap();

@@ -167,8 +167,8 @@ fn what_a_later_version_may_add_does_not_keep_this_one_from_answering() {
             min_version: 1,
             max_version: 7,
             features: u64::MAX,
-            settings: vec![(OPTIONAL_ID | 1, 0), (2, 1 << 20), (OPTIONAL_ID | 77, u64::MAX)],
-            extensions: vec![(OPTIONAL_ID | 1, b"ticket")],
+            settings: vec![(OPTIONAL_ID | 1_000, 0), (2, 1 << 20), (OPTIONAL_ID | 77, u64::MAX)],
+            extensions: vec![(OPTIONAL_ID | 1_000, b"ticket")],
         };
         let hello = frame(FrameType::HELLO, 0, 0, &record(|out| hello.encode(out)), b"");
         let later = frame(FrameType(0x91), 0x0100, 5, b"record", b"payload");

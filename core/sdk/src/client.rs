@@ -16,12 +16,14 @@ use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
 
 use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
-    DEFAULT_TIMEOUT_MS, Endpoint, Level, Log, Peer, RecvStream, Response, Runtime, Security, SendStream,
-    ValkyrieClient,
-    connection::{Guest, Link, Terms, cancelled, lock, status_in},
+    DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Level, Log, Peer, RecvStream, Response, Runtime, Security,
+    SendStream, Token, TokenSource, ValkyrieClient,
+    connection::{Guest, Link, Side, Terms, cancelled, lock, status_in},
+    credentials::Credentials,
+    flight::Flight,
     lead::{self, Lead},
     log::{Logger, of_connection},
-    runtime::sleep_until,
+    runtime::{race, sleep_until},
     stream::halves,
 };
 
@@ -47,6 +49,8 @@ pub struct ClientBuilder {
     #[cfg(feature = "tls")]
     tls: ClientTls,
     min_security: Option<Security>,
+    tokens: Option<Arc<dyn TokenSource>>,
+    interceptors: Vec<Arc<dyn Interceptor>>,
     runtime: Option<Arc<dyn Runtime>>,
     connectors: HashMap<String, Arc<dyn Connector>>,
 }
@@ -135,6 +139,25 @@ impl ClientBuilder {
         self
     }
 
+    /// The token that says whom the client calls for, the same on each connection. It goes out ahead of the first calls, which
+    /// do not wait for the server's word on it. Default: none.
+    pub fn token(self, token: impl Into<String>) -> Self {
+        self.token_source(Arc::new(Token::new(token)))
+    }
+
+    /// Where the client gets its tokens: for each new connection, and for a newer one before the last one ends, while streams
+    /// go on. Default: none.
+    pub fn token_source(mut self, source: Arc<dyn TokenSource>) -> Self {
+        self.tokens = Some(source);
+        self
+    }
+
+    /// Asks before each attempt of a call, behind those that were added before. Default: nobody.
+    pub fn interceptor(mut self, interceptor: Arc<dyn Interceptor>) -> Self {
+        self.interceptors.push(interceptor);
+        self
+    }
+
     /// How long the task of a connection looks for an answer before it sleeps, in microseconds: 0, never, by default. 10 to
     /// 50 save the time of falling asleep and waking up where a call takes less than that. The thread does nothing else
     /// meanwhile; spins in vain make spins rare. Over tcp and unix.
@@ -178,8 +201,9 @@ impl ClientBuilder {
     /// Makes the client and, unless lazy, its first connection.
     ///
     /// # Errors
-    /// INVALID_ENDPOINT, UNSUPPORTED_SCHEME or INVALID_CONFIGURATION for what is written wrong; CONNECT_FAILED,
-    /// CONNECT_TIMEOUT or NAME_RESOLUTION when nobody answers.
+    /// INVALID_ENDPOINT, UNSUPPORTED_SCHEME or INVALID_CONFIGURATION for what is written wrong; INSECURE_CREDENTIALS for a
+    /// token that would travel unencrypted beyond this machine; CONNECT_FAILED, CONNECT_TIMEOUT or NAME_RESOLUTION when nobody
+    /// answers; CREDENTIALS_UNAVAILABLE when the source of tokens fails.
     pub async fn build(self) -> Result<Client, Status> {
         let lazy = self.lazy;
         let client = self.connect_lazily()?;
@@ -209,12 +233,29 @@ impl ClientBuilder {
             Some(runtime) => runtime,
             None => default_runtime()?,
         };
+        let connect_timeout =
+            Duration::from_millis(self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS));
+        #[cfg(feature = "tls")]
+        let sealed = self.tls.sealed;
+        #[cfg(not(feature = "tls"))]
+        let sealed = false;
+        let credentials = match self.tokens {
+            Some(source) => Some(Credentials::new(
+                source,
+                &endpoint,
+                sealed,
+                runtime.clone(),
+                connect_timeout,
+                self.terms.log.clone(),
+            )?),
+            None => None,
+        };
         Ok(Client(Arc::new(Inner {
             endpoint,
             timeout: Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS)),
-            connect_timeout: Duration::from_millis(
-                self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS),
-            ),
+            connect_timeout,
+            credentials,
+            interceptors: self.interceptors,
             terms: self.terms,
             connector,
             runtime,
@@ -301,6 +342,8 @@ struct Inner {
     endpoint: Endpoint,
     timeout: Duration,
     connect_timeout: Duration,
+    credentials: Option<Arc<Credentials>>,
+    interceptors: Vec<Arc<dyn Interceptor>>,
     terms: Terms,
     connector: Arc<dyn Connector>,
     runtime: Arc<dyn Runtime>,
@@ -309,45 +352,10 @@ struct Inner {
 
 enum State {
     Idle,
-    Dialing(Arc<Dial>),
+    /// Every call that needs the connection waits for it.
+    Dialing(Arc<Flight<Arc<Link>>>),
     Ready(Arc<Link>),
     Closed(Option<Arc<Link>>),
-}
-
-/// One attempt to connect, which every call that needs it waits for.
-#[derive(Default)]
-struct Dial(Mutex<DialState>);
-
-#[derive(Default)]
-struct DialState {
-    result: Option<Result<Arc<Link>, Status>>,
-    wakers: Vec<Waker>,
-}
-
-impl Dial {
-    fn wait(&self) -> impl Future<Output = Result<Arc<Link>, Status>> + Send + '_ {
-        std::future::poll_fn(move |cx| {
-            let state = &mut *lock(&self.0);
-            match &state.result {
-                Some(result) => Poll::Ready(result.clone()),
-                None => {
-                    if !state.wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
-                        state.wakers.push(cx.waker().clone());
-                    }
-                    Poll::Pending
-                }
-            }
-        })
-    }
-
-    fn resolve(&self, result: Result<Arc<Link>, Status>) {
-        let wakers = {
-            let mut state = lock(&self.0);
-            state.result.get_or_insert(result);
-            std::mem::take(&mut state.wakers)
-        };
-        wakers.into_iter().for_each(Waker::wake);
-    }
 }
 
 impl Drop for Inner {
@@ -445,8 +453,9 @@ impl Client {
         &self,
         method: &str,
         message: impl Into<Bytes>,
-        options: CallOptions,
+        mut options: CallOptions,
     ) -> Result<Response, Status> {
+        self.intercept(method, &mut options)?;
         let deadline = self.deadline(options.timeout.or(Some(self.0.timeout)));
         let link = self.link_before(deadline).await?;
         let call = opened(method, options, deadline, Some(message.into()), true);
@@ -459,7 +468,12 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::call`]; what the server says arrives at the receiving half.
-    pub async fn open(&self, method: &str, options: CallOptions) -> Result<(SendStream, RecvStream), Status> {
+    pub async fn open(
+        &self,
+        method: &str,
+        mut options: CallOptions,
+    ) -> Result<(SendStream, RecvStream), Status> {
+        self.intercept(method, &mut options)?;
         let deadline = self.deadline(options.timeout);
         let link = self.link_before(deadline).await?;
         let stream = link.stream(opened(method, options, deadline, None, false))?;
@@ -474,8 +488,9 @@ impl Client {
         &self,
         method: &str,
         message: impl Into<Bytes>,
-        options: CallOptions,
+        mut options: CallOptions,
     ) -> Result<RecvStream, Status> {
+        self.intercept(method, &mut options)?;
         let deadline = self.deadline(options.timeout);
         let link = self.link_before(deadline).await?;
         let stream = link.stream(opened(method, options, deadline, Some(message.into()), true))?;
@@ -488,10 +503,15 @@ impl Client {
         &self,
         method: &str,
         message: Bytes,
-        options: CallOptions,
+        mut options: CallOptions,
         token: u64,
         sink: Arc<dyn Sink>,
     ) -> Submission {
+        if let Err(status) = self.intercept(method, &mut options) {
+            let submission = Submission(Arc::new(Mutex::new(Stage::Waiting)));
+            submission.refuse(status, token, &*sink);
+            return submission;
+        }
         let deadline = self.deadline(options.timeout.or(Some(self.0.timeout)));
         let call = opened(method, options, deadline, Some(message), true);
         let submission = Submission(Arc::new(Mutex::new(Stage::Waiting)));
@@ -559,6 +579,10 @@ impl Client {
         }
     }
 
+    fn intercept(&self, method: &str, options: &mut CallOptions) -> Result<(), Status> {
+        self.0.interceptors.iter().try_for_each(|interceptor| interceptor.before(method, options))
+    }
+
     fn deadline(&self, timeout: Option<Duration>) -> Option<Time> {
         timeout.filter(|timeout| *timeout != Duration::MAX).map(|timeout| self.0.runtime.now().after(timeout))
     }
@@ -591,7 +615,7 @@ impl Client {
                 State::Ready(link) if link.is_usable() => return Ok(link.clone()),
                 State::Dialing(dial) => (dial.clone(), None),
                 State::Ready(_) | State::Idle => {
-                    let dial = Arc::new(Dial::default());
+                    let dial = Arc::<Flight<Arc<Link>>>::default();
                     *state = State::Dialing(dial.clone());
                     (dial.clone(), Some(Attempt { inner: self.0.clone(), dial }))
                 }
@@ -632,20 +656,33 @@ fn opened(
 /// A dial in progress. Dropped with its runtime, it tells everybody who waits.
 struct Attempt {
     inner: Arc<Inner>,
-    dial: Arc<Dial>,
+    dial: Arc<Flight<Arc<Link>>>,
 }
 
 impl Attempt {
     async fn run(self) {
         let inner = &self.inner;
+        let result = match &inner.credentials {
+            None => self.connect(None).await,
+            Some(credentials) => match credentials.token().await {
+                Ok(token) => self.connect(Some(token)).await,
+                Err(status) => Err(status),
+            },
+        };
+        self.log(&result);
+        self.settle(result);
+    }
+
+    async fn connect(&self, token: Option<Token>) -> Result<Arc<Link>, Status> {
+        let inner = &self.inner;
         let deadline = inner.runtime.now().after(inner.connect_timeout);
         let connecting = inner.connector.connect(&inner.endpoint);
-        let result = match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
+        match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
             Some(Ok(transport)) => {
                 let peer = Peer::new(inner.endpoint.to_string());
                 let provisional = transport.is_provisional();
-                let (link, driver) =
-                    Link::new(Guest::new(transport, peer), &inner.terms, inner.runtime.clone(), None);
+                let (guest, side) = (Guest::new(transport, peer), Side::Client(token));
+                let (link, driver) = Link::new(guest, &inner.terms, inner.runtime.clone(), side);
                 inner.runtime.spawn(Box::pin(lead::seat(driver)));
                 let greeted = match provisional {
                     true => race(link.greeted(), sleep_until(&*inner.runtime, deadline)).await,
@@ -654,14 +691,14 @@ impl Attempt {
                 let greeted = greeted.unwrap_or_else(|| Err(self.too_late()));
                 if let Err(status) = &greeted {
                     link.abort(status.clone());
+                } else if let Some(credentials) = &inner.credentials {
+                    inner.runtime.spawn(Box::pin(credentials.clone().keep_fresh(link.clone())));
                 }
                 greeted.map(|()| link)
             }
             Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),
             None => Err(self.too_late()),
-        };
-        self.log(&result);
-        self.settle(result);
+        }
     }
 
     fn too_late(&self) -> Status {
@@ -704,7 +741,7 @@ impl Attempt {
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        if lock(&self.dial.0).result.is_none() {
+        if !self.dial.is_resolved() {
             self.settle(Err(Status::from_reason(
                 Reason::CONNECT_FAILED,
                 "the runtime stopped while connecting",
@@ -723,20 +760,6 @@ fn connect_failed(endpoint: &Endpoint, error: &io::Error) -> Status {
         _ => Reason::CONNECT_FAILED,
     };
     Status::from_reason(reason, format!("cannot connect to {endpoint}: {error}"))
-}
-
-/// The first future's output, or `None` when the second is ready before it.
-async fn race<T>(
-    first: impl Future<Output = T> + Send,
-    second: impl Future<Output = ()> + Send,
-) -> Option<T> {
-    let mut first = std::pin::pin!(first);
-    let mut second = std::pin::pin!(second);
-    std::future::poll_fn(move |cx| match first.as_mut().poll(cx) {
-        Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => second.as_mut().poll(cx).map(|()| None),
-    })
-    .await
 }
 
 impl Submission {

@@ -21,12 +21,14 @@ use std::{
 use bytes::Bytes;
 use valkyrie_protocol::{
     Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened,
-    Reason, Role, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
+    Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
 use crate::{
-    Carrier, Level, Peer, Pollable, ReadBuffer, Record, Response, Runtime, Sink, Timer, Transport,
+    Carrier, Level, Peer, Pollable, Principal, ReadBuffer, Record, Response, Runtime, Sink, Timer, Token,
+    Transport,
     channels::Channels,
+    guard,
     lead::{self, Chair},
     log::{Logger, of_connection},
     router::{Arrived, Router},
@@ -47,6 +49,8 @@ const MAX_PARTS: usize = 16;
 const MAX_TURNS: usize = 32;
 /// How long what a peer said before its connection broke may take to come.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// What is held of a client whose first credentials are undecided (PROTOCOL.md, W6-14).
+const HELD_MOST: usize = 16 << 10;
 /// Messages that may be sent before the driver has a turn: what is on the way overlaps with what is being made.
 const MAX_SENDS: u32 = 1_024;
 
@@ -124,12 +128,19 @@ impl Guest {
     }
 }
 
+/// Which side of a connection this is, and what it has for it.
+pub(crate) enum Side {
+    Client(Option<Token>),
+    #[cfg_attr(not(feature = "native"), expect(dead_code, reason = "a server needs the native part"))]
+    Server(Arc<Router>),
+}
+
 /// What the driver and everybody who uses the connection share.
 pub(crate) struct Link {
     pub(crate) id: u64,
     pub(crate) peer: Peer,
     pub(crate) runtime: Arc<dyn Runtime>,
-    log: Logger,
+    pub(crate) log: Logger,
     started: Time,
     pub(crate) state: Mutex<State>,
     /// Who drives, where that may be a thread: of a client.
@@ -160,6 +171,10 @@ pub(crate) struct State {
     max_unread: u32,
     /// Messages that were sent since the driver had its turn.
     sends: u32,
+    /// A server's: whom calls that come in are made for.
+    principal: Option<Arc<Principal>>,
+    /// A client's: when its last token was accepted, and after how long it ends.
+    authenticated: Option<(Time, Option<Duration>)>,
     /// Handlers that run, and calls that wait for a permit.
     running: usize,
     queued: VecDeque<Arrived>,
@@ -236,6 +251,8 @@ struct Actions {
     completed: Vec<Completed>,
     calls: Vec<Arrived>,
     records: Vec<Record>,
+    /// Credentials to be decided on.
+    token: Option<Secret>,
 }
 
 impl Actions {
@@ -258,21 +275,32 @@ impl Link {
         guest: Guest,
         terms: &Terms,
         runtime: Arc<dyn Runtime>,
-        router: Option<Arc<Router>>,
+        side: Side,
     ) -> (Arc<Link>, Driver) {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let Guest { transport, peer, read, refused } = guest;
         let now = runtime.now();
-        let role = if router.is_some() { Role::Server } else { Role::Client };
+        let (role, router, token) = match side {
+            Side::Client(token) => (Role::Client, None, token),
+            Side::Server(router) => (Role::Server, Some(router), None),
+        };
+        let authenticates = match &router {
+            Some(router) => router.guard.authenticator.is_some(),
+            None => token.is_some(),
+        };
+        let principal = router.as_ref().map(|_| Arc::new(Principal::of(&peer)));
         let id = NEXT_ID.fetch_add(1, Relaxed);
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
         let multiplexed = transport.carrier() == Carrier::Streams;
         let Terms { limits, versions, spin, log } = terms.clone();
-        let config = Config { limits, versions, grease, multiplexed, ..Config::new(role) };
+        let config = Config { limits, versions, grease, multiplexed, authenticates, ..Config::new(role) };
         let mut protocol = Connection::new(config, now);
         if let Some((code, message)) = refused {
             protocol.refuse(code, message);
+        } else if let Some(token) = token {
+            // It goes out with HELLO, ahead of every call.
+            protocol.authenticate(token.as_bytes());
         }
         let timer = runtime.timer();
         let link = Arc::new(Link {
@@ -295,6 +323,8 @@ impl Link {
                 unread: 0,
                 max_unread: limits.max_unread_messages,
                 sends: 0,
+                principal,
+                authenticated: None,
                 running: 0,
                 queued: VecDeque::new(),
             }),
@@ -318,6 +348,7 @@ impl Link {
             woke: false,
             spin: Spin { most: spin, ..Spin::default() },
             flushed: true,
+            holds: false,
             broken: None,
             ended: None,
         };
@@ -481,6 +512,52 @@ impl Link {
         })
     }
 
+    /// A client's: sends a newer token. False once it is of no use.
+    pub(crate) fn authenticate(&self, token: &Token) -> bool {
+        let mut state = lock(&self.state);
+        let sent = state.closed.is_none() && state.protocol.authenticate(token.as_bytes());
+        Self::wake_driver(state);
+        sent
+    }
+
+    /// A client's: when its next token was accepted, and after how long that ends; `None` once the connection is over.
+    pub(crate) fn authenticated(&self) -> impl Future<Output = Option<(Time, Option<Duration>)>> + Send + '_ {
+        std::future::poll_fn(move |cx| {
+            let mut state = lock(&self.state);
+            if let Some(accepted) = state.authenticated.take() {
+                return Poll::Ready(Some(accepted));
+            }
+            if state.closed.is_some() {
+                return Poll::Ready(None);
+            }
+            state.wait_for_change(cx);
+            Poll::Pending
+        })
+    }
+
+    /// A server's: credentials were accepted, for a time or for ever, or refused; whether those were the first that were
+    /// refused, which ends the connection. Later ones let it drain.
+    pub(crate) fn decided(&self, accepted: Option<(Principal, Option<Duration>)>) -> bool {
+        let now = self.runtime.now();
+        let mut state = lock(&self.state);
+        let refused_first = accepted.is_none() && state.protocol.holds_back();
+        match accepted {
+            Some((principal, expires_in)) => {
+                state.principal = Some(Arc::new(principal));
+                state.protocol.accept_credentials(now, expires_in);
+            }
+            None => {
+                state.protocol.refuse_credentials(now);
+                if !refused_first {
+                    let end = state.protocol.credentials_end().unwrap_or(Time::from_micros(u64::MAX));
+                    state.close_at(end);
+                }
+            }
+        }
+        Self::wake_driver(state);
+        refused_first
+    }
+
     /// Resolves when the connection is over.
     pub(crate) fn closed(&self) -> impl Future<Output = ()> + Send + '_ {
         std::future::poll_fn(move |cx| {
@@ -516,6 +593,11 @@ impl State {
             self.slots.resize_with(key.index() + 1, || None);
         }
         self.slots[key.index()] = Some((key, slot));
+    }
+
+    /// Ends by itself once no stream is left, or at this time.
+    fn close_at(&mut self, at: Time) {
+        self.closing = Some(self.closing.map_or(at, |closing| closing.min(at)));
     }
 
     fn slot(&mut self, key: StreamKey) -> Option<&mut Slot> {
@@ -616,6 +698,13 @@ impl State {
             match event {
                 Event::Connected => actions.wakers.append(&mut self.on_change),
                 Event::Pong { .. } => {}
+                Event::Auth { token } => actions.token = Some(token),
+                Event::Authenticated { expires_in } => {
+                    self.authenticated = Some((link.runtime.now(), expires_in));
+                    actions.wakers.append(&mut self.on_change);
+                }
+                // The client is told; then there is nothing left to do.
+                Event::Expired => self.close_at(link.runtime.now().after(LAST_WORDS)),
                 Event::GoAway { error } => actions.records.extend(link.went_away(&error)),
                 Event::Call { key, method, metadata, priority, message, end } => {
                     link.calls.fetch_add(1, Relaxed);
@@ -625,7 +714,16 @@ impl State {
                     }
                     self.put(key, Slot::Stream(cell.clone()));
                     let stream = StreamHandle { link: link.clone(), key, cell };
-                    actions.calls.push(Arrived { stream, method, metadata, priority, message, end });
+                    let Some(principal) = self.principal.clone() else { continue };
+                    actions.calls.push(Arrived {
+                        stream,
+                        principal,
+                        method,
+                        metadata,
+                        priority,
+                        message,
+                        end,
+                    });
                 }
                 Event::Head { key, metadata } => match self.slot(key) {
                     Some(Slot::Unary { head, .. }) => *head = metadata,
@@ -981,6 +1079,8 @@ pub(crate) struct Driver {
     woke: bool,
     spin: Spin,
     flushed: bool,
+    /// The client's first credentials are undecided.
+    holds: bool,
     /// Nothing can be written any more. What the peer had said before is read, until its end or this time.
     broken: Option<(Time, Status)>,
     /// Over, as soon as what is queued is written.
@@ -989,8 +1089,8 @@ pub(crate) struct Driver {
 
 impl Driver {
     fn run_actions(&mut self) -> bool {
-        let Actions { wakers, completed, calls, records } = &mut self.actions;
-        let any = !calls.is_empty();
+        let Actions { wakers, completed, calls, records, token } = &mut self.actions;
+        let mut any = !calls.is_empty();
         self.woke |= !wakers.is_empty() || !completed.is_empty();
         for (sink, token, result) in completed.drain(..) {
             sink.complete(token, result);
@@ -1002,7 +1102,12 @@ impl Driver {
             }
         }
         if let Some(router) = &self.router
-            && any
+            && let Some(token) = token.take()
+        {
+            any |= guard::authenticate(router, &self.link, token);
+        }
+        if let Some(router) = &self.router
+            && !calls.is_empty()
         {
             // All free permits are taken in one go and what is left of them is given back: a handler that answers at
             // once costs no lock of its own.
@@ -1011,6 +1116,11 @@ impl Driver {
             let mut waiting = Vec::new();
             let mut free = lock(&self.link.state).reserve(router.max_running());
             for call in calls.drain(..) {
+                if let Err(status) = router.guard.admit(&call) {
+                    taken.push((call.stream.key, call.first_len()));
+                    replies.push((call.stream.key, Err(status)));
+                    continue;
+                }
                 if free == 0 {
                     waiting.push(call);
                     continue;
@@ -1049,6 +1159,9 @@ impl Driver {
         let (Some(channels), Some(carrier)) = (&mut self.channels, self.transport.streams()) else {
             return false;
         };
+        if self.broken.is_some() {
+            return false;
+        }
         let polled = channels.poll(cx, carrier);
         channels.write(carrier);
         let (bytes_in, bytes_out) = channels.take_counts();
@@ -1057,7 +1170,8 @@ impl Driver {
         match polled {
             Ok(any) => any || channels.has_news(),
             Err(error) => {
-                self.ended.get_or_insert_with(|| lost(&error));
+                // What the peer said last may be on the connection's own stream, unread.
+                self.broken = Some((self.link.runtime.now().after(LAST_WORDS), lost(&error)));
                 true
             }
         }
@@ -1093,6 +1207,13 @@ impl Driver {
             self.flushed = true;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Whether more may be read: little behind credentials that are undecided, and of a carrier of messages, whose borders are
+    /// looked at, nothing.
+    fn may_read(&self) -> bool {
+        let room = self.transport.carrier() != Carrier::Messages && self.buffer.bytes.len() < HELD_MOST;
+        !self.holds || room
     }
 
     /// Reads once; whether anything came.
@@ -1234,6 +1355,7 @@ impl Driver {
         }
         // Writing may have made room for senders, or ended streams.
         state.dispatch(&self.link, &mut self.actions);
+        self.holds = state.protocol.holds_back();
         let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
         let next = Time::sooner(next, self.broken.as_ref().map(|(until, _)| *until));
         drop(guard);
@@ -1288,7 +1410,8 @@ impl Future for Driver {
         let this = &mut *self;
         let mut any = false;
         for _ in 0..MAX_TURNS {
-            let read = this.ended.is_none() && this.poll_read(cx);
+            let may_read = this.may_read();
+            let read = this.ended.is_none() && may_read && this.poll_read(cx);
             any |= read;
             this.turn(cx);
             if this.ended.is_some() {
@@ -1307,7 +1430,7 @@ impl Future for Driver {
                 Poll::Pending => false,
                 Poll::Ready(Err(error)) => {
                     this.transmit = TransmitBuffer::default();
-                    if this.transport.carrier() != Carrier::Bytes {
+                    if this.transport.carrier() == Carrier::Messages {
                         this.ended.get_or_insert_with(|| lost(&error));
                     } else if this.ended.is_none() {
                         // A peer that closes with something unread resets the connection, which is told to the first
@@ -1346,8 +1469,9 @@ impl Future for Driver {
                 }
                 due
             };
-            let idle = !read && !more && !due && !changed;
-            if idle && !this.woke && this.spin(any) {
+            let resumes = !may_read && this.may_read();
+            let idle = !read && !more && !due && !changed && !resumes;
+            if idle && !this.woke && !this.holds && this.spin(any) {
                 any = true;
                 continue;
             }
@@ -1409,6 +1533,8 @@ impl Driver {
             .take()
             .unwrap_or_else(|| Status::from_reason(Reason::CONNECTION_LOST, "the connection ended"));
         let mut state = lock(&self.link.state);
+        // However the link ended then: that is why.
+        let status = state.protocol.unauthenticated().unwrap_or(status);
         let level = match state.closing.is_some() || status.reason() == Reason::CLIENT_CLOSED {
             true => Level::Debug,
             false if state.protocol.is_draining() => Level::Info,

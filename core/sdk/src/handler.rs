@@ -12,7 +12,7 @@ use bytes::Bytes;
 use valkyrie_protocol::{Metadata, Priority, Reason, Status};
 
 use crate::{
-    PeerCertificate,
+    PeerCertificate, Principal,
     connection::{Inbox, StreamHandle},
 };
 
@@ -148,6 +148,7 @@ impl Peer {
 /// One call as its handler sees it. Dropping it unanswered is fine: the handler's result is the answer.
 pub struct ServerCall {
     pub(crate) stream: StreamHandle,
+    pub(crate) principal: Arc<Principal>,
     pub(crate) inbox: Inbox,
     pub(crate) method: Bytes,
     pub(crate) metadata: Metadata,
@@ -187,6 +188,11 @@ impl ServerCall {
     /// Who calls.
     pub fn peer(&self) -> &Peer {
         self.stream.peer()
+    }
+
+    /// Whom the call is made for, as its connection stood for when it came in.
+    pub fn principal(&self) -> &Principal {
+        &self.principal
     }
 
     /// The call's priority class.

@@ -29,7 +29,11 @@ pub mod access;
 mod channels;
 mod client;
 mod connection;
+mod credentials;
 mod endpoint;
+mod flight;
+#[cfg_attr(not(feature = "native"), expect(dead_code, reason = "a server needs the native part"))]
+mod guard;
 mod handler;
 #[cfg(feature = "access")]
 mod jwt;
@@ -73,7 +77,10 @@ pub use options::{CallOptions, Response};
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
 pub use runtime::{Runtime, Timer};
-pub use security::{Authenticator, PeerCertificate, Principal, Refusal, Security};
+pub use security::{
+    Authenticator, CallInfo, Gate, Interceptor, PeerCertificate, Principal, Refusal, Security, Token,
+    TokenSource,
+};
 #[cfg(feature = "native")]
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
 pub use stream::{RecvStream, SendStream};

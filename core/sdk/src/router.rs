@@ -13,14 +13,16 @@ use bytes::Bytes;
 use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
 
 use crate::{
-    HandlerFuture, MessageHandler, Reply, ServerCall,
+    HandlerFuture, MessageHandler, Principal, Reply, ServerCall,
     connection::{Inbox, Link, StreamHandle},
+    guard::Guard,
     handler::First,
 };
 
 /// A call that came in and has no handler yet.
 pub(crate) struct Arrived {
     pub(crate) stream: StreamHandle,
+    pub(crate) principal: Arc<Principal>,
     pub(crate) method: Bytes,
     pub(crate) metadata: Metadata,
     pub(crate) priority: Priority,
@@ -43,12 +45,13 @@ pub(crate) struct Router {
     /// Longest first.
     prefixes: Vec<(String, Arc<dyn MessageHandler>)>,
     max_running: usize,
+    pub(crate) guard: Guard,
 }
 
 impl Router {
     #[cfg(feature = "native")]
-    pub(crate) fn new(max_running: usize) -> Self {
-        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running }
+    pub(crate) fn new(max_running: usize, guard: Guard) -> Self {
+        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running, guard }
     }
 
     /// Adds a handler.
@@ -100,7 +103,7 @@ impl Router {
     /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one. The credit of
     /// its first message is the caller's to return.
     pub(crate) fn start(self: &Arc<Self>, arrived: Arrived) -> Option<Outcome> {
-        let Arrived { stream, method, metadata, priority, message, end } = arrived;
+        let Arrived { stream, principal, method, metadata, priority, message, end } = arrived;
         let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
             stream.release();
             let method = String::from_utf8_lossy(&method).into_owned();
@@ -115,7 +118,8 @@ impl Router {
             (None, false) => First::None,
         };
         let task_stream = stream.clone();
-        let call = ServerCall { stream, inbox: Inbox::default(), method, metadata, priority, first };
+        let call =
+            ServerCall { stream, principal, inbox: Inbox::default(), method, metadata, priority, first };
         let mut future = match catch_unwind(AssertUnwindSafe(|| handler.handle(call))) {
             Ok(future) => future,
             Err(panic) => return Some(Err(panicked(&*panic))),

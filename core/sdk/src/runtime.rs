@@ -34,6 +34,20 @@ pub(crate) fn sleep_until(runtime: &dyn Runtime, deadline: Time) -> impl Future<
     std::future::poll_fn(move |cx| timer.poll(cx))
 }
 
+/// The first future's output, or `None` when the second is ready before it.
+pub(crate) async fn race<T>(
+    first: impl Future<Output = T> + Send,
+    second: impl Future<Output = ()> + Send,
+) -> Option<T> {
+    let mut first = std::pin::pin!(first);
+    let mut second = std::pin::pin!(second);
+    std::future::poll_fn(move |cx| match first.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => second.as_mut().poll(cx).map(|()| None),
+    })
+    .await
+}
+
 #[cfg(feature = "native")]
 pub use native::TokioRuntime;
 

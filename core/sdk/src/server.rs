@@ -17,8 +17,10 @@ use tokio::{
 use valkyrie_protocol::{Limits, Reason, Status};
 
 use crate::{
-    BoxFuture, ConnectionInfo, Listener, MessageHandler, Runtime, Security, TokioRuntime, ValkyrieServer,
-    connection::{Link, Terms, lock},
+    Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, MessageHandler, Runtime, Security,
+    TokioRuntime, ValkyrieServer,
+    connection::{Link, Side, Terms, lock},
+    guard::Guard,
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
     router::Router,
     table::{Phase, Table},
@@ -42,6 +44,7 @@ pub struct ServerBuilder {
     max_connections: usize,
     drain_timeout_ms: u64,
     doors: Doors,
+    guard: Guard,
     listeners: Vec<Box<dyn Listener>>,
 }
 
@@ -55,6 +58,7 @@ impl Default for ServerBuilder {
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
             doors: Doors::default(),
+            guard: Guard::default(),
             listeners: Vec::new(),
         }
     }
@@ -102,6 +106,21 @@ impl ServerBuilder {
     /// [`Security::Insecure`], as what is bound says.
     pub fn min_security(mut self, least: Security) -> Self {
         self.doors.least = least;
+        self
+    }
+
+    /// Decides whom the credentials of a connection stand for. Decisions take 5 s at most and hold nothing up but what came
+    /// behind a connection's first token, 16 KiB of it. For 1 s after the third first token of one address that is refused, and
+    /// after each further one, its connections are closed as they come; 10 s without one forgive all. Default: nobody, and
+    /// every token is accepted and means nothing.
+    pub fn authenticator(mut self, authenticator: impl Authenticator) -> Self {
+        self.guard.authenticator = Some(Arc::new(authenticator));
+        self
+    }
+
+    /// Asks before anything is done for a call, and tells of decisions on credentials. Default: nobody, which costs nothing.
+    pub fn gate(mut self, gate: Arc<dyn Gate>) -> Self {
+        self.guard.gate = Some(gate);
         self
     }
 
@@ -181,7 +200,7 @@ impl ServerBuilder {
         if self.max_running_handlers == 0 || self.max_connections == 0 {
             return invalid("max_running_handlers and max_connections are at least 1".into());
         }
-        let mut router = Router::new(self.max_running_handlers);
+        let mut router = Router::new(self.max_running_handlers, self.guard);
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }
@@ -267,7 +286,7 @@ pub struct ServerStats {
     pub connections: usize,
     /// Connections accepted since the start.
     pub connections_total: u64,
-    /// Connections closed as they came because there were too many.
+    /// Connections closed as they came, because there were too many or for credentials that were refused before.
     pub connections_refused: u64,
     /// Calls since the start.
     pub calls_total: u64,
@@ -490,8 +509,12 @@ impl Opening {
         };
         // A stranger that says nothing, or not enough, is closed without a word.
         let Ok(Ok(guest)) = opened else { return };
-        let (link, driver) =
-            Link::new(guest, &shared.terms, shared.runtime.clone(), Some(shared.router.clone()));
+        if shared.router.guard.is_barred(&guest.peer, shared.runtime.now()) {
+            shared.refused.fetch_add(1, Relaxed);
+            return;
+        }
+        let side = Side::Server(shared.router.clone());
+        let (link, driver) = Link::new(guest, &shared.terms, shared.runtime.clone(), side);
         let phase = shared.links.insert(link.id, link.clone());
         drop(self);
         match phase {

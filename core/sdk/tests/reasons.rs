@@ -198,6 +198,16 @@ async fn errors_are_reachable() {
         builder.connect_timeout_ms(20).build().await.map(drop).unwrap_err()
     }));
     reached.push((Reason::NAME_RESOLUTION, connect("tcp://no-such-host.invalid:80").await));
+    reached.push((Reason::CREDENTIALS_REFUSED, go_away_with(ErrorCode::UNAUTHENTICATED).await));
+    reached.push((Reason::CREDENTIALS_EXPIRED, reset_with(ErrorCode::UNAUTHENTICATED).await));
+    reached.push((Reason::CREDENTIALS_UNAVAILABLE, {
+        let long = Client::builder().endpoint(&endpoint).token("t".repeat(8_193));
+        long.build().await.map(drop).unwrap_err()
+    }));
+    reached.push((Reason::INSECURE_CREDENTIALS, {
+        let far = Client::builder().endpoint("tcp://192.0.2.1:80").token("token");
+        far.build().await.map(drop).unwrap_err()
+    }));
     reached.push((Reason::GOING_AWAY, go_away_with(ErrorCode::NO_ERROR).await));
     reached.push((Reason::STREAM_REFUSED, reset_with(ErrorCode::REFUSED).await));
     reached.push((Reason::QUEUE_FULL, {

@@ -14,6 +14,9 @@ pub struct Auditor {
     over: HashSet<StreamKey>,
     greeted: bool,
     silent: bool,
+    /// Of a server: its client's first credentials are undecided, or they are over.
+    held: bool,
+    expired: bool,
     last_call: u64,
     sent: u64,
     limit: u64,
@@ -38,6 +41,8 @@ impl Auditor {
             over: HashSet::new(),
             greeted: false,
             silent: false,
+            held: false,
+            expired: false,
             last_call: 0,
             sent: 0,
             limit: INITIAL.connection_window_bytes.into(),
@@ -71,13 +76,22 @@ impl Auditor {
         *limit = offset.max(*limit);
     }
 
+    /// Whether nothing behind the peer's first credentials may be read.
+    pub fn held(&mut self, held: bool) {
+        self.held = held;
+    }
+
     /// An event came out: of a stream that the driver knows and whose end it was not told.
     pub fn event(&mut self, event: &Event) {
         match event {
             Event::Connected => assert!(!std::mem::replace(&mut self.greeted, true), "connected twice"),
             Event::GoAway { .. } | Event::Pong { .. } => {}
+            Event::Auth { .. } => assert!(self.role == Role::Server && !self.held && !self.expired),
+            Event::Authenticated { .. } => assert_eq!(self.role, Role::Client),
+            Event::Expired => assert!(!std::mem::replace(&mut self.expired, true), "expired twice"),
             Event::Call { key, .. } => {
                 assert_eq!(self.role, Role::Server, "a client was called");
+                assert!(!self.held && !self.expired, "a call without credentials");
                 self.opened(*key);
             }
             Event::Head { key, .. }

@@ -8,11 +8,12 @@ use std::{collections::HashMap, time::Duration};
 use arbitrary::Arbitrary;
 use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
-use valkyrie_fuzz::{Auditor, hello, measure};
+use valkyrie_fuzz::{Auditor, measure};
 use valkyrie_protocol::{
-    Call, Code, Config, Connection, ConnectionState, ErrorCode, Event, Finish, FrameHeader, FrameType,
-    GoAway, HEADER_LEN, Head, Hello, INITIAL, Limits, Metadata, OPTIONAL_TYPE, Opened, Ping, Priority, Reset,
-    Role, SendError, Status, StatusRecord, StreamAction, StreamKey, Time, TransmitBuffer, Window,
+    AUTH_FOLLOWS, Auth, Authenticated, Call, Code, Config, Connection, ConnectionState, ErrorCode, Event,
+    Finish, FrameHeader, FrameType, GoAway, HEADER_LEN, Head, Hello, INITIAL, Limits, Metadata,
+    OPTIONAL_TYPE, Opened, Ping, Priority, Reset, Role, SendError, Status, StatusRecord, StreamAction,
+    StreamKey, Time, TransmitBuffer, Window,
 };
 
 /// Small windows and buffers, so that their ends are met.
@@ -41,6 +42,8 @@ struct Script {
     /// Whether each stream has a channel of its own, as with QUIC.
     multiplexed: bool,
     grease: bool,
+    /// Whether a client has credentials, or a server decides on them and its client announces them.
+    authenticates: bool,
     /// Whether the peer has greeted, and with which windows.
     greeting: Option<(u16, u16)>,
     steps: Vec<Step>,
@@ -84,6 +87,13 @@ enum Step {
     },
     Ping,
     GoAway,
+    Authenticate {
+        len: u16,
+    },
+    Decide {
+        accept: bool,
+        expires_in_ms: Option<u16>,
+    },
     Transmit {
         budget: u16,
     },
@@ -101,6 +111,12 @@ enum Step {
     PeerGoAway {
         last: u8,
         code: u8,
+    },
+    PeerAuth {
+        len: u16,
+    },
+    PeerAuthenticated {
+        expires_in_ms: u64,
     },
     Window {
         stream: u8,
@@ -161,6 +177,9 @@ struct Rig {
     unread: Vec<(StreamKey, usize)>,
     failed: bool,
     client: bool,
+    authenticates: bool,
+    /// What stands behind credentials that are undecided.
+    inbox: BytesMut,
     multiplexed: bool,
     channels: HashMap<u64, Channel>,
 }
@@ -183,7 +202,14 @@ fn run(script: &Script) {
     let role = if script.client { Role::Client } else { Role::Server };
     let now = Time::from_micros(1_000);
     let grease = script.grease.then_some(1);
-    let config = Config { limits: LIMITS, multiplexed: script.multiplexed, grease, ..Config::new(role) };
+    let authenticates = script.authenticates;
+    let config = Config {
+        limits: LIMITS,
+        multiplexed: script.multiplexed,
+        grease,
+        authenticates,
+        ..Config::new(role)
+    };
     let mut rig = Rig {
         connection: Connection::new(config, now),
         auditor: Auditor::new(role),
@@ -193,6 +219,8 @@ fn run(script: &Script) {
         unread: Vec::new(),
         failed: false,
         client: script.client,
+        authenticates,
+        inbox: BytesMut::new(),
         multiplexed: script.multiplexed,
         channels: HashMap::new(),
     };
@@ -203,7 +231,7 @@ fn run(script: &Script) {
     if let Some((stream, connection)) = script.greeting {
         let windows = [(5, 65_536 + u64::from(stream)), (6, 65_536 + u64::from(connection))];
         rig.auditor.allowed(windows[0].1, windows[1].1);
-        rig.read(&mut hello(&windows));
+        rig.greet(windows.to_vec());
     }
     for step in script.steps.iter().take(STEPS) {
         rig.apply(step);
@@ -342,6 +370,28 @@ impl Rig {
             }
             Step::Ping => self.connection.ping(7),
             Step::GoAway => self.connection.go_away("enough"),
+            Step::Authenticate { len } => {
+                let token = payload(length(len));
+                let sent = self.connection.authenticate(&token);
+                assert!(!sent || self.client && self.authenticates && token.len() <= 8_192);
+            }
+            Step::Decide { accept, expires_in_ms } => {
+                let held = self.connection.holds_back();
+                match accept {
+                    true => {
+                        let expires_in = expires_in_ms.map(|ms| Duration::from_millis(ms.into()));
+                        self.connection.accept_credentials(self.now, expires_in);
+                    }
+                    false => self.connection.refuse_credentials(self.now),
+                }
+                assert!(!self.connection.holds_back() || self.failed || !accept);
+                // Refused at the first, it is over.
+                let failed = self.connection.state() == ConnectionState::Closed;
+                self.after(failed);
+                if held && !failed {
+                    self.read(&mut BytesMut::new());
+                }
+            }
             Step::Transmit { budget } => {
                 self.transmit(usize::from(budget));
             }
@@ -362,18 +412,20 @@ impl Rig {
                 if self.connection.state() == ConnectionState::Handshaking {
                     self.auditor.allowed(value(5), value(6));
                 }
-                let hello = Hello {
-                    min_version: 0,
-                    max_version: 2,
-                    features: u64::MAX,
-                    settings,
-                    extensions: vec![],
-                };
-                self.frame(FrameType::HELLO, 0, 0, 0, |out| hello.encode(out));
+                self.greet(settings);
             }
             Step::PeerPing { data, pong } => {
                 let frame_type = if pong { FrameType::PONG } else { FrameType::PING };
                 self.frame(frame_type, 0, 0, 0, |out| Ping { data, extensions: vec![] }.encode(out));
+            }
+            Step::PeerAuth { len } => {
+                let token = &PAYLOAD[..usize::from(len % 9_000)];
+                let auth = Auth { token, extensions: vec![] };
+                self.frame(FrameType::AUTH, 0, 0, 0, |out| auth.encode(out));
+            }
+            Step::PeerAuthenticated { expires_in_ms } => {
+                let answer = Authenticated { expires_in_ms, extensions: vec![] };
+                self.frame(FrameType::AUTHENTICATED, 0, 0, 0, |out| answer.encode(out));
             }
             Step::PeerGoAway { last, code } => {
                 let go_away =
@@ -451,6 +503,12 @@ impl Rig {
         assert!(self.connection.streams() <= self.keys.len() + LIMITS.max_concurrent_streams as usize);
     }
 
+    fn greet(&mut self, settings: Vec<(u32, u64)>) {
+        let extensions = if self.authenticates { vec![(AUTH_FOLLOWS, &b""[..])] } else { vec![] };
+        let hello = Hello { min_version: 0, max_version: 2, features: u64::MAX, settings, extensions };
+        self.frame(FrameType::HELLO, 0, 0, 0, |out| hello.encode(out));
+    }
+
     /// A frame of the peer's with right checksums. Flags are as they should be where their upper bits are not set:
     /// a payload has its flag, and the lower byte's bits 0 and 2 are END and MORE.
     fn frame(
@@ -513,14 +571,24 @@ impl Rig {
     }
 
     fn read(&mut self, bytes: &mut BytesMut) {
-        let failed = self.connection.handle_message(self.now, bytes).is_err();
-        assert!(failed || bytes.is_empty());
+        // A driver reads no more than this behind what is undecided.
+        if !self.connection.holds_back() || self.inbox.len() < 16 << 10 {
+            self.inbox.unsplit(bytes.split());
+        }
+        let failed = self.connection.handle_message(self.now, &mut self.inbox).is_err();
+        if failed {
+            self.inbox = BytesMut::new();
+        }
+        assert!(failed || self.inbox.is_empty() || self.connection.holds_back());
         assert!(failed || !self.failed, "a failed connection has recovered");
         self.after(failed);
     }
 
     /// A connection that failed says why in one GOAWAY and nothing after it.
     fn after(&mut self, failed: bool) {
+        if !self.connection.holds_back() {
+            self.auditor.held(false);
+        }
         self.events();
         if failed && !self.failed {
             self.failed = true;
@@ -532,6 +600,9 @@ impl Rig {
     fn events(&mut self) {
         while let Some(event) = self.connection.poll_event() {
             self.auditor.event(&event);
+            if matches!(event, Event::Auth { .. }) {
+                self.auditor.held(self.connection.holds_back());
+            }
             match event {
                 Event::Call { key, message, .. } => {
                     self.keys.push(key);

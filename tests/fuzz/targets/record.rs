@@ -6,7 +6,8 @@ use bytes::{Bytes, BytesMut};
 use libfuzzer_sys::fuzz_target;
 use valkyrie_fuzz::measure;
 use valkyrie_protocol::{
-    Call, GoAway, Head, Hello, Metadata, MetadataError, OPTIONAL_ID, Ping, Reset, StatusRecord, Window,
+    Auth, Authenticated, Call, GoAway, Head, Hello, Metadata, MetadataError, OPTIONAL_ID, Ping, Reset,
+    StatusRecord, Window,
 };
 
 /// The longest record that a frame may carry by default.
@@ -51,7 +52,7 @@ macro_rules! compare {
 fuzz_target!(|input: &[u8]| {
     let Some((kind, bytes)) = input.split_first() else { return };
     let bytes = &bytes[..bytes.len().min(LONGEST)];
-    match kind % 9 {
+    match kind % 11 {
         0 => drop(compare!(Hello, bytes, {
             min_version: u8, max_version: u8, features: u64, settings: Vec<(u32, u64)>, extensions: Extensions<'_>
         }, [settings, extensions])),
@@ -76,6 +77,10 @@ fuzz_target!(|input: &[u8]| {
             }
         }
         7 => drop(compare!(Reset, bytes, { code: u16, extensions: Extensions<'_> }, [extensions])),
+        9 => drop(compare!(Auth, bytes, { token: &[u8], extensions: Extensions<'_> }, [extensions])),
+        10 => drop(
+            compare!(Authenticated, bytes, { expires_in_ms: u64, extensions: Extensions<'_> }, [extensions]),
+        ),
         _ => metadata(bytes),
     }
 });

@@ -20,7 +20,7 @@ impl Bucket {
     }
 
     /// Puts one in; whether the bucket holds it.
-    fn add(&mut self, now: Time) -> bool {
+    pub(super) fn add(&mut self, now: Time) -> bool {
         self.empty_at = self.empty_at.max(now).after(self.each);
         self.empty_at.since(now) <= self.each.saturating_mul(self.most)
     }

@@ -157,7 +157,8 @@ impl Connection {
         !self.is_ours(id) && id > self.last_peer_id
     }
 
-    /// Whether a stream of a carrier that multiplexes may be read: both sides have said hello, and the application has
+    /// Whether a stream of a carrier that multiplexes may be read: both sides have said hello, the first credentials are
+    /// decided on if the client has any, and the application has
     /// less to take than the windows allow. What was held back and may be read again is handed to
     /// [`Connection::handle_stream`] once more, with or without more bytes.
     pub fn may_read(&mut self, id: u64) -> bool {
@@ -172,7 +173,12 @@ impl Connection {
     fn has_room(&mut self, id: u64) -> bool {
         let Limits { stream_window_bytes, connection_window_bytes, .. } = self.config.limits;
         let waiting = self.received - self.consumed - self.buffered;
-        if !self.greeted || self.failed.is_some() || waiting >= connection_window_bytes.into() {
+        if !self.greeted
+            || self.holds_back()
+            || self.awaits_auth()
+            || self.failed.is_some()
+            || waiting >= connection_window_bytes.into()
+        {
             return false;
         }
         let key = self.ids.get(&id).copied();
@@ -205,7 +211,7 @@ impl Connection {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        while self.failed.is_none() {
+        while self.failed.is_none() && !self.is_silent() {
             let key = self.pick()?;
             let Some(stream) = self.streams.get(key) else { continue };
             let (priority, mut id) = (stream.priority, stream.id);
