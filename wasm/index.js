@@ -58,21 +58,50 @@ export async function connect(endpoint, options = {}) {
   if (typeof endpoint !== 'string') throw wrongType('endpoint', 'a string', endpoint);
   checkOptions(options);
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
-  if (options.trustedCertificates !== undefined) {
-    throw new TypeError('trustedCertificates is not for a page: its browser decides whom it trusts');
-  }
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
+  const sealed = sealedOf(options);
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
   await load();
   let id = 0;
   try {
-    await operation((slot) => (id = core.connect(slot, endpoint, timeoutMs, connectTimeoutMs)), signal);
+    await operation((slot) => {
+      id = sealed
+        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, ...sealed)
+        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs);
+    }, signal);
   } catch (error) {
     free(core.client_free, id);
     throw traced(error);
   }
   return new Client(PRIVATE, id, endpoint);
+}
+
+// What only a sealed session reads: outside of one the browser decides whom it trusts and what it shows.
+const OF_SEALED = { trustedCertificates: 'string', serverName: 'string', identity: 'object' };
+const NOT_HERE = { systemRoots: true, revocationLists: true, minSecurity: true };
+
+/** The arguments of a sealed session; undefined without one. */
+function sealedOf(options) {
+  const { sealed = false, trustedCertificates, serverName, identity } = options;
+  if (typeof sealed !== 'boolean') throw wrongType('sealed', 'a boolean', sealed);
+  for (const name in NOT_HERE) {
+    if (options[name] !== undefined) throw new TypeError(`${name} is not for a page`);
+  }
+  for (const [name, type] of Object.entries(OF_SEALED)) {
+    if (options[name] === undefined) continue;
+    if (!sealed) throw new TypeError(`${name} is for sealed sessions in a page: its browser decides whom it trusts`);
+    if (typeof options[name] !== type) throw wrongType(name, type === 'object' ? '[certificates, key]' : 'a string', options[name]);
+  }
+  if (!sealed) return undefined;
+  const [certificates, key] = identity ?? [];
+  if (identity !== undefined && (typeof certificates !== 'string' || typeof key !== 'string')) {
+    throw wrongType('identity', '[certificates, key] in PEM', identity);
+  }
+  if (core.connect_sealed === undefined) {
+    throw new TypeError("sealed sessions are in another module: import 'valkyrie-sdk-web/sealed'");
+  }
+  return [trustedCertificates, serverName, certificates, key];
 }
 
 /** A client of one endpoint. Made by `connect`. */

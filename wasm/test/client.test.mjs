@@ -121,7 +121,9 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     await rejects(client.call('/echo', 'x', options), RangeError);
   }
   await rejects(connect(42), TypeError);
-  await rejects(connect(endpoint, { trustedCertificates: 'PEM' }), TypeError);
+  for (const options of [{ trustedCertificates: 'PEM' }, { sealed: true }, { sealed: 1 }, { systemRoots: true }]) {
+    await rejects(connect(endpoint, options), TypeError);
+  }
   await rejects(connect(endpoint, { connectTimeoutMs: 'x' }), TypeError);
   await throws(() => client.open(42), TypeError);
   await throws(() => client.stream('/echo', 42), TypeError);

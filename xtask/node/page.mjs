@@ -30,6 +30,12 @@ async function importMap() {
     const { exports, module, main } = JSON.parse(await readFile(join(modules, name, 'package.json'), 'utf8'));
     imports[`${name}/`] = `/node_modules/${name}/`;
     const entry = target(exports?.['.'] ?? exports) ?? module ?? main;
+    for (const [subpath, entry] of Object.entries(exports ?? {})) {
+      const at = target(entry);
+      if (subpath.startsWith('./') && at) {
+        imports[`${name}${subpath.slice(1)}`] = new URL(at, `http://page/node_modules/${name}/`).pathname;
+      }
+    }
     if (entry) imports[name] = new URL(entry, `http://page/node_modules/${name}/`).pathname;
   }
   return { imports };
@@ -77,6 +83,9 @@ try {
   await page.exposeFunction('server', server);
   await page.goto(pages.origin);
   const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith('VALKYRIE_')));
+  // A page reads no file of the machine's: it gets the text.
+  const certificates = environment.VALKYRIE_CONFORMANCE_CERTIFICATES;
+  if (certificates) environment.VALKYRIE_CONFORMANCE_CERTIFICATES = await readFile(certificates, 'utf8');
   await page.evaluate(
     async ({ url, environment }) => (await import(url)).default(environment),
     { url: `/page/${relative(process.cwd(), module)}`, environment },

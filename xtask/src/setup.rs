@@ -18,9 +18,11 @@ pub(crate) const BROWSERS: [(&str, &str, &str); 2] = [
 ];
 
 /// Programs that the checks call, with the Debian package that has each.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("gcc", "gcc"),
     ("g++", "g++"),
+    ("clang", "clang"),
+    ("llvm-ar", "llvm"),
     ("pkg-config", "pkg-config"),
     ("cmake", "cmake"),
     ("make", "make"),

@@ -11,7 +11,8 @@ use std::{
 
 use js_sys::Function;
 use valkyrie_sdk::{
-    CallOptions, Client, Level, Log, Priority, Reason, Record, Records, Response, Sink, Status, Submission,
+    CallOptions, Client, ClientBuilder, Level, Log, Priority, Reason, Record, Records, Response, Sink,
+    Status, Submission,
 };
 use wasm_bindgen::prelude::*;
 
@@ -161,6 +162,37 @@ pub fn turn() -> Option<Vec<u8>> {
 /// Begins to connect and gives the client's number; 0 when it was refused.
 #[wasm_bindgen]
 pub fn connect(slot: u32, endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> u32 {
+    connect_with(slot, builder(endpoint, timeout_ms, connect_timeout_ms))
+}
+
+/// As [`connect`], by a sealed session. All of them PEM, but for the name that the server's certificate must be for.
+#[cfg(feature = "sealed")]
+#[wasm_bindgen]
+#[expect(clippy::too_many_arguments, reason = "an object would have to be read field by field")]
+pub fn connect_sealed(
+    slot: u32,
+    endpoint: String,
+    timeout_ms: f64,
+    connect_timeout_ms: f64,
+    trusted_certificates: Option<String>,
+    server_name: Option<String>,
+    certificates: Option<String>,
+    key: Option<String>,
+) -> u32 {
+    let mut builder = builder(endpoint, timeout_ms, connect_timeout_ms).sealed(true);
+    if let Some(pem) = trusted_certificates {
+        builder = builder.trusted_certificates(pem);
+    }
+    if let Some(name) = server_name {
+        builder = builder.server_name(name);
+    }
+    if let (Some(certificates), Some(key)) = (certificates, key) {
+        builder = builder.identity(certificates, key);
+    }
+    connect_with(slot, builder)
+}
+
+fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> ClientBuilder {
     let connector = Arc::new(PageConnector);
     let mut builder = Client::builder()
         .endpoint(endpoint)
@@ -174,6 +206,10 @@ pub fn connect(slot: u32, endpoint: String, timeout_ms: f64, connect_timeout_ms:
     if let Some(timeout_ms) = milliseconds(connect_timeout_ms) {
         builder = builder.connect_timeout_ms(timeout_ms);
     }
+    builder
+}
+
+fn connect_with(slot: u32, builder: ClientBuilder) -> u32 {
     match builder.connect_lazily() {
         Ok(client) => {
             let connecting = client.clone();

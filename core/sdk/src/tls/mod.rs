@@ -4,18 +4,18 @@
 //! anew, so that a certificate which was replaced or revoked ends with the connections it made. There is no early data.
 
 mod client;
+mod fresh;
 #[cfg(feature = "native")]
 mod server;
 
 pub(crate) use client::{ClientSecurity, ClientTls};
+use fresh::Fresh;
 #[cfg(feature = "native")]
 pub(crate) use server::{ServerSecurity, ServerTls, proved};
 
-use std::{
-    fmt, io,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-};
+#[cfg(not(target_arch = "wasm32"))]
+use std::path::PathBuf;
+use std::{fmt, io, sync::Arc};
 
 use bytes::Bytes;
 use rustls::{
@@ -27,8 +27,6 @@ use rustls::{
 use valkyrie_protocol::{Reason, Status};
 use zeroize::Zeroizing;
 
-use crate::connection::lock;
-
 /// ALPN of `tls://` and `quic://` (PROTOCOL.md, "Security").
 #[cfg(feature = "native")]
 pub(crate) const ALPN: &[u8] = b"valkyrie/1";
@@ -37,10 +35,6 @@ pub(crate) const ALPN_SEALED: &[u8] = b"valkyrie-sealed/1";
 /// ALPN of `wss://`, whose subprotocol says the rest.
 #[cfg(feature = "websocket")]
 pub(crate) const ALPN_HTTP: &[u8] = b"http/1.1";
-
-/// How often files are looked at again, at most.
-#[cfg(not(target_arch = "wasm32"))]
-const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Certificates or a private key in PEM: the text itself, or a file that is read again when it changes.
 ///
@@ -52,11 +46,13 @@ pub struct Pem(Source);
 #[derive(Clone)]
 enum Source {
     Text(Arc<Zeroizing<Vec<u8>>>),
+    #[cfg(not(target_arch = "wasm32"))]
     File(PathBuf),
 }
 
 impl Pem {
     /// The file at `path`.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn file(path: impl Into<PathBuf>) -> Self {
         Self(Source::File(path.into()))
     }
@@ -64,6 +60,7 @@ impl Pem {
     fn read(&self) -> Result<Arc<Zeroizing<Vec<u8>>>, String> {
         match &self.0 {
             Source::Text(text) => Ok(text.clone()),
+            #[cfg(not(target_arch = "wasm32"))]
             Source::File(path) => match std::fs::read(path) {
                 Ok(text) => Ok(Arc::new(Zeroizing::new(text))),
                 Err(error) => Err(format!("cannot be read from {}: {error}", path.display())),
@@ -105,6 +102,7 @@ impl fmt::Display for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
             Source::Text(text) => write!(f, "({} bytes)", text.len()),
+            #[cfg(not(target_arch = "wasm32"))]
             Source::File(path) => write!(f, "{}", path.display()),
         }
     }
@@ -149,83 +147,6 @@ fn has_aes() -> bool {
     return std::arch::is_aarch64_feature_detected!("aes");
     #[cfg(not(any(target_arch = "x86_64", target_arch = "x86", target_arch = "aarch64")))]
     return false;
-}
-
-/// What is made of PEM sources, and made again when a file among them changes.
-struct Fresh<T> {
-    current: Mutex<Current<T>>,
-    /// Only with files.
-    again: Option<Again<T>>,
-}
-
-struct Current<T> {
-    value: Arc<T>,
-    #[cfg(not(target_arch = "wasm32"))]
-    looked: std::time::Instant,
-    stamps: Vec<Stamp>,
-}
-
-struct Again<T> {
-    files: Vec<PathBuf>,
-    make: Box<dyn Fn() -> Result<T, Status> + Send + Sync>,
-}
-
-/// What tells that a file is another.
-type Stamp = Option<(std::time::SystemTime, u64)>;
-
-fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
-    let stamp = |path: &PathBuf| {
-        let found = std::fs::metadata(path).ok()?;
-        Some((found.modified().ok()?, found.len()))
-    };
-    files.iter().map(stamp).collect()
-}
-
-impl<T> Fresh<T> {
-    fn new(
-        sources: &[&Pem],
-        make: impl Fn() -> Result<T, Status> + Send + Sync + 'static,
-    ) -> Result<Self, Status> {
-        let files: Vec<_> = sources
-            .iter()
-            .filter_map(|pem| match &pem.0 {
-                Source::File(path) => Some(path.clone()),
-                Source::Text(_) => None,
-            })
-            .collect();
-        // Before they are read: what changes meanwhile is read once more.
-        let stamps = stamps(&files);
-        let value = Arc::new(make()?);
-        let current = Current {
-            value,
-            #[cfg(not(target_arch = "wasm32"))]
-            looked: std::time::Instant::now(),
-            stamps,
-        };
-        let again = (!files.is_empty()).then(|| Again { files, make: Box::new(make) });
-        Ok(Self { current: Mutex::new(current), again })
-    }
-
-    fn current(&self) -> Arc<T> {
-        let current = lock(&self.current);
-        #[cfg(not(target_arch = "wasm32"))]
-        if let Some(again) = &self.again
-            && current.looked.elapsed() >= LOOK_AGAIN
-        {
-            let mut current = current;
-            current.looked = std::time::Instant::now();
-            let stamps = stamps(&again.files);
-            if stamps != current.stamps
-                && let Ok(value) = (again.make)()
-            {
-                // A key that came without its certificate, or half a file: the next look may find both.
-                current.value = Arc::new(value);
-                current.stamps = stamps;
-            }
-            return current.value.clone();
-        }
-        current.value.clone()
-    }
 }
 
 /// A certificate chain and its private key.
