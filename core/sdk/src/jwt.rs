@@ -28,7 +28,7 @@ use self::{
     keys::{HS256, Key},
 };
 pub use self::{jwks::JwksFetch, keys::JwtAlgorithm, tokens::StaticTokens};
-use crate::{Authenticator, BoxFuture, Peer, Principal, Refusal};
+use crate::{Authenticator, BoxFuture, Level, Log, Peer, Principal, Record, Refusal, log::Logger};
 
 /// The longest token, in bytes: of a longer one nothing is read.
 const TOKEN_BYTES: usize = 8 << 10;
@@ -171,6 +171,7 @@ struct Issuer {
     leeway: Duration,
     keys: Arc<[Key]>,
     source: Option<Source>,
+    log: Logger,
 }
 
 impl Issuer {
@@ -205,7 +206,11 @@ impl Issuer {
         };
         let published = match &self.source {
             Some(source) if !self.keys.iter().any(fits) => {
-                source.keys(|keys| keys.iter().any(fits), now).await?
+                let keys = source.keys(|keys| keys.iter().any(fits), now).await;
+                if let (Some(log), Some(news)) = (self.log.wants(Level::Warn), source.news()) {
+                    log.log(Record::new(Level::Warn, "valkyrie.jwt", news).with("issuer", &self.issuer));
+                }
+                keys?
             }
             _ => Arc::default(),
         };
@@ -362,6 +367,7 @@ impl JwtBuilder {
                 leeway: LEEWAY.0,
                 keys: Arc::default(),
                 source: None,
+                log: Logger::default(),
             },
             name: None,
             keys: Vec::new(),
@@ -465,6 +471,13 @@ impl JwtBuilder {
     /// How far the issuer's clock may be from this one's. Default 30 s, at most 5 min.
     pub fn leeway(mut self, leeway: Duration) -> Self {
         self.issuer.leeway = leeway;
+        self
+    }
+
+    /// Takes what goes wrong with a key set that is read again or fetched, as warnings: the last keys may still do, for an hour
+    /// at most. The same is said once. Default: nobody.
+    pub fn log(mut self, log: Arc<dyn Log>) -> Self {
+        self.issuer.log = Logger(Some(log));
         self
     }
 

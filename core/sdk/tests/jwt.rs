@@ -19,8 +19,8 @@ use std::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use valkyrie_sdk::{
-    Authenticator, BoxFuture, JwksFetch, Jwt, JwtAlgorithm, JwtBuilder, Peer, PeerCertificate, Principal,
-    Reason, StaticTokens, Status,
+    Authenticator, BoxFuture, JwksFetch, Jwt, JwtAlgorithm, JwtBuilder, Level, Log, Peer, PeerCertificate,
+    Principal, Reason, Record, StaticTokens, Status,
 };
 
 use self::tokens::Table;
@@ -515,11 +515,54 @@ async fn who_leaves_at_once_does_not_keep_keys_from_coming() {
 }
 
 #[tokio::test]
+async fn a_place_that_never_answers_keeps_nobody_for_ever() {
+    let server = Fetching::new(Script::default().closed());
+    let refusal = "jwt: the issuer's keys are not known: no answer within 5 s";
+    let checked = tokio::time::timeout(Duration::from_secs(100), server.check("ed", 0)).await;
+    assert_eq!(checked.expect("an end"), Err(refusal.into()));
+}
+
+/// Keeps what it is told.
+#[derive(Default)]
+struct Told(Mutex<Vec<Record>>);
+
+impl Log for Told {
+    fn enabled(&self, level: Level) -> bool {
+        level <= Level::Warn
+    }
+
+    fn log(&self, record: Record) {
+        self.0.lock().unwrap().push(record);
+    }
+}
+
+#[tokio::test]
+async fn a_place_that_is_down_is_told_of_once_before_its_keys_are_too_old() {
+    let table = Table::read();
+    let down = || Err("connection refused".to_owned());
+    let up = || published(&table, &["ed"]);
+    let script = Script::answers([up(), down(), down(), up(), down(), Err("no route".into())]);
+    let told = Arc::new(Told::default());
+    let jwt = issuer(&table, &[], &Value::Null).jwks_from(script.clone()).log(told.clone()).build().unwrap();
+    let server = Fetching { jwt, ..Fetching::new(script) };
+    for (seconds, records) in [(0, 0), (300, 1), (330, 1), (360, 1), (659, 1), (660, 2), (690, 3)] {
+        assert_eq!(server.check("ed", seconds).await, Ok(()));
+        assert_eq!(told.0.lock().unwrap().len(), records, "at {seconds} s");
+    }
+    let first = &told.0.lock().unwrap()[0];
+    assert_eq!(
+        (first.level, first.target, &*first.message),
+        (Level::Warn, "valkyrie.jwt", "connection refused")
+    );
+    assert_eq!(first.fields, [("issuer", "https://issuer.example".to_owned())]);
+}
+
+#[tokio::test]
 async fn a_fetch_that_panics_has_ended() {
     let table = Table::read();
     // There is no answer yet, which the script panics about.
     let server = Fetching::new(Script::default());
-    let refusal = "jwt: the issuer's keys are not known: fetching them has not ended well";
+    let refusal = "jwt: the issuer's keys are not known: fetching them has panicked";
     assert_eq!(server.check("ed", 0).await, Err(refusal.into()));
     *server.script.0.answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) =
         [published(&table, &["ed"])].into();

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     json::{Json, LIST, Object},
@@ -25,13 +25,15 @@ const REFRESH: Duration = Duration::from_secs(5 * 60);
 const REST: Duration = Duration::from_secs(30);
 /// No key is used this long after it was last seen published.
 const KEPT: Duration = Duration::from_secs(60 * 60);
+/// How long a request may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at a file at least.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Brings a JSON Web Key Set from wherever it is published, for [`JwtBuilder::jwks_from`](super::JwtBuilder::jwks_from).
 pub trait JwksFetch: Send + Sync + 'static {
     /// The document as it is now, at most 256 KiB. Runs as a task of its own, one at a time, at least 30 s after the last
-    /// began; it must end within a few seconds, since connections that come meanwhile wait for it.
+    /// began. Connections that come meanwhile wait for it; after 5 s it is dropped.
     ///
     /// # Errors
     /// A sentence for the server's log.
@@ -82,6 +84,15 @@ impl Source {
             Source::Remote(remote) => remote.keys(has, now).await,
         }
     }
+
+    /// What went wrong with the place since this was called last, unless it is the same again.
+    pub(super) fn news(&self) -> Option<String> {
+        let take = |known: &mut Known| std::mem::take(&mut known.news).then(|| known.error.clone());
+        match self {
+            Source::File(file) => take(&mut lock(&file.state).0),
+            Source::Remote(remote) => take(&mut lock(&remote.state).known),
+        }
+    }
 }
 
 /// What is known of a place.
@@ -94,6 +105,8 @@ struct Known {
     tried: Option<SystemTime>,
     /// What was wrong since.
     error: String,
+    /// Whether nobody was told of the error.
+    news: bool,
 }
 
 impl Known {
@@ -119,8 +132,12 @@ impl Known {
 
     fn learn(&mut self, read: Result<Vec<Key>, String>, now: SystemTime) {
         match read {
-            Ok(keys) => self.seen = Some((keys.into(), now)),
-            Err(error) => self.error = error,
+            Ok(keys) => {
+                self.seen = Some((keys.into(), now));
+                self.error.clear();
+            }
+            Err(error) if error == self.error => {}
+            Err(error) => (self.error, self.news) = (error, true),
         }
     }
 }
@@ -237,16 +254,32 @@ impl Remote {
             return None;
         };
         known.tried = Some(now);
-        known.error = "fetching them has not ended well".into();
         let (sender, receiver) = watch::channel(());
         let this = self.clone();
         runtime.spawn(async move {
-            let _ends = sender;
-            let fetched = this.fetch.fetch().await;
-            let keys =
+            let read = Err("fetching them has panicked".into());
+            let mut end = End { remote: this, now, read, _sender: sender };
+            let fetched = timeout(TIMEOUT, end.remote.fetch.fetch()).await;
+            let fetched =
+                fetched.unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())));
+            end.read =
                 fetched.and_then(|document| parse(&document).map_err(|why| format!("the key set {why}")));
-            lock(&this.state).known.learn(keys, now);
         });
         Some(receiver)
+    }
+}
+
+/// The end of a fetch, however it comes: what it brought is learnt, and then whoever waits goes on.
+struct End {
+    remote: Arc<Remote>,
+    now: SystemTime,
+    read: Result<Vec<Key>, String>,
+    _sender: watch::Sender<()>,
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let read = std::mem::replace(&mut self.read, Ok(Vec::new()));
+        lock(&self.remote.state).known.learn(read, self.now);
     }
 }
