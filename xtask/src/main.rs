@@ -12,6 +12,7 @@ mod fuzz;
 mod instrument;
 mod package;
 mod pains;
+mod sbom;
 mod setup;
 mod simulation;
 mod soak;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::sbom::{self, Sbom};
 use crate::setup::VENV;
 use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run};
 use crate::web;
@@ -89,6 +90,12 @@ fn rust(project: &Project, profile: Profile) -> Outcome {
         let built = project.path("target").join(profile.name()).join(program);
         replace(&built, &installed_program(project, program))?;
     }
+    for (package, program) in COMPILED[0].into_iter().zip(["valkyrie-server", "valkyrie"]) {
+        let sbom = Sbom::of(project, &COMPILED[0], &[], package, sbom::LINUX)?;
+        sbom.names_what_is_in(&installed_program(project, program))?;
+        let name = format!("{DIST}/{program}-{}-linux-x64.cdx.json", project.version());
+        sbom.write(&project.path(&name))?;
+    }
     sizes(&[installed_program(project, "valkyrie-server"), installed_program(project, "valkyrie")])
 }
 
@@ -108,15 +115,29 @@ pub(crate) fn installed_program(project: &Project, name: &str) -> PathBuf {
 fn python(project: &Project, profile: Profile) -> Outcome {
     let maturin = project.path(VENV).join("bin/maturin");
     let wheels = fresh_folder(project, "target/package/python")?;
+    let sbom = Sbom::of(project, &["valkyrie-python"], &[], "valkyrie-python", sbom::LINUX)?;
+    let listed = wheels.join("valkyrie-python.cdx.json");
+    sbom.write(&listed)?;
     let mut build = project.command(maturin);
     build.current_dir(project.path("python")).args(["build", "--quiet", "--locked", "--strip", "--profile"]);
-    run(build.args([profile.name(), "--interpreter", "python3", "--out"]).arg(&wheels))?;
+    build.args([profile.name(), "--interpreter", "python3", "--sbom-include"]).arg(&listed);
+    run(build.arg("--out").arg(&wheels))?;
     let wheel = only_file(&wheels, ".whl")?;
     let fresh = project.path(FRESH).join("python");
     run(project.command("python3").args(["-m", "venv", "--clear"]).arg(&fresh))?;
     let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"];
     run(project.command(fresh.join("bin/python")).args(pip).arg(&wheel))?;
+    sbom.names_what_is_in(&python_library(&fresh)?)?;
     sizes(&[to_dist(project, &wheel)?])
+}
+
+/// The native part of the wheel in a virtual environment.
+fn python_library(fresh: &Path) -> Outcome<PathBuf> {
+    let lib = fresh.join("lib");
+    let versions =
+        std::fs::read_dir(&lib).during(lib.display())?.filter_map(|entry| Some(entry.ok()?.path()));
+    let mut found = versions.map(|version| version.join("site-packages/valkyrie/_native.abi3.so"));
+    found.find(|path| path.is_file()).map_or_else(|| failed("the wheel has no native part"), Ok)
 }
 
 fn node(project: &Project, profile: Profile) -> Outcome {
@@ -128,8 +149,13 @@ fn node(project: &Project, profile: Profile) -> Outcome {
     }
     let dist = project.path(DIST);
     std::fs::create_dir_all(&dist).during(DIST)?;
+    let library = node_library(project, profile);
+    let sbom = Sbom::of(project, &COMPILED[1], &[], "valkyrie-node", sbom::LINUX)?;
+    sbom.names_what_is_in(&library)?;
+    let listed = project.path(STAGE).join("valkyrie-node.cdx.json");
+    sbom.write(&listed)?;
     let mut pack = project.command("node");
-    let packed = output(pack.arg("node/pack.mjs").arg(node_library(project, profile)).arg(&dist))?;
+    let packed = output(pack.arg("node/pack.mjs").args([&library, &dist, &listed]))?;
     let tarballs: Vec<PathBuf> = packed.lines().map(PathBuf::from).collect();
     npm_install(project, "node", &tarballs)?;
     sizes(&tarballs)
@@ -154,6 +180,9 @@ fn c(project: &Project, profile: Profile) -> Outcome {
     std::os::unix::fs::symlink("libvalkyrie.so.0", prefix.join("lib/libvalkyrie.so"))
         .during("libvalkyrie.so")?;
     copy(&built.join("libvalkyrie.a"), &prefix.join("lib/libvalkyrie.a"))?;
+    let sbom = Sbom::of(project, &COMPILED[1], &[], "valkyrie-c", sbom::LINUX)?;
+    sbom.names_what_is_in(&prefix.join("lib/libvalkyrie.so.0"))?;
+    sbom.write(&prefix.join("share/doc/valkyrie/sbom.cdx.json"))?;
     for template in project.files(&["c/*.in"])? {
         let name = Path::new(&template).file_stem().unwrap_or_default();
         let folder = if template.ends_with(".pc.in") { "lib/pkgconfig" } else { "lib/cmake/valkyrie" };

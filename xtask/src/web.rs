@@ -6,6 +6,7 @@ use std::process::Command;
 use crate::budgets;
 use crate::conformance::Server;
 use crate::package::{FRESH, copy_folder, fresh_folder, npm_install, npm_pack};
+use crate::sbom::Sbom;
 use crate::setup::{BROWSERS, NODE_TOOLS, browser, wasm_rustc};
 use crate::step::{During, Outcome, Project, Steps, failed, output, run, run_and_read};
 
@@ -115,6 +116,9 @@ fn module(project: &Project, stage: &Path, name: &str, features: &[&str]) -> Out
     optimise.args(["-Oz", "--converge", "--strip-debug", "--strip-producers"]).args(FEATURES);
     run(optimise.arg(&module).arg("-o").arg(&module))?;
     leaks_no_path(project, &module)?;
+    let sbom = Sbom::of(project, &["valkyrie-wasm"], features, "valkyrie-wasm", TARGET)?;
+    sbom.names_what_is_in(&module)?;
+    sbom.write(&glue.join(format!("{name}.cdx.json")))?;
     Sizes::of(project, &module)
 }
 
