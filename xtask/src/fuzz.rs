@@ -24,7 +24,7 @@ const FOLDER: &str = "target/fuzz";
 const KEPT_BYTES: usize = 4 << 10;
 
 /// The targets, and the longest input that each is given in bytes: 64 KiB and two bytes of choices for a wire.
-const TARGETS: [(&str, usize); 7] = [
+const TARGETS: [(&str, usize); 9] = [
     ("header", 64),
     ("record", 16 << 10),
     ("handshake", (64 << 10) + 2),
@@ -32,6 +32,8 @@ const TARGETS: [(&str, usize); 7] = [
     ("connection", 8 << 10),
     ("config", 4 << 10),
     ("jwt", 12 << 10),
+    ("policy", 4 << 10),
+    ("audit", 8 << 10),
 ];
 
 /// What `cargo xtask fuzz` was asked for.

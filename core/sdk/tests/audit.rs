@@ -99,6 +99,16 @@ fn each_decision_is_a_record_with_all_that_decided_it() {
     );
 }
 
+/// What was written once stays verifiable: the line is a format.
+#[test]
+fn a_log_that_was_written_before_is_intact() {
+    let mut verifier = AuditVerifier::new();
+    let lines = verifier.file(&include_bytes!("audit.jsonl")[..], |line, what| panic!("{line} {what}"));
+    assert_eq!(lines.unwrap(), 8);
+    let last = "27b747feeafd9ce91db8f6fb44d54ec707af512a5f57b95898cc3f071cfa7fae";
+    assert_eq!(verifier.last(), (8, last));
+}
+
 #[test]
 fn times_are_dates() {
     let path = file("times");
