@@ -13,8 +13,10 @@ use std::{
 
 use serde_json::Value;
 use valkyrie_sdk::{
-    Code, Principal, Reason, Status, Time,
-    access::{Access, Policy},
+    Client, ClientBuilder, Code, EchoHandler, Principal, Reason, Reply, ServerBuilder, ServerControl,
+    StaticTokens, Status, Time,
+    access::{Access, Audit, Policy},
+    handler_fn,
 };
 
 fn table() -> Value {
@@ -297,4 +299,137 @@ fn a_reload_keeps_what_was_taken_of_limits_that_stay() {
     fs::write(&path, LIMITED.replace("burst = 2", "burst = 1")).unwrap();
     assert_eq!(access.reload(), Ok(true));
     assert!(admit(&access, &who, "/b", second(0)).is_ok());
+}
+
+/// A server over memory whose callers show tokens: it has `/echo`, `/secret` and health.
+async fn serve(name: &str, access: &Arc<Access>) -> (String, ServerControl) {
+    let endpoint = format!("memory:access-{name}");
+    let server = ServerBuilder::new()
+        .bind(&endpoint)
+        .authenticator(tokens())
+        .gate(access.clone())
+        .handler("/echo", EchoHandler)
+        .handler("/secret", EchoHandler)
+        .handler("/valkyrie.Health/Check", handler_fn(|_| async { Ok(Reply::message("serving")) }))
+        .build()
+        .await
+        .unwrap();
+    let control = server.control();
+    tokio::spawn(async move { server.start().await });
+    (endpoint, control)
+}
+
+fn tokens() -> StaticTokens {
+    let token = |tokens: StaticTokens, name: &str| {
+        let who = Principal::new(&format!("sub:{name}"));
+        tokens.token(format!("the token of {name}"), who).unwrap()
+    };
+    ["a", "b"].into_iter().fold(StaticTokens::new().unwrap(), token)
+}
+
+async fn client(endpoint: &str, name: Option<&str>) -> Client {
+    let builder = ClientBuilder::new().endpoint(endpoint);
+    match name {
+        Some(name) => builder.token(format!("the token of {name}")),
+        None => builder,
+    }
+    .build()
+    .await
+    .unwrap()
+}
+
+async fn outcome(client: &Client, method: &str) -> Reason {
+    client.call(method, "hello").await.map_or_else(|status| status.reason(), |_| Reason::NONE)
+}
+
+#[tokio::test]
+async fn a_server_without_a_policy_refuses_every_method_but_health() {
+    let (endpoint, control) = serve("none", &Arc::new(Access::new(Policy::default()))).await;
+    for (name, reason) in [(None, Reason::UNAUTHENTICATED), (Some("a"), Reason::PERMISSION_DENIED)] {
+        let client = client(&endpoint, name).await;
+        for method in ["/echo", "/secret", "/unknown", "/valkyrie.Health", "/valkyrie.Health/./Check"] {
+            assert_eq!(outcome(&client, method).await, reason, "{method}");
+        }
+        assert_eq!(client.call("/valkyrie.Health/Check", "").await.unwrap().message, "serving");
+    }
+    control.shutdown_now();
+}
+
+#[tokio::test]
+async fn each_call_of_a_server_is_decided_by_the_policy_of_its_moment_and_recorded() {
+    let folder = folder("server");
+    let (path, log) = (folder.join("policy.toml"), folder.join("audit.log"));
+    let version = |text: String| {
+        fs::write(folder.join("next"), text).unwrap();
+        fs::rename(folder.join("next"), &path).unwrap();
+    };
+    let limits = "[[quotas]]\nprincipals = ['sub:a']\nmethods = ['/echo']\ncalls = 2\nseconds = 3600\n";
+    version(allowing("/echo") + limits);
+    let audit = Audit::builder(&log).open().unwrap();
+    let access = Arc::new(Access::new(Policy::from_file(&path).unwrap()).with_audit(audit));
+    let (endpoint, control) = serve("server", &access).await;
+    let client = client(&endpoint, Some("a")).await;
+    // Their connection stands, and their credentials are decided on.
+    assert_eq!(outcome(&client, "/echo").await, Reason::NONE);
+    assert_eq!(outcome(&client, "/secret").await, Reason::PERMISSION_DENIED);
+    version(allowing("/secret") + limits);
+    assert_eq!(access.reload(), Ok(true));
+    assert_eq!(outcome(&client, "/secret").await, Reason::NONE);
+    assert_eq!(outcome(&client, "/echo").await, Reason::PERMISSION_DENIED);
+    version("version = 1\nhalf".into());
+    assert!(access.reload().is_err());
+    assert_eq!(outcome(&client, "/secret").await, Reason::NONE);
+    version(allowing("/*") + limits);
+    assert_eq!(access.reload(), Ok(true));
+    assert_eq!(outcome(&client, "/echo").await, Reason::NONE);
+    let limited = client.request("once more").await.unwrap_err();
+    assert_eq!(limited.reason(), Reason::RATE_LIMITED);
+    assert!(limited.pushback().is_some_and(|wait| wait <= Duration::from_secs(3_600)), "{limited:?}");
+    assert!(control.connections().iter().all(|connection| connection.calls == 7));
+
+    assert!(access.audit().unwrap().flush());
+    let text = fs::read_to_string(&log).unwrap();
+    let mut verifier = valkyrie_sdk::access::AuditVerifier::new();
+    verifier.file(text.as_bytes(), |line, what| panic!("{line} {what}")).unwrap();
+    let records: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |record: &Value| {
+        let part = |key: &str| record[key].as_str().unwrap_or("-").to_owned();
+        [part("event"), part("outcome"), part("method"), part("rule")].join(" ")
+    };
+    let expected = [
+        "open opened - -",
+        "credentials accepted - -",
+        "call allowed /echo role r: allow /echo",
+        "call denied /secret no rule allows it",
+        "policy loaded - -",
+        "call allowed /secret role r: allow /secret",
+        "call denied /echo no rule allows it",
+        "policy refused - -",
+        "call allowed /secret role r: allow /secret",
+        "policy loaded - -",
+        "call allowed /echo role r: allow /*",
+        "call limited /echo quota of sub:a on /echo: 2 in 3600 s",
+    ];
+    assert_eq!(records.iter().map(said).collect::<Vec<_>>(), expected);
+    let calls =
+        || records.iter().filter(|record| record["event"] == "call" || record["event"] == "credentials");
+    assert!(calls().all(|record| record["principal"] == "sub:a" && record["peer"] == "memory:"), "{text}");
+    let connections: std::collections::BTreeSet<_> =
+        calls().map(|record| record["connection"].as_u64()).collect();
+    assert_eq!((connections.len(), connections.contains(&None)), (1, false));
+    control.shutdown_now();
+}
+
+#[tokio::test]
+async fn refused_credentials_are_recorded_without_the_token() {
+    let log = folder("refused").join("audit.log");
+    let access = Arc::new(Access::new(Policy::default()).with_audit(Audit::builder(&log).open().unwrap()));
+    let (endpoint, control) = serve("refused", &access).await;
+    let client = ClientBuilder::new().endpoint(&endpoint).token("canary").lazy(true).build().await.unwrap();
+    assert_eq!(outcome(&client, "/echo").await, Reason::CREDENTIALS_REFUSED);
+    assert!(access.audit().unwrap().flush());
+    let text = fs::read_to_string(&log).unwrap();
+    assert!(text.contains("\"event\":\"credentials\",\"outcome\":\"refused\""), "{text}");
+    assert!(!text.contains("canary"), "{text}");
+    control.shutdown_now();
 }

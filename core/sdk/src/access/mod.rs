@@ -7,21 +7,24 @@ mod rate;
 use std::{
     fmt,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use valkyrie_protocol::{Reason, Status, Time};
 
 use self::{audit::Event, rate::Buckets};
-use crate::{Principal, Refusal};
+use crate::{CallInfo, Gate, Peer, Principal, Refusal};
 
 pub use audit::{Audit, AuditBuilder, AuditStats, AuditVerifier};
 pub use policy::{Decision, Policy, Rules};
 
-/// Decides of each call whether it is let in: by a [`Policy`], then by its limits, and records it.
+/// Decides of each call whether it is let in: by a [`Policy`], then by its limits, and records it. A server asks it as its
+/// [`Gate`]: `ServerBuilder::new().gate(Arc::new(Access::new(Policy::from_file("policy.toml")?)))`.
 ///
 /// A call is decided by one version of the policy. What a policy denies costs nothing of a limit.
 pub struct Access {
+    /// Where the clock of its limits begins.
+    began: Instant,
     policy: Policy,
     buckets: Mutex<Buckets>,
     audit: Option<Audit>,
@@ -32,7 +35,7 @@ impl Access {
     /// By that policy, without an audit. [`Policy::default`] denies everything but health.
     pub fn new(policy: Policy) -> Self {
         let buckets = Mutex::new(Buckets::new(Buckets::MOST));
-        Self { policy, buckets, audit: None, refused: Mutex::default() }
+        Self { began: Instant::now(), policy, buckets, audit: None, refused: Mutex::default() }
     }
 
     /// Records every decision there.
@@ -84,7 +87,7 @@ impl Access {
         outcome
     }
 
-    /// Decides about one call. `now` is the runtime's clock, by which limits go, and `wall` is what the audit has.
+    /// Decides about one call. Limits go by `now`, whose origin must stay the same, and `wall` is what the audit has.
     ///
     /// # Errors
     /// UNAUTHENTICATED for `anonymous` and PERMISSION_DENIED for others whom the policy does not let in; RATE_LIMITED with the
@@ -157,6 +160,18 @@ impl Access {
 
     fn record(&self, event: Event) -> Result<(), Status> {
         self.audit.as_ref().map_or(Ok(()), |audit| audit.record(event))
+    }
+}
+
+impl Gate for Access {
+    fn admit(&self, call: &CallInfo<'_>) -> Result<(), Status> {
+        let (now, wall) = (Time::default().after(self.began.elapsed()), SystemTime::now());
+        self.admit(call.principal, call.method, &call.peer.endpoint, call.connection, now, wall)
+    }
+
+    fn authenticated(&self, peer: &Peer, connection: u64, outcome: Result<&Principal, &Refusal>) {
+        // Without room for it the calls that follow are refused, if the log fails closed.
+        let _ = self.authenticated(outcome, &peer.endpoint, connection, SystemTime::now());
     }
 }
 

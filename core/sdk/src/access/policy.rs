@@ -453,7 +453,8 @@ impl<T> Default for Paths<T> {
 
 /// The text up to and with its first border, and what comes then.
 fn piece(text: &str) -> (&str, &str) {
-    text.split_at(text.find(['/', ':']).map_or(text.len(), |border| border + 1))
+    let border = text.bytes().position(|byte| matches!(byte, b'/' | b':'));
+    text.split_at(border.map_or(text.len(), |border| border + 1))
 }
 
 impl<T: Default> Paths<T> {
@@ -522,26 +523,32 @@ impl Bits {
 
 /// Why no rule can name the method; `None` when one can.
 fn not_canonical(method: &str) -> Option<&'static str> {
-    let Some(path) = method.strip_prefix('/') else { return Some("does not begin with /") };
+    let segment = |last: u8| match last {
+        b'/' => Some("has an empty segment"),
+        b'.' => Some("has a segment that ends in a dot"),
+        _ => None,
+    };
+    if !method.starts_with('/') {
+        return Some("does not begin with /");
+    }
     if method.len() > LONGEST_METHOD {
         return Some("is longer than 512 bytes, as no method is");
     }
-    if let Some(wrong) = method.bytes().find(|byte| matches!(byte, b'%' | b'\\') || !byte.is_ascii_graphic())
-    {
-        return Some(match wrong {
-            b'%' => "has a %, and nothing is decoded",
-            b'\\' => "has a \\",
-            _ => "has a character that is not printable ASCII",
-        });
-    }
-    for segment in path.split('/') {
-        match segment {
-            "" => return Some("has an empty segment"),
-            _ if segment.ends_with('.') => return Some("has a segment that ends in a dot"),
-            _ => {}
+    let mut last = b'/';
+    for byte in method.bytes().skip(1) {
+        let wrong = match byte {
+            b'/' => segment(last),
+            b'%' => Some("has a %, and nothing is decoded"),
+            b'\\' => Some("has a \\"),
+            b'!'..=b'~' => None,
+            _ => Some("has a character that is not printable ASCII"),
+        };
+        if wrong.is_some() {
+            return wrong;
         }
+        last = byte;
     }
-    None
+    segment(last)
 }
 
 #[derive(Clone, Copy)]
