@@ -9,6 +9,7 @@
 //! * I6 a window is never passed and never opened too far; what is buffered stays within its bound
 //! * I7 when everything is healed, everything resolves within 10 s, and calls succeed
 //! * I8 at rest nothing is left: no stream, timer, permit, byte or lost credit
+//! * I9 no call is processed before its client's credentials are accepted, or once they have expired
 //! * honest: a side that obeys is never accused of breaking the protocol
 //! * flip: a changed bit is found before anything of its frame is believed
 
@@ -76,6 +77,18 @@ struct Link {
     /// Streams that each side was told to be over.
     over: [BTreeSet<StreamKey>; 2],
     touched: bool,
+    credentials: Credentials,
+}
+
+/// What a server may do for its client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Credentials {
+    /// All: there are none to wait for, or they were accepted.
+    Good,
+    /// Nothing: they are to come, or undecided.
+    Awaited,
+    /// Nothing more: they were refused, or have expired.
+    Over,
 }
 
 /// What one side of a link sends, frame by frame, before anything on the way changes it.
@@ -415,7 +428,7 @@ impl Auditor {
         }
     }
 
-    pub(crate) fn linked(&mut self, multiplexed: bool, limits: [Limits; 2]) {
+    pub(crate) fn linked(&mut self, multiplexed: bool, awaits: bool, limits: [Limits; 2]) {
         self.links.push(Link {
             multiplexed,
             aside: [0; 2],
@@ -425,6 +438,7 @@ impl Auditor {
             pings: Default::default(),
             over: Default::default(),
             touched: false,
+            credentials: if awaits { Credentials::Awaited } else { Credentials::Good },
         });
     }
 
@@ -437,8 +451,25 @@ impl Auditor {
         self.links[link].touched
     }
 
+    /// A server decided on its client's credentials.
+    pub(crate) fn decided(&mut self, link: usize, accepted: bool) {
+        let credentials = &mut self.links[link].credentials;
+        // Later ones that are refused leave streams the time of the earlier ones.
+        if *credentials == Credentials::Awaited {
+            *credentials = if accepted { Credentials::Good } else { Credentials::Over };
+        }
+    }
+
     /// The protocol tells the side of an event: nothing may come after the end of a stream.
     pub(crate) fn told(&mut self, link: usize, side: usize, event: &Event) {
+        let credentials = &mut self.links[link].credentials;
+        match event {
+            Event::Expired => *credentials = Credentials::Over,
+            Event::Call { .. } if *credentials != Credentials::Good => {
+                self.wrong("I9", format!("link {link}: a call is processed without credentials"));
+            }
+            _ => {}
+        }
         let (key, ends) = match event {
             Event::Ended { key, .. } | Event::Reset { key, .. } => (key, true),
             Event::Call { key, .. }
@@ -833,7 +864,7 @@ mod tests {
     fn verdict(frames: &[(usize, Vec<u8>)]) -> Option<&'static str> {
         let verdicts = [1, 7, 41, usize::MAX].map(|piece| {
             let mut auditor = Auditor::default();
-            auditor.linked(false, [INITIAL, INITIAL]);
+            auditor.linked(false, false, [INITIAL, INITIAL]);
             for (side, bytes) in frames {
                 bytes.chunks(piece.min(bytes.len())).for_each(|piece| auditor.wrote(0, *side, 0, piece));
             }
@@ -927,7 +958,7 @@ mod tests {
     fn channels_that_may_not_be_are_noticed() {
         let linked = || {
             let mut auditor = Auditor::default();
-            auditor.linked(true, [INITIAL, INITIAL]);
+            auditor.linked(true, false, [INITIAL, INITIAL]);
             auditor.wrote(0, CLIENT, 0, &frame(HELLO, 0, 0, b"", 0));
             auditor.wrote(0, CLIENT, 3, &frame(CALL, END, 3, b"/", 0));
             auditor.wrote(0, CLIENT, 1, &frame(CALL, PRESENT | MORE, 1, b"/", 1 << 20));

@@ -77,4 +77,6 @@ pub enum Mutation {
     EchoesAnother,
     /// A handler ends and keeps its permit.
     LeaksPermit,
+    /// A server's driver takes its client at once, and looks at the credentials later.
+    TrustsAnyone,
 }

@@ -39,6 +39,8 @@ pub struct Report {
     pub datagram_connections: u64,
     /// Packets of datagram carriers.
     pub packets: Packets,
+    /// Credentials that clients sent.
+    pub authentications: u64,
     /// Faults, in the order of [`Fault::ALL`].
     pub faults: [u64; Fault::ALL.len()],
     /// What was wrong, and the last entries of the log before it.
@@ -62,6 +64,7 @@ impl Report {
             bytes: 0,
             connections: 0,
             datagram_connections: 0,
+            authentications: 0,
             packets: Packets::default(),
             faults: [0; Fault::ALL.len()],
             violation: None,
@@ -114,6 +117,7 @@ impl Summary {
         total.bytes += run.bytes;
         total.connections += run.connections;
         total.datagram_connections += run.datagram_connections;
+        total.authentications += run.authentications;
         total.packets += run.packets;
         for (sum, count) in total.codes.iter_mut().zip(run.codes) {
             *sum += count;
@@ -147,7 +151,7 @@ impl Summary {
     pub fn print(&self, violations: usize, spent: Duration, jobs: usize) -> String {
         let Report { entries, steps, calls, codes, lost, repeats, executions, .. } = &self.total;
         let Report { messages, frames, bytes, connections, faults, .. } = &self.total;
-        let Report { datagram_connections, packets, .. } = &self.total;
+        let Report { datagram_connections, authentications, packets, .. } = &self.total;
         let Packets { sent, lost: losses, doubled, overtaken } = packets;
         let ends: BTreeMap<usize, u64> = codes.iter().copied().enumerate().filter(|(_, n)| *n > 0).collect();
         let ends = ends.iter().map(|(code, n)| format!("{} {n}", Code::from_number(*code as u32).name()));
@@ -168,7 +172,9 @@ impl Summary {
             ("handlers", format!("{executions} ran; {repeats} calls were repeated unseen")),
             (
                 "wire",
-                format!("{messages} messages, {frames} frames, {bytes} bytes, {connections} connections"),
+                format!(
+                    "{messages} messages, {frames} frames, {bytes} bytes, {connections} connections, {authentications} AUTH"
+                ),
             ),
             (
                 "datagrams",

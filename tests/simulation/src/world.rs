@@ -42,6 +42,8 @@ const CONNECT_TIMEOUT: u64 = 2 * SECOND;
 const KEEPALIVE: u64 = SECOND;
 /// How long a carrier of datagrams outlives its program, for its last words.
 const LINGER: u64 = SECOND;
+/// What a server reads behind credentials that it has not decided on.
+const HELD_MOST: usize = 16 << 10;
 /// How long streams of a draining connection may go on.
 const GRACE: u64 = 4 * SECOND;
 
@@ -68,6 +70,9 @@ pub(crate) enum Event {
     Cancel(usize),
     Expire(usize),
     Take(usize),
+    /// A client sends credentials on a link; its server has decided on them.
+    Authenticate(usize),
+    Decide(usize),
     /// The handler's next move; it takes a message.
     Work(usize),
     Receive(usize),
@@ -105,6 +110,9 @@ pub(crate) struct Link {
     pub(crate) hosts: [usize; 2],
     pub(crate) carrier: Carrier,
     pub(crate) sides: [Side; 2],
+    /// Whether its client has credentials, and its server looks at them.
+    announces: bool,
+    decides: bool,
 }
 
 /// One side's driver.
@@ -114,6 +122,9 @@ pub(crate) struct Side {
     /// Made when the program first sees the connection.
     pub(crate) protocol: Option<Connection>,
     inbox: BytesMut,
+    /// Bytes of them behind credentials that are undecided; those were decided on since the last turn.
+    held: usize,
+    decided: bool,
     out: TransmitBuffer,
     /// The calls' own, where the carrier has them.
     channels: Channels,
@@ -134,6 +145,8 @@ impl Side {
             open: true,
             protocol: None,
             inbox: BytesMut::new(),
+            held: 0,
+            decided: false,
             out: TransmitBuffer::default(),
             channels: Channels::default(),
             owners: Vec::new(),
@@ -202,6 +215,8 @@ pub(crate) struct World {
     pub(crate) fault_gap: u64,
     /// The largest message that everybody takes.
     pub(crate) most: usize,
+    /// Whether some clients have credentials.
+    credentials: bool,
     pub(crate) report: Report,
     scratch: Vec<u8>,
 }
@@ -241,6 +256,8 @@ impl World {
             call_gap: clients as u64 * SECOND / rate,
             fault_gap: random.pick(&[500_000, 1_000_000, 3_000_000, 10_000_000]),
             most,
+            // Not in those of the seeds that were stored before there were any: they stay what they were.
+            credentials: matches!(seed % 5, 0 | 2),
             report: Report::new(seed),
             scratch: Vec::new(),
             random,
@@ -324,6 +341,8 @@ impl World {
             Event::Connect(slot, _) | Event::Connected(slot, _) | Event::ConnectFailed(slot, _) => {
                 Some(self.slot_hosts(slot)[CLIENT])
             }
+            Event::Authenticate(link) => Some(self.links[link].hosts[CLIENT]),
+            Event::Decide(link) => Some(self.links[link].hosts[SERVER]),
             Event::Load(client) => Some(client),
             Event::Act(call)
             | Event::Place(call)
@@ -356,6 +375,8 @@ impl World {
             Event::Cancel(call) => self.cancel(call),
             Event::Expire(call) => self.expire(call),
             Event::Take(call) => self.take(call),
+            Event::Authenticate(link) => self.authenticate(link),
+            Event::Decide(link) => self.decide(link),
             Event::Work(handler) => self.work(handler),
             Event::Receive(handler) => self.receive(handler),
             Event::Fault => self.fault(),
@@ -384,7 +405,7 @@ impl World {
     }
 
     fn arrive(&mut self, link: usize, side: usize) {
-        let Link { hosts, carrier, sides } = &mut self.links[link];
+        let Link { hosts, carrier, sides, .. } = &mut self.links[link];
         let (from, to) = (hosts[1 - side], hosts[side]);
         // What is blocked waits on the way: the sender repeats it until the way is free.
         if self.blocked[from * self.hosts.len() + to] > 0 || carrier.path(1 - side).stalled_until > self.now {
@@ -509,8 +530,10 @@ impl World {
             Carrier::Bytes([(); 2].map(|()| Pipe::new(path.clone(), capacity)))
         };
         let link = self.links.len();
-        self.links.push(Link { hosts, carrier, sides: [Side::new(), Side::new()] });
-        self.auditor.linked(datagrams, hosts.map(|host| self.hosts[host].limits));
+        let announces = self.credentials && self.random.one_in(2);
+        let decides = announces && !self.random.one_in(4);
+        self.links.push(Link { hosts, carrier, sides: [Side::new(), Side::new()], announces, decides });
+        self.auditor.linked(datagrams, decides, hosts.map(|host| self.hosts[host].limits));
         let [client, server] = hosts;
         let whole = self.is_open(client, server) && self.is_open(server, client);
         let slow =
@@ -522,6 +545,13 @@ impl World {
         self.note("connected", hosts[CLIENT], link, 0, hosts[SERVER] as u64);
         self.after(KEEPALIVE, Event::Keepalive(link));
         self.begin_protocol(link, CLIENT);
+        if announces {
+            // At once as a rule, so that they travel with the first calls.
+            match self.random.one_in(4) {
+                true => self.after(30_000, Event::Authenticate(link)),
+                false => self.authenticate(link),
+            }
+        }
         let Slot { link: current, dialing, pending, .. } = &mut self.slots[slot];
         *current = Some(link);
         *dialing = false;
@@ -559,8 +589,50 @@ impl World {
             // Few enough to be met by callers that give up: each side counts what the other does (W9-07, W9-15).
             limits.max_resets = 24;
         }
-        let config = Config { limits, grease, multiplexed, ..Config::new(role) };
+        let Link { announces, decides, .. } = self.links[link];
+        let authenticates = if side == CLIENT { announces } else { decides };
+        let config = Config { limits, grease, multiplexed, authenticates, ..Config::new(role) };
         self.links[link].sides[side].protocol = Some(Connection::new(config, self.time()));
+    }
+
+    /// The client has a token, and the last one is decided on.
+    fn authenticate(&mut self, link: usize) {
+        if let Side { open: true, protocol: Some(protocol), .. } = &mut self.links[link].sides[CLIENT]
+            && protocol.authenticate(b"token")
+        {
+            self.report.authentications += 1;
+            self.wake(link, CLIENT);
+        }
+    }
+
+    /// The server accepts a token, for a while or for ever, or refuses it.
+    fn decide(&mut self, link: usize) {
+        let now = self.time();
+        // For all time once all is well.
+        let lasts = self.random.between(100_000, 8_000_000);
+        let lasts = (self.now + lasts < HEAL_AT && !self.random.one_in(4)).then_some(lasts);
+        let refuse = self.now < HEAL_AT && self.random.one_in(12);
+        let Side { open: true, protocol: Some(protocol), decided, .. } = &mut self.links[link].sides[SERVER]
+        else {
+            return;
+        };
+        *decided = true;
+        let first = protocol.holds_back();
+        if refuse {
+            protocol.refuse_credentials(now);
+        } else {
+            protocol.accept_credentials(now, lasts.map(Duration::from_micros));
+        }
+        self.auditor.decided(link, !refuse);
+        let host = self.links[link].hosts[SERVER];
+        self.note("decides", host, link, 0, if refuse { 0 } else { 1 + lasts.unwrap_or(0) });
+        if refuse {
+            self.auditor.touch(link);
+            if !first {
+                self.drain(link, SERVER);
+            }
+        }
+        self.wake(link, SERVER);
     }
 
     /// One turn of a side's driver: read, time, events, write.
@@ -632,7 +704,8 @@ impl World {
         else {
             return;
         };
-        self.auditor.buffers(link, side, inbox.len(), out.len(), protocol.streams());
+        let unread = if protocol.holds_back() { 0 } else { inbox.len() };
+        self.auditor.buffers(link, side, unread, out.len(), protocol.streams());
         let (unread, unsent) = channels.buffers();
         self.auditor.buffers(link, side, unread, unsent, protocol.streams());
         let idle = !protocol.wants_transmit() && out.is_empty() && channels.len() == 0;
@@ -656,22 +729,33 @@ impl World {
         let (host, now) = (self.links[link].hosts[side], self.time());
         let Link { carrier, sides, .. } = &mut self.links[link];
         let pipe = carrier.pipe(1 - side)?;
-        let Side { protocol: Some(protocol), inbox, lost, .. } = &mut sides[side] else { return None };
+        let Side { protocol: Some(protocol), inbox, held, decided, lost, .. } = &mut sides[side] else {
+            return None;
+        };
         let mut over = None;
-        let read = pipe.read(most, inbox);
-        let more = pipe.readable();
+        let full = protocol.holds_back() && inbox.len() >= HELD_MOST;
+        let read = if full { Read::Nothing } else { pipe.read(most, inbox) };
+        let more = pipe.readable() && !full;
         let unread = inbox.len();
         match read {
-            Read::Bytes(_) => {
+            Read::Nothing if !std::mem::take(decided) => {}
+            Read::Bytes(_) | Read::Nothing => {
                 if let Err(error) = protocol.handle_read(now, inbox) {
                     over = Some((error.status(), Some(error.code)));
                 }
             }
-            Read::Nothing => {}
             Read::End(End::Fin) => over = Some((protocol.handle_end(inbox), None)),
             Read::End(End::Reset) => *lost = true,
         }
-        if let Read::Bytes(count) = read {
+        let came = match read {
+            Read::Bytes(count) => count,
+            _ => 0,
+        };
+        // What is held was not looked at yet.
+        let holds = if protocol.holds_back() { inbox.len() } else { 0 };
+        let count = came + std::mem::replace(held, holds) - holds;
+        let refused = over.as_ref().is_some_and(|(_, code)| *code == Some(ErrorCode::UNAUTHENTICATED));
+        if came + count > 0 && !refused {
             let mut verdict = over.as_ref().and_then(|(_, code)| *code).map_or(Ok(()), Err);
             if self.is(Mutation::OverlooksFlips) && verdict.is_err() {
                 verdict = Ok(());
@@ -698,11 +782,12 @@ impl World {
         let (host, now) = (self.links[link].hosts[side], self.time());
         let Link { carrier, sides, .. } = &mut self.links[link];
         let ways = between(carrier.datagrams()?, side);
-        let Side { protocol: Some(protocol), inbox, channels, lost, .. } = &mut sides[side] else {
+        let Side { protocol: Some(protocol), inbox, decided, channels, lost, .. } = &mut sides[side] else {
             return None;
         };
         let [from, to] = ways;
-        let (took, mut roomy) = from.read(0, most, inbox);
+        let full = protocol.holds_back() && inbox.len() >= HELD_MOST;
+        let (took, mut roomy) = if full { (Took::Nothing, false) } else { from.read(0, most, inbox) };
         let mut result = Ok(());
         let mut count = 0;
         match took {
@@ -710,6 +795,7 @@ impl World {
                 count = bytes;
                 result = protocol.handle_read(now, inbox);
             }
+            Took::Nothing if std::mem::take(decided) => result = protocol.handle_read(now, inbox),
             Took::Nothing => {}
             Took::Lost | Took::End | Took::Reset(_) => *lost = true,
         }
@@ -722,9 +808,11 @@ impl World {
                 Err(error) => result = Err(error),
             }
         }
-        let more = from.readable() && !*lost;
+        let more = from.readable() && !*lost && !full;
         let code = result.as_ref().map_err(|error| error.code).copied();
-        self.auditor.judged(link, side, code);
+        if code != Err(ErrorCode::UNAUTHENTICATED) {
+            self.auditor.judged(link, side, code);
+        }
         if count > 0 {
             self.note("read", host, link, 0, count as u64);
         }
@@ -758,6 +846,28 @@ impl World {
                     }
                 }
                 Happened::Pong { data } => self.auditor.ponged(link, side, data),
+                Happened::Auth { .. } => {
+                    if self.mutation == Some(Mutation::TrustsAnyone) {
+                        protocol.accept_credentials(Time::from_micros(self.now), None);
+                        self.links[link].sides[side].decided = true;
+                        self.wake(link, side);
+                    }
+                    let wait = self.random.pick(&[0, 0, 1_000, 200_000]);
+                    self.after(wait, Event::Decide(link));
+                }
+                Happened::Authenticated { expires_in } => {
+                    // Most are in time.
+                    let left = expires_in.map_or(10 * SECOND, |left| left.as_micros() as u64);
+                    if self.now < HEAL_AT && !self.random.one_in(8) {
+                        let wait = left * self.random.between(20, 95) / 100;
+                        self.after(wait, Event::Authenticate(link));
+                    }
+                }
+                Happened::Expired => {
+                    self.note("expired", self.links[link].hosts[side], link, 0, 0);
+                    self.auditor.touch(link);
+                    self.drain(link, side);
+                }
                 Happened::GoAway { error } => {
                     let host = self.links[link].hosts[side];
                     self.note("told to go away", host, link, 0, u64::from(error.code.number()));
@@ -836,7 +946,7 @@ impl World {
 
     fn flush_bytes(&mut self, link: usize, side: usize) {
         loop {
-            let Link { hosts, carrier, sides } = &mut self.links[link];
+            let Link { hosts, carrier, sides, .. } = &mut self.links[link];
             let Some(pipe) = carrier.pipe(side) else { return };
             let out = &mut sides[side].out;
             if out.is_empty() {
@@ -978,7 +1088,7 @@ impl World {
         let alive = self.handlers.iter().filter(|handler| handler.is_alive()).count();
         self.auditor.host_at_rest(0, &[("handlers", alive)]);
         for link in 0..self.links.len() {
-            let Link { carrier, sides, hosts } = &self.links[link];
+            let Link { carrier, sides, hosts, .. } = &self.links[link];
             if sides.iter().all(|side| !side.open) {
                 continue;
             }

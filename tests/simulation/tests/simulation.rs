@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use valkyrie_simulation::{Fault, Mutation, RUN_SECONDS, Summary, run};
 
 /// Each mistake, and the invariant that it breaks; two where it depends on the moment which of them is seen first.
-const MISTAKES: [(Mutation, &[&str]); 20] = [
+const MISTAKES: [(Mutation, &[&str]); 21] = [
     (Mutation::SwapsReads, &["honest", "I5"]),
     (Mutation::RepeatsReads, &["honest", "I5"]),
     (Mutation::RepeatsPackets, &["honest", "I5"]),
@@ -27,6 +27,7 @@ const MISTAKES: [(Mutation, &[&str]); 20] = [
     (Mutation::AnswersTwice, &["I5"]),
     (Mutation::EchoesAnother, &["I4"]),
     (Mutation::LeaksPermit, &["I8"]),
+    (Mutation::TrustsAnyone, &["I9"]),
 ];
 
 #[test]
@@ -70,8 +71,8 @@ fn nothing_is_left_out() {
     for (fault, count) in Fault::ALL.iter().zip(faults) {
         assert!(count > 0, "no {fault:?} in 20 runs");
     }
-    // OK, CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNAVAILABLE, DATA_LOSS.
-    for code in [0, 1, 2 + 2, 8, 10, 14, 15] {
+    // OK, CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, UNAVAILABLE, DATA_LOSS, UNAUTHENTICATED.
+    for code in [0, 1, 2 + 2, 8, 10, 14, 15, 16] {
         assert!(codes[code] > 0, "no call ended with code {code} in 20 runs");
     }
 }
