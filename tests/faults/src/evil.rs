@@ -372,8 +372,9 @@ impl Peer {
         assert_eq!(seen.statuses, expected.statuses, "{name}: {seen:?}");
         assert_eq!((seen.http, seen.ws_close), (expected.http, expected.ws_close), "{name}: {seen:?}");
         if !expected.stays && expected.resets.is_empty() && expected.statuses.is_empty() {
-            let pongs = seen.frames.get("PONG").copied().unwrap_or_default() as u64 * 64;
-            assert!(seen.bytes <= LONGEST_ANSWER + pongs, "{name}: {} bytes of answer", seen.bytes);
+            let count = |name| seen.frames.get(name).copied().unwrap_or_default() as u64;
+            let answers = (count("PONG") + count("AUTHENTICATED")) * 64;
+            assert!(seen.bytes <= LONGEST_ANSWER + answers, "{name}: {} bytes of answer", seen.bytes);
         }
         let mut words = Vec::new();
         words.extend(seen.goaway.map(|(code, ..)| format!("GOAWAY {code}")));
@@ -468,6 +469,7 @@ fn note_frames(buffer: &mut BytesMut, seen: &mut Seen) {
         let mut count = |name: &str| *seen.frames.entry(name.to_owned()).or_default() += 1;
         match header.frame_type {
             FrameType::HELLO => count("HELLO"),
+            FrameType::AUTHENTICATED => count("AUTHENTICATED"),
             FrameType::PING => count("PING"),
             FrameType::PONG => {
                 let ping = valkyrie_protocol::Ping::decode(record).expect("a PONG's record");

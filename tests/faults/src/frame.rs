@@ -3,8 +3,8 @@
 use bytes::BytesMut;
 use serde::Deserialize;
 use valkyrie_protocol::{
-    Call, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader, FrameType, GoAway, HEADER_LEN, Head,
-    Hello, Ping, Reset, Status, StatusRecord, Window,
+    AUTH_FOLLOWS, Auth, Authenticated, Call, ErrorCode, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameHeader,
+    FrameType, GoAway, HEADER_LEN, Head, Hello, Ping, Reset, Status, StatusRecord, Window,
 };
 
 /// One thing to send. A frame unless `hex`, `text` or `ws` is there.
@@ -80,6 +80,12 @@ pub struct Record {
     pub features: u64,
     /// HELLO: settings by number.
     pub settings: Vec<(u32, u64)>,
+    /// HELLO: whether it says that AUTH follows.
+    pub announces: bool,
+    /// AUTH.
+    pub token: String,
+    /// AUTHENTICATED.
+    pub expires_in_ms: u64,
     /// CALL: the method.
     pub method: String,
     /// CALL: microseconds, 0 for none.
@@ -108,6 +114,9 @@ impl Default for Record {
             versions: (1, 1),
             features: 0,
             settings: Vec::new(),
+            announces: false,
+            token: "token".into(),
+            expires_in_ms: 0,
             method: "/echo".into(),
             timeout_us: 0,
             metadata: Vec::new(),
@@ -253,6 +262,8 @@ impl Frame {
             Kind::Number(number) => FrameType(*number),
             Kind::Name(name) => match name.as_str() {
                 "HELLO" => FrameType::HELLO,
+                "AUTH" => FrameType::AUTH,
+                "AUTHENTICATED" => FrameType::AUTHENTICATED,
                 "PING" => FrameType::PING,
                 "PONG" => FrameType::PONG,
                 "GOAWAY" => FrameType::GOAWAY,
@@ -286,9 +297,13 @@ impl Frame {
                 max_version: fields.versions.1,
                 features: fields.features,
                 settings: fields.settings.clone(),
-                extensions: none(),
+                extensions: if fields.announces { vec![(AUTH_FOLLOWS, &b""[..])] } else { none() },
             }
             .encode(&mut out),
+            FrameType::AUTH => Auth { token: fields.token.as_bytes(), extensions: none() }.encode(&mut out),
+            FrameType::AUTHENTICATED => {
+                Authenticated { expires_in_ms: fields.expires_in_ms, extensions: none() }.encode(&mut out);
+            }
             FrameType::PING | FrameType::PONG => {
                 Ping { data: fields.data, extensions: none() }.encode(&mut out);
             }

@@ -41,9 +41,11 @@ scripts! {
     f11_metadata_with_a_nul
     f11_method_that_is_not_utf8
     f11_method_with_a_line_break
+    f15_call_ahead_of_its_credentials
     f15_frames_for_a_stream_that_is_gone
     f15_message_after_the_half_close
     f15_message_on_a_stream_that_never_was
+    f15_server_accepts_what_nobody_sent
     f15_server_answers_nobody
     f15_status_from_the_caller
     f16_server_opens_a_stream
@@ -63,6 +65,7 @@ scripts! {
     f20_fragments_of_16_bytes
     f20_frames_that_say_nothing
     f20_server_empty_fragments
+    f21_auth_flood
     f21_goaway_flood
     f21_hello_again
     f21_ping_flood
