@@ -751,8 +751,9 @@ impl World {
             Read::Bytes(count) => count,
             _ => 0,
         };
-        // What is held was not looked at yet.
-        let holds = if protocol.holds_back() { inbox.len() } else { 0 };
+        // What is held was not looked at yet, nor will it be behind an end.
+        let ends = matches!(read, Read::End(_));
+        let holds = if protocol.holds_back() || ends { inbox.len().min(came + *held) } else { 0 };
         let count = came + std::mem::replace(held, holds) - holds;
         let refused = over.as_ref().is_some_and(|(_, code)| *code == Some(ErrorCode::UNAUTHENTICATED));
         if came + count > 0 && !refused {
