@@ -423,60 +423,63 @@ async fn nothing_is_lost_while_certificates_and_keys_are_replaced() {
 /// The end-entity certificate that a port of TLS shows.
 async fn certificate_of(endpoint: &str) -> Vec<u8> {
     let address = endpoint.split_once("://").unwrap().1.to_owned();
-    tokio::task::spawn_blocking(move || {
-        #[derive(Debug)]
-        struct Anyone(Vec<rustls::SignatureScheme>);
-        use rustls::{DigitallySignedStruct, client::danger::*, pki_types::*};
-        impl ServerCertVerifier for Anyone {
-            fn verify_server_cert(
-                &self,
-                _: &CertificateDer<'_>,
-                _: &[CertificateDer<'_>],
-                _: &ServerName<'_>,
-                _: &[u8],
-                _: UnixTime,
-            ) -> Result<ServerCertVerified, rustls::Error> {
-                Ok(ServerCertVerified::assertion())
-            }
-            fn verify_tls12_signature(
-                &self,
-                _: &[u8],
-                _: &CertificateDer<'_>,
-                _: &DigitallySignedStruct,
-            ) -> Result<HandshakeSignatureValid, rustls::Error> {
-                Ok(HandshakeSignatureValid::assertion())
-            }
-            fn verify_tls13_signature(
-                &self,
-                _: &[u8],
-                _: &CertificateDer<'_>,
-                _: &DigitallySignedStruct,
-            ) -> Result<HandshakeSignatureValid, rustls::Error> {
-                Ok(HandshakeSignatureValid::assertion())
-            }
-            fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-                self.0.clone()
-            }
+    let shown =
+        tokio::task::spawn_blocking(move || greeted(&address).0.peer_certificates().unwrap()[0].to_vec());
+    shown.await.unwrap()
+}
+
+/// A connection to a port of TLS that verifies nobody.
+fn greeted(address: &str) -> (rustls::ClientConnection, std::net::TcpStream) {
+    #[derive(Debug)]
+    struct Anyone(Vec<rustls::SignatureScheme>);
+    use rustls::{DigitallySignedStruct, client::danger::*, pki_types::*};
+    impl ServerCertVerifier for Anyone {
+        fn verify_server_cert(
+            &self,
+            _: &CertificateDer<'_>,
+            _: &[CertificateDer<'_>],
+            _: &ServerName<'_>,
+            _: &[u8],
+            _: UnixTime,
+        ) -> Result<ServerCertVerified, rustls::Error> {
+            Ok(ServerCertVerified::assertion())
         }
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let schemes = provider.signature_verification_algorithms.supported_schemes();
-        let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anyone(schemes)))
-            .with_no_client_auth();
-        config.alpn_protocols = vec![b"valkyrie/1".to_vec()];
-        let mut socket = std::net::TcpStream::connect(address).unwrap();
-        let name = ServerName::try_from("localhost").unwrap();
-        let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
-        while tls.is_handshaking() {
-            tls.complete_io(&mut socket).unwrap();
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Ok(HandshakeSignatureValid::assertion())
         }
-        tls.peer_certificates().unwrap()[0].to_vec()
-    })
-    .await
-    .unwrap()
+        fn verify_tls13_signature(
+            &self,
+            _: &[u8],
+            _: &CertificateDer<'_>,
+            _: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            Ok(HandshakeSignatureValid::assertion())
+        }
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            self.0.clone()
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let schemes = provider.signature_verification_algorithms.supported_schemes();
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anyone(schemes)))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"valkyrie/1".to_vec()];
+    let mut socket = std::net::TcpStream::connect(address).unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
+    while tls.is_handshaking() {
+        tls.complete_io(&mut socket).unwrap();
+    }
+    (tls, socket)
 }
 
 /// A wire that keeps what passed it, and may change one byte of it.
@@ -598,5 +601,27 @@ async fn a_changed_record_ends_the_connection() {
         bounded("a call", client.request("hello")).await.unwrap();
         client.close().await;
     }
+    control.shutdown().await;
+}
+
+// spec: W11-19
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_new_keys_ends_the_connection() {
+    let shown = Authority::new().leaf(|_| {});
+    let builder = ServerBuilder::new().bind("tls://127.0.0.1:0").identity(shown.chain, shown.key);
+    let (endpoints, control) = start(builder).await;
+    let address = of(&endpoints, "tls").split_once("://").unwrap().1.to_owned();
+    let updates = tokio::task::spawn_blocking(move || {
+        let (mut tls, mut socket) = greeted(&address);
+        // Until it is told, or can say no more: far above what is allowed.
+        for updates in 0..10_000 {
+            if tls.refresh_traffic_keys().is_err() || tls.complete_io(&mut socket).is_err() {
+                return updates;
+            }
+        }
+        10_000
+    });
+    let updates = bounded("the flood", updates).await.unwrap();
+    assert!((32..5_000).contains(&updates), "{updates} updates");
     control.shutdown().await;
 }

@@ -2,6 +2,7 @@
 //! what each action and method means is in `README.md`.
 #![forbid(unsafe_code)]
 
+pub mod records;
 mod runner;
 mod server;
 
