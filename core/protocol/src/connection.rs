@@ -1525,7 +1525,12 @@ impl Connection {
             (code, _) => format!("the peer reset the stream: {}", code.name()),
         };
         let status = match code {
-            ErrorCode::UNAUTHENTICATED => credentials::expired(),
+            ErrorCode::UNAUTHENTICATED => {
+                if local {
+                    self.note_expiry();
+                }
+                credentials::expired()
+            }
             code => Status::from_error_code(code, message),
         };
         if seen {

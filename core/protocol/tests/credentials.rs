@@ -402,6 +402,28 @@ fn expiry_resets_the_streams_of_a_carrier_too() {
     let mut out = TransmitBuffer::default();
     let action = server.poll_stream(at(1), &mut out, usize::MAX);
     assert_eq!(action, Some(StreamAction::Reset { id: 1, code: ErrorCode::UNAUTHENTICATED }));
+    // A client that hears of the end of its stream first knows what it means.
+    let mut client = Connection::new(
+        Config { multiplexed: true, authenticates: true, ..Config::new(Role::Client) },
+        START,
+    );
+    client.authenticate(b"token");
+    read(&mut client, START, &[hello(), authenticated(1_000)].concat()).unwrap();
+    client.open(opened()).unwrap();
+    client.poll_stream(START, &mut out, usize::MAX).unwrap();
+    client.handle_stream_reset(1, ErrorCode::UNAUTHENTICATED).unwrap();
+    assert!(client.is_draining());
+    assert_eq!(client.open(opened()).unwrap_err().reason(), Reason::CREDENTIALS_EXPIRED);
+    let go_away = GoAway {
+        last_stream: 1,
+        code: ErrorCode::UNAUTHENTICATED.number(),
+        message: "expired",
+        extensions: Vec::new(),
+    };
+    read(&mut client, START, &frame(FrameType::GOAWAY, 0, 0, &record(|out| go_away.encode(out)), b""))
+        .unwrap();
+    assert_eq!(client.unauthenticated().unwrap().reason(), Reason::CREDENTIALS_EXPIRED);
+    out.consume(out.len());
     // And one that overtook its end.
     assert!(server.handle_stream(at(1), 3, false, &mut BytesMut::from(&call(3, 0, b"")[..])).unwrap());
     assert_eq!(

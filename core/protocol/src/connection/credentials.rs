@@ -193,11 +193,20 @@ impl Connection {
 
     /// The peer said GOAWAY(UNAUTHENTICATED), with this.
     pub(super) fn end_credentials(&mut self, error: ConnectionError) -> ConnectionError {
-        let accepted = self.credentials.stage == Stage::Accepted;
+        let known = self.credentials.refusal.is_some();
+        let accepted = self.credentials.stage == Stage::Accepted || known;
         self.credentials.stage = Stage::Over;
         let error = if accepted { error.with_reason(Reason::CREDENTIALS_EXPIRED) } else { error };
         self.credentials.refusal = Some(error.clone());
         error
+    }
+
+    /// The peer reset a stream for it, and where streams are the carrier's that overtakes its GOAWAY.
+    pub(super) fn note_expiry(&mut self) {
+        self.peer_going_away = true;
+        self.credentials.stage = Stage::Over;
+        let error = ConnectionError::new(ErrorCode::UNAUTHENTICATED, EXPIRED);
+        self.credentials.refusal.get_or_insert(error.with_reason(Reason::CREDENTIALS_EXPIRED));
     }
 
     /// A server's: whoever calls has proved nothing any more.
