@@ -18,6 +18,7 @@ mod ledger;
 mod log;
 mod operation;
 mod queue;
+mod requests;
 mod runtime;
 
 /// What [`ledger`] is made of.
@@ -35,13 +36,14 @@ pub use handle::Handle;
 pub use ledger::{ByOperation, OperationHasher};
 pub use log::Listener;
 pub use operation::{
-    CallOptions, ClientOptions, call, call_many, cancel, client_free, close, connect, done, half_close,
-    in_flight, open, recv, send, shutdown, stream_cancel, stream_free,
+    CallOptions, ClientOptions, TokenOption, call, call_many, cancel, client_free, close, connect, done,
+    half_close, in_flight, open, recv, send, shutdown, stream_cancel, stream_free, token_provide,
+    token_wanted,
 };
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{
-    Bytes, Class, Code, Detail, Level, Metadata, Priority, Reason, Record, Response, Status, VERSION,
-    expecting_to_lead,
+    BoxFuture, Bytes, Class, Code, Detail, Level, Metadata, Priority, Reason, Record, Response, Status,
+    Token, TokenSource, VERSION, expecting_to_lead,
 };
 
 /// The version and a hash of the core's sources: equal in every language that carries the same core.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
@@ -18,7 +19,7 @@ use tokio::{
 };
 use valkyrie_sdk::{
     Bytes, Client, ClientBuilder, Level, Log, Metadata, Priority, Reason, Record, RecvStream, Response,
-    SendStream, Sink, Status, Submission, TokioRuntime, expecting_to_lead,
+    SendStream, Sink, Status, Submission, TokenSource, TokioRuntime, expecting_to_lead,
 };
 
 use crate::{
@@ -27,6 +28,7 @@ use crate::{
     handle::{Table, lock},
     ledger::{Ledger, NEVER},
     log::Logs,
+    requests::{Notice, Requests},
     runtime,
 };
 
@@ -40,6 +42,27 @@ pub struct ClientOptions {
     pub connect_timeout_ms: u64,
     /// PEM certificates: a server's chain must end in one of them. Required for `quic://`. Default: none.
     pub trusted_certificates: Option<Bytes>,
+    /// What says whom the client calls for. Default: nothing.
+    pub token: Option<TokenOption>,
+}
+
+/// Where a client has its tokens from.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum TokenOption {
+    /// The same always, or whatever else the adapter asks, which may not enter a host's language from a native thread.
+    Source(Arc<dyn TokenSource>),
+    /// The host: it waits by [`token_wanted`], and answers by [`token_provide`].
+    Host,
+}
+
+impl fmt::Debug for TokenOption {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source(_) => "Source(…)",
+            Self::Host => "Host",
+        })
+    }
 }
 
 impl Default for ClientOptions {
@@ -48,6 +71,7 @@ impl Default for ClientOptions {
             timeout_ms: valkyrie_sdk::DEFAULT_TIMEOUT_MS,
             connect_timeout_ms: valkyrie_sdk::DEFAULT_CONNECT_TIMEOUT_MS,
             trusted_certificates: None,
+            token: None,
         }
     }
 }
@@ -80,8 +104,17 @@ fn milliseconds(ms: u64) -> Duration {
 struct ClientEntry {
     endpoint: String,
     options: ClientOptions,
-    current: Mutex<Option<(u64, Client)>>,
+    current: Mutex<Option<Current>>,
     closed: AtomicBool,
+}
+
+/// Of one fork generation.
+#[derive(Clone)]
+struct Current {
+    made_in: u64,
+    client: Client,
+    /// What it asks the host for.
+    requests: Option<Arc<Requests<Arc<Token>>>>,
 }
 
 /// A stream as the boundary keeps it. Each direction has a lock that is fair, so that its operations keep the order in
@@ -116,7 +149,7 @@ struct Receiver {
 pub(crate) enum Work {
     Unary(Option<Submission>),
     Task(Arc<Notify>),
-    /// It waits for records to log.
+    /// It waits for records to log, or to be asked for a token.
     Nothing,
 }
 
@@ -283,32 +316,47 @@ pub(crate) fn settle() {
 impl ClientEntry {
     /// The sdk's client of this process: a child of a fork makes its own, which dials anew.
     fn client(&self) -> Result<Client, Status> {
+        self.with_current(|current| current.client.clone())
+    }
+
+    fn with_current<T>(&self, read: impl FnOnce(&Current) -> T) -> Result<T, Status> {
         if self.closed.load(Ordering::Acquire) {
             return Err(closed());
         }
         let runtime = runtime::runtime()?;
         let now = generation();
         let mut current = lock(&self.current);
-        if let Some((made_in, client)) = &*current {
-            if *made_in == now {
-                return Ok(client.clone());
-            }
-            // Its connection belongs to the parent: closing it here would end the parent's stream.
-            std::mem::forget(current.take());
+        if let Some(current) = &*current
+            && current.made_in == now
+        {
+            return Ok(read(current));
         }
+        // Its connection belongs to the parent: closing it here would end the parent's stream.
+        std::mem::forget(current.take());
         let _entered = runtime.enter();
-        let client = self.build(runtime.client())?;
-        *current = Some((now, client.clone()));
-        Ok(client)
+        let requests =
+            matches!(self.options.token, Some(TokenOption::Host)).then(|| Arc::new(Requests::new()));
+        let client = self.build(runtime.client(), requests.clone())?;
+        Ok(read(current.insert(Current { made_in: now, client, requests })))
     }
 
-    fn build(&self, builder: ClientBuilder) -> Result<Client, Status> {
+    fn build(
+        &self,
+        builder: ClientBuilder,
+        requests: Option<Arc<Requests<Arc<Token>>>>,
+    ) -> Result<Client, Status> {
         let mut builder = builder
             .endpoint(self.endpoint.clone())
             .timeout_ms(self.options.timeout_ms)
             .connect_timeout_ms(self.options.connect_timeout_ms);
         if let Some(pem) = &self.options.trusted_certificates {
             builder = builder.trusted_certificates(pem.clone());
+        }
+        if let Some(requests) = requests {
+            builder = builder.token_source(requests);
+        }
+        if let Some(TokenOption::Source(source)) = &self.options.token {
+            builder = builder.token_source(source.clone());
         }
         if let Some(runtime) = TokioRuntime::current() {
             builder = builder.runtime(Arc::new(runtime));
@@ -320,9 +368,34 @@ impl ClientEntry {
         self.closed.store(true, Ordering::Release);
         let current = lock(&self.current).take();
         match current {
-            Some((made_in, client)) if made_in == generation() => client.close_now(),
+            Some(current) if current.made_in == generation() => {
+                current.client.close_now();
+                current.end_requests();
+            }
             parents => std::mem::forget(parents),
         }
+    }
+}
+
+impl Current {
+    fn end_requests(&self) {
+        if let Some(requests) = &self.requests {
+            requests.end();
+        }
+    }
+}
+
+impl Notice for Arc<Token> {
+    fn number(&self) -> u64 {
+        self.op
+    }
+
+    fn tell(&self) -> bool {
+        self.complete(Ok(Value::Done)).is_none()
+    }
+
+    fn end(&self, why: Status) {
+        self.complete(Err(why));
     }
 }
 
@@ -357,7 +430,7 @@ fn expecting<T>(client: Handle, queue: &Queue, submit: impl FnOnce() -> T) -> T 
 pub(crate) fn current_client(handle: Handle) -> Option<Client> {
     let entry = CLIENTS.get(handle)?;
     let current = lock(&entry.current);
-    current.as_ref().filter(|(made_in, _)| *made_in == generation()).map(|(_, client)| client.clone())
+    current.as_ref().filter(|current| current.made_in == generation()).map(|current| current.client.clone())
 }
 
 /// Accepts an operation and starts its `work`, which completes the token within `limit`. A cancel stops it, a panic completes it.
@@ -762,7 +835,10 @@ pub fn close(client: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
     let current = lock(&entry.current).clone();
     begin(queue, CLOSE_TIMEOUT, |token| async move {
         match current {
-            Some((made_in, client)) if made_in == generation() => client.close().await,
+            Some(current) if current.made_in == generation() => {
+                current.client.close().await;
+                current.end_requests();
+            }
             parents => std::mem::forget(parents),
         }
         token.complete(Ok(Value::Done));
@@ -776,7 +852,47 @@ pub fn client_free(client: Handle) {
     }
 }
 
-/// Operations that were accepted and are not complete; those that wait for records to log do not count.
+/// Accepts an operation that completes once the client's next token is wanted, which may be at once; its number is the
+/// request's. The core asks for each new connection and before the last token ends, one at a time, and waits for an answer
+/// as long as a connection may take to make. It is not counted by [`in_flight`]. One at a time: one that still waits
+/// completes with CANCELLED. At the client's end it completes with CLIENT_CLOSED; in the child of a fork, whose requests
+/// are its own, with FORKED, and the host waits anew.
+///
+/// # Errors
+/// CLIENT_CLOSED for a client that is closed or freed, or a queue that is closed; INVALID_ARGUMENT for one that does not
+/// have its tokens from the host.
+pub fn token_wanted(client: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
+    let requests = requests_of(client)?;
+    let token = Token::new(queue, Work::Nothing, Duration::MAX)?;
+    let request = token.op;
+    requests.wait(token);
+    Ok(request)
+}
+
+/// Answers a request with a token, or with why there is none. Whether somebody waits for it: nobody does when it took too
+/// long, when it was answered before, and in the child of a fork.
+///
+/// # Errors
+/// As [`token_wanted`].
+pub fn token_provide(
+    client: Handle,
+    request: u64,
+    answer: Result<valkyrie_sdk::Token, String>,
+) -> Result<bool, Status> {
+    let answer = answer.map_err(|why| Status::from_reason(Reason::CREDENTIALS_UNAVAILABLE, why));
+    Ok(requests_of(client)?.provide(request, answer))
+}
+
+fn requests_of(client: Handle) -> Result<Arc<Requests<Arc<Token>>>, Status> {
+    settle();
+    let entry = CLIENTS.get(client).ok_or_else(closed)?;
+    entry.with_current(|current| current.requests.clone())?.ok_or_else(|| {
+        let message = "the client does not have its tokens from a function";
+        Status::from_reason(Reason::INVALID_ARGUMENT, message)
+    })
+}
+
+/// Operations that were accepted and are not complete; those that wait for records to log or to be asked do not count.
 pub fn in_flight() -> usize {
     settle();
     LEDGER.count(|work| !matches!(work, Work::Nothing))
