@@ -50,6 +50,7 @@ fn server() -> (Server, Receiver<()>) {
                 .bind(format!("unix://{}", socket.display()))
                 .bind("quic://127.0.0.1:0")
                 .identity(identity, key)
+                .open_to_all(true)
                 .handler("/echo", EchoHandler)
                 .handler("/hang", handler_fn(|_| std::future::pending::<Result<Reply, Status>>()))
                 .handler(

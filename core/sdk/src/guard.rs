@@ -31,6 +31,26 @@ pub(crate) struct Guard {
     penalties: Mutex<Penalties>,
 }
 
+/// Lets nobody call anything but health: a server that asks who calls, and was not told who may.
+pub(crate) struct Closed;
+
+impl Gate for Closed {
+    fn admit(&self, call: &CallInfo<'_>) -> Result<(), Status> {
+        if call.method.starts_with("/valkyrie.Health/") {
+            return Ok(());
+        }
+        let reason = match call.principal.is_anonymous() {
+            true => Reason::UNAUTHENTICATED,
+            false => Reason::PERMISSION_DENIED,
+        };
+        Err(Status::from_reason(
+            reason,
+            "the server has credentials and no policy, so nobody may call anything but health: its builder's .gate(…) or \
+             .open_to_all(true) changes that",
+        ))
+    }
+}
+
 impl Guard {
     /// Whether connections of a peer's address are closed as they come, for the credentials that were refused before.
     pub(crate) fn is_barred(&self, peer: &Peer, now: Time) -> bool {

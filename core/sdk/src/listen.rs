@@ -55,6 +55,15 @@ pub(crate) struct Doors {
 }
 
 impl Doors {
+    /// Whether anybody is to prove who it is, or to be told in secret.
+    pub(crate) fn has_credentials(&self) -> bool {
+        #[cfg(feature = "tls")]
+        if self.tls.identity.is_some() {
+            return true;
+        }
+        self.least > Security::Insecure
+    }
+
     /// What each connection passes, whatever carried it.
     pub(crate) fn doorman(&self) -> Result<Doorman, Status> {
         let invalid = |message| Err(Status::from_reason(Reason::INVALID_CONFIGURATION, message));

@@ -20,7 +20,7 @@ use crate::{
     Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, MessageHandler, Runtime, Security,
     TokioRuntime, ValkyrieServer,
     connection::{Link, Side, Terms, lock},
-    guard::Guard,
+    guard::{Closed, Guard},
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
     router::Router,
     table::{Phase, Table},
@@ -45,6 +45,7 @@ pub struct ServerBuilder {
     drain_timeout_ms: u64,
     doors: Doors,
     guard: Guard,
+    open_to_all: bool,
     listeners: Vec<Box<dyn Listener>>,
 }
 
@@ -59,6 +60,7 @@ impl Default for ServerBuilder {
             drain_timeout_ms: 30_000,
             doors: Doors::default(),
             guard: Guard::default(),
+            open_to_all: false,
             listeners: Vec::new(),
         }
     }
@@ -118,9 +120,18 @@ impl ServerBuilder {
         self
     }
 
-    /// Asks before anything is done for a call, and tells of decisions on credentials. Default: nobody, which costs nothing.
+    /// Asks before anything is done for a call, and tells of decisions on credentials. Default: nobody, which costs nothing,
+    /// while the server has no credentials; with an identity, an authenticator or a `min_security` nobody may call anything but
+    /// `/valkyrie.Health/*` then, until [`ServerBuilder::open_to_all`] says otherwise.
     pub fn gate(mut self, gate: Arc<dyn Gate>) -> Self {
         self.guard.gate = Some(gate);
+        self
+    }
+
+    /// Whether everybody whom the server talks to may call everything where no gate decides, though it has credentials: for
+    /// servers whose TLS is there for secrecy, and whose clients' certificates or handlers decide on the rest. Default false.
+    pub fn open_to_all(mut self, open: bool) -> Self {
+        self.open_to_all = open;
         self
     }
 
@@ -189,7 +200,7 @@ impl ServerBuilder {
     /// # Errors
     /// INVALID_CONFIGURATION, INVALID_ENDPOINT or UNSUPPORTED_SCHEME for what is written wrong; BIND_FAILED with the
     /// address and the system's reason.
-    pub async fn build(self) -> Result<Server, Status> {
+    pub async fn build(mut self) -> Result<Server, Status> {
         let invalid = |message: String| Err(Status::from_reason(Reason::INVALID_CONFIGURATION, message));
         let Some(runtime) = TokioRuntime::current() else {
             return invalid("no tokio runtime is current; build inside one".into());
@@ -199,6 +210,10 @@ impl ServerBuilder {
         }
         if self.max_running_handlers == 0 || self.max_connections == 0 {
             return invalid("max_running_handlers and max_connections are at least 1".into());
+        }
+        let has_credentials = self.guard.authenticator.is_some() || self.doors.has_credentials();
+        if has_credentials && !self.open_to_all && self.guard.gate.is_none() {
+            self.guard.gate = Some(Arc::new(Closed));
         }
         let mut router = Router::new(self.max_running_handlers, self.guard);
         for (path, handler) in self.handlers {

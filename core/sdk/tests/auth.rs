@@ -137,7 +137,7 @@ impl Scene {
                 .bind("quic://127.0.0.1:0")
                 .identity(certificate.clone(), made.signing_key.serialize_pem());
         }
-        let server = builder.build().await.unwrap();
+        let server = builder.open_to_all(true).build().await.unwrap();
         let (control, endpoints) = (server.control(), server.endpoints());
         tokio::spawn(async move { server.start().await });
         Self { control, endpoints, certificate, served }

@@ -35,8 +35,10 @@ async fn serve(binds: &[&str]) -> (Vec<String>, ServerControl, Arc<Watch>) {
     let watch = Arc::new(Watch::default());
     let watched = watch.clone();
     let (certificates, key) = identity();
-    let mut builder =
-        ServerBuilder::new().drain_timeout_ms(2_000).identity(certificates.as_str(), key.as_str());
+    let mut builder = ServerBuilder::new()
+        .drain_timeout_ms(2_000)
+        .identity(certificates.as_str(), key.as_str())
+        .open_to_all(true);
     for bind in binds {
         builder = builder.bind(*bind);
     }
@@ -320,6 +322,7 @@ async fn the_librarys_own_errors_have_their_reasons(bind: String) {
     let taken = ServerBuilder::new()
         .bind(endpoints[0].clone())
         .identity(identity().0.as_str(), identity().1.as_str())
+        .open_to_all(true)
         .build()
         .await
         .map(drop)
@@ -551,7 +554,8 @@ async fn credit_comes_back_of_calls_that_nobody_reads() {
 /// Both sides look for bytes before they sleep: one call after the other, many at once, and the end of the server.
 async fn spinning_changes_nothing(bind: String) {
     let (certificates, key) = identity();
-    let builder = ServerBuilder::new().bind(&bind).identity(certificates.as_str(), key.as_str());
+    let builder =
+        ServerBuilder::new().bind(&bind).identity(certificates.as_str(), key.as_str()).open_to_all(true);
     let server =
         builder.spin_us(20).drain_timeout_ms(2_000).handler("/echo", EchoHandler).build().await.unwrap();
     let (endpoint, control) = (server.endpoints().remove(0), server.control());
@@ -585,6 +589,7 @@ async fn one_permit(bind: &str) -> (ServerControl, Client) {
     let server = ServerBuilder::new()
         .bind(bind)
         .identity(certificates.as_str(), key.as_str())
+        .open_to_all(true)
         .max_running_handlers(1)
         .handler("/echo", EchoHandler)
         .build()
@@ -737,6 +742,7 @@ async fn a_lost_server_ends_streams_and_the_next_call_dials_again(bind: String) 
     let server = ServerBuilder::new()
         .bind(address)
         .identity(identity().0.as_str(), identity().1.as_str())
+        .open_to_all(true)
         .handler("/echo", EchoHandler)
         .build()
         .await

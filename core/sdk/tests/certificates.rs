@@ -68,7 +68,7 @@ async fn clients_say_what_is_wrong_with_a_servers_certificate() {
     let (certificates, mut wrong, mut looked_at) = (Certificates::new(), Vec::new(), 0);
     for row in rows().iter().filter(|row| row.side == Side::Server) {
         let made = certificates.make(row);
-        let builder = ServerBuilder::new().identity(made.chain.clone(), made.key.clone());
+        let builder = ServerBuilder::new().identity(made.chain.clone(), made.key.clone()).open_to_all(true);
         let (endpoints, control) = if row.raw {
             let refused = builder.bind("tls://127.0.0.1:0").handler("/echo", EchoHandler).build().await;
             assert_eq!(
@@ -105,7 +105,7 @@ async fn servers_refuse_what_is_wrong_with_a_clients_certificate() {
     let own = certificates.make(rows.iter().find(|row| row.case == "good_p256").unwrap());
     for row in rows.iter().filter(|row| row.side == Side::Client) {
         let made = certificates.make(row);
-        let builder = ServerBuilder::new().identity(own.chain.clone(), own.key.clone());
+        let builder = ServerBuilder::new().identity(own.chain.clone(), own.key.clone()).open_to_all(true);
         let builder = builder.client_authorities(made.trusted.clone());
         let builder = match &made.revoked {
             Some(list) => builder.revocation_lists(list.clone()),

@@ -23,6 +23,7 @@ async fn greeted() -> (ServerControl, quinn::Endpoint, quinn::Connection, quinn:
     let server = ServerBuilder::new()
         .bind("quic://127.0.0.1:0")
         .identity(certificate.clone(), made.signing_key.serialize_pem())
+        .open_to_all(true)
         .handler("/echo", EchoHandler)
         .build()
         .await

@@ -72,7 +72,8 @@ fn who() -> impl valkyrie_sdk::MessageHandler {
 }
 
 async fn start(builder: ServerBuilder) -> (Vec<String>, ServerControl) {
-    let server = builder.handler("/echo", EchoHandler).handler("/who", who()).build().await.unwrap();
+    let builder = builder.open_to_all(true).handler("/echo", EchoHandler);
+    let server = builder.handler("/who", who()).build().await.unwrap();
     let (endpoints, control) = (server.endpoints(), server.control());
     tokio::spawn(async move { server.start().await });
     (endpoints, control)
@@ -624,4 +625,43 @@ async fn a_flood_of_new_keys_ends_the_connection() {
     let updates = bounded("the flood", updates).await.unwrap();
     assert!((32..5_000).contains(&updates), "{updates} updates");
     control.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_credentials_and_without_a_policy_nobody_may_call_anything_but_health() {
+    let (authority, clients) = (Authority::new(), Authority::new());
+    let (server, client) = (authority.leaf(|_| {}), clients.leaf(|_| {}));
+    let builder = || {
+        let health = handler_fn(|_| async { Ok(Reply::message("serving")) });
+        ServerBuilder::new()
+            .bind("tls://127.0.0.1:0")
+            .identity(server.chain.clone(), server.key.clone())
+            .handler("/echo", EchoHandler)
+            .handler("/valkyrie.Health/Check", health)
+    };
+    for (builder, reason, code) in [
+        (builder(), Reason::UNAUTHENTICATED, Code::Unauthenticated),
+        (
+            builder().client_authorities(clients.pem.clone()),
+            Reason::PERMISSION_DENIED,
+            Code::PermissionDenied,
+        ),
+    ] {
+        let server = builder.build().await.unwrap();
+        let (endpoints, control) = (server.endpoints(), server.control());
+        tokio::spawn(async move { server.start().await });
+        let builder =
+            Client::builder().endpoint(of(&endpoints, "tls")).trusted_certificates(authority.pem.clone());
+        let client = builder.identity(client.chain.clone(), client.key.clone()).min_security(Security::Tls);
+        let client = bounded("a connect", client.build()).await.unwrap();
+        for method in ["/echo", "/no/such/method", "/valkyrie.Healthy/Check"] {
+            let status = bounded("a call", client.call(method, "")).await.unwrap_err();
+            assert_eq!((status.reason(), status.code()), (reason, code), "{method}: {status}");
+        }
+        assert_eq!(
+            bounded("a call", client.call("/valkyrie.Health/Check", "")).await.unwrap().message,
+            "serving"
+        );
+        control.shutdown_now();
+    }
 }

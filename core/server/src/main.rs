@@ -205,7 +205,7 @@ async fn serve(config: &Config, identity: Option<Identity>) -> Result<(), Status
         .max_running_handlers(usize(config.max_running_handlers))
         .drain_timeout_ms(config.drain_timeout_ms);
     if let Some((certificates, private_key)) = identity {
-        builder = builder.identity(certificates, private_key);
+        builder = builder.identity(certificates, private_key).open_to_all(true);
     }
     for endpoint in &config.bind {
         builder = builder.bind(endpoint);

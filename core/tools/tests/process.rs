@@ -303,6 +303,7 @@ async fn certificates_that_were_made_serve_a_call() {
 
     let server = ServerBuilder::new()
         .bind("tls://127.0.0.1:0")
+        .open_to_all(true)
         .identity(
             std::fs::read_to_string(path("own/server.pem")).unwrap(),
             std::fs::read_to_string(path("own/server.key")).unwrap(),

@@ -39,7 +39,7 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
     let methods = methods();
     let (certificates, key) = identity();
     let builder = ServerBuilder::new().bind(bind).versions(versions());
-    let builder = builder.identity(certificates.as_str(), key.as_str());
+    let builder = builder.identity(certificates.as_str(), key.as_str()).open_to_all(true);
     let builder = methods.register(builder);
     let server = builder.build().await?;
     methods.allow_shutdown(server.control());

@@ -15,7 +15,8 @@ async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
 async fn whatever_is_done_to_a_record_is_found() {
     let (certificates, key) = identity();
     let builder = ServerBuilder::new().bind("127.0.0.1:0").bind("tls://127.0.0.1:0");
-    let builder = builder.identity(certificates.as_str(), key.as_str()).handler("/echo", EchoHandler);
+    let builder =
+        builder.identity(certificates.as_str(), key.as_str()).open_to_all(true).handler("/echo", EchoHandler);
     let server = builder.build().await.unwrap();
     let (endpoints, control) = (server.endpoints(), server.control());
     tokio::spawn(async move { server.start().await });

@@ -90,6 +90,7 @@ impl Through {
         let server = ServerBuilder::new()
             .bind("quic://127.0.0.1:0")
             .identity(IDENTITY.0.clone(), IDENTITY.1.clone())
+            .open_to_all(true)
             .handler("/echo", EchoHandler)
             .handler("/invert", inverts.clone())
             .handler("/flood", flood)

@@ -33,7 +33,8 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .bind(bind)
         .bind(format!("unix://{}", path.display()))
         .bind("quic://127.0.0.1:0")
-        .identity(certificates.as_str(), key.as_str());
+        .identity(certificates.as_str(), key.as_str())
+        .open_to_all(true);
     let server = methods().register(builder).build().await?;
     let address = server.local_addr().ok_or("no tcp address")?;
     let endpoints = serde_json::json!({
