@@ -42,6 +42,7 @@ fn server() -> String {
             let server = ServerBuilder::new()
                 .bind("127.0.0.1:0")
                 .authenticator(Good)
+                .open_to_all(true)
                 .handler(
                     "/who",
                     handler_fn(|call: ServerCall| async move {
