@@ -52,7 +52,16 @@ pub(crate) struct Doors {
     pub(crate) least: Security,
     #[cfg(feature = "tls")]
     pub(crate) tls: ServerTls,
+    /// Set with an identity: a server that has none, as the one inside of the native packages, links no server of TLS.
+    #[cfg(feature = "tls")]
+    pub(crate) sealing: Option<Sealing>,
 }
+
+/// Makes what opens sealed sessions.
+#[cfg(feature = "tls")]
+pub(crate) type Sealing = fn(&ServerTls) -> Result<Option<Unseal>, Status>;
+#[cfg(feature = "tls")]
+type Unseal = Box<dyn Fn(Guest) -> BoxFuture<'static, io::Result<Guest>> + Send + Sync>;
 
 impl Doors {
     /// Whether anybody is to prove who it is, or to be told in secret.
@@ -77,11 +86,11 @@ impl Doors {
             if self.least == Security::Mtls && self.tls.authorities.is_none() {
                 return invalid("min_security asks for client certificates; call .client_authorities(pem)");
             }
-            let sealed = match self.tls.build()? {
-                Some(security) => Some(security.config(&[tls::ALPN_SEALED])?.into()),
+            let unseal = match self.sealing {
+                Some(sealing) => sealing(&self.tls)?,
                 None => None,
             };
-            Ok(Doorman { least: self.least, sealed })
+            Ok(Doorman { least: self.least, unseal })
         }
         #[cfg(not(feature = "tls"))]
         match self.least {
@@ -95,15 +104,15 @@ impl Doors {
 pub(crate) struct Doorman {
     least: Security,
     #[cfg(feature = "tls")]
-    sealed: Option<std::sync::Arc<rustls::ServerConfig>>,
+    unseal: Option<Unseal>,
 }
 
 impl Doorman {
     pub(crate) async fn admit(&self, arriving: Arriving) -> io::Result<Guest> {
         let guest = arriving.await?;
         #[cfg(feature = "tls")]
-        let guest = match &self.sealed {
-            Some(config) if guest.refused.is_none() => unsealed(guest, config).await?,
+        let guest = match &self.unseal {
+            Some(unseal) if guest.refused.is_none() => unseal(guest).await?,
             _ => guest,
         };
         Ok(match self.least > Security::Insecure && !guest.peer.encrypted && guest.refused.is_none() {
@@ -119,9 +128,17 @@ fn refused(guest: Guest) -> Guest {
     Guest { refused: Some((ErrorCode::TLS_REQUIRED, why)), ..guest }
 }
 
+/// See [`Sealing`].
+#[cfg(feature = "tls")]
+pub(crate) fn sealing(said: &ServerTls) -> Result<Option<Unseal>, Status> {
+    let Some(security) = said.build()? else { return Ok(None) };
+    let config = std::sync::Arc::new(security.config(&[tls::ALPN_SEALED])?);
+    Ok(Some(Box::new(move |guest| Box::pin(unsealed(guest, config.clone())))))
+}
+
 /// A sealed session begins as TLS does, on whatever carries it.
 #[cfg(feature = "tls")]
-async fn unsealed(mut guest: Guest, config: &std::sync::Arc<rustls::ServerConfig>) -> io::Result<Guest> {
+async fn unsealed(mut guest: Guest, config: std::sync::Arc<rustls::ServerConfig>) -> io::Result<Guest> {
     if guest.read.bytes.is_empty() {
         let first = std::future::poll_fn(|cx| guest.transport.poll_read(cx, &mut guest.read)).await?;
         if first == 0 {
@@ -132,7 +149,7 @@ async fn unsealed(mut guest: Guest, config: &std::sync::Arc<rustls::ServerConfig
         return Ok(guest);
     }
     let Guest { transport, peer, read, .. } = guest;
-    let sealed = records::accept(transport, read, config.clone()).await?;
+    let sealed = records::accept(transport, read, config).await?;
     let peer = tls::proved(peer, sealed.chain());
     Ok(Guest::new(Box::new(sealed), peer))
 }

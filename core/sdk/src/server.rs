@@ -85,6 +85,7 @@ impl ServerBuilder {
     #[cfg(feature = "tls")]
     pub fn identity(mut self, certificates: impl Into<Pem>, key: impl Into<Pem>) -> Self {
         self.doors.tls.identity = Some(Identity { certificates: certificates.into(), key: key.into() });
+        self.doors.sealing = Some(listen::sealing);
         self
     }
 
@@ -93,6 +94,7 @@ impl ServerBuilder {
     #[cfg(feature = "tls")]
     pub fn client_authorities(mut self, pem: impl Into<Pem>) -> Self {
         self.doors.tls.authorities = Some(pem.into());
+        self.doors.sealing = Some(listen::sealing);
         self
     }
 
