@@ -5,12 +5,12 @@
 /** Version of the package and a hash of the core it is built from: `0.1.0 (core 1a2b3c4d)`. */
 export const version: string;
 
-/** Connects to an endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port` or `quic://host:port` (in a browser
- * `ws://` and `wss://`). In Node `echo://core` is a server inside the library, for a first try and for tests: it opens no
+/** Connects to an endpoint: `tcp://host:port`, `unix:///path`, `ws://host:port`, or encrypted `tls://host:port`,
+ * `wss://host:port`, `quic://host:port` (in a browser `ws://` and `wss://`). In Node `echo://core` is a server inside the library, for a first try and for tests: it opens no
  * socket.
  *
  * Rejects with {@link StatusError}: `UNAVAILABLE` when nothing answers within `connectTimeoutMs`, `INVALID_ARGUMENT`
- * when the endpoint cannot be parsed or its scheme is not supported. */
+ * when the endpoint cannot be parsed or its scheme is not supported, `UNAUTHENTICATED` when a certificate is refused. */
 export function connect(endpoint: string, options?: ConnectOptions): Promise<Client>;
 
 /** Gives what happens to connections to `logger`: those that cannot be made or are lost (`warn`), those that are made and
@@ -37,12 +37,33 @@ export interface ConnectOptions {
   timeoutMs?: number | undefined;
   /** Time limit of making a connection, in milliseconds. Default 5000. */
   connectTimeoutMs?: number | undefined;
-  /** PEM text: the server's certificates must lead to one of these. `quic://` needs it. Not in a browser, which decides
-   * by itself whom it trusts. */
-  trustedCertificates?: string | undefined;
+  /** Whom to trust: the server's certificates must lead to one of these. `tls://`, `wss://` and `quic://` need it, or
+   * {@link systemRoots}. In a browser, which decides by itself whom it trusts, it is for {@link sealed} sessions, and text. */
+  trustedCertificates?: Pem | undefined;
+  /** Whether to trust those that the system trusts, beside {@link trustedCertificates}. Default `false`. Not in a browser. */
+  systemRoots?: boolean | undefined;
+  /** The authorities' revocation lists (CRL): a certificate that one of them names is refused. Not in a
+   * browser. */
+  revocationLists?: Pem | undefined;
+  /** The certificate chain that is shown to a server which asks, the client's own first, and its private key. In
+   * a browser for {@link sealed} sessions, and text. */
+  identity?: { certificates: Pem; key: Pem } | undefined;
+  /** The name that the server's certificate must be for. Default: the endpoint's host. In a browser for {@link sealed}
+   * sessions. */
+  serverName?: string | undefined;
+  /** Whether to speak TLS 1.3 with the server inside of whatever carries the bytes, so that nobody between the two can read
+   * or change them. Default `false`. In a browser the module `valkyrie-sdk-web/sealed` has it. */
+  sealed?: boolean | undefined;
+  /** The least protection of connections. Default: `mtls` with an identity, `tls` with certificates to trust, else
+   * `insecure`. Not in a browser. */
+  minSecurity?: 'insecure' | 'tls' | 'mtls' | undefined;
   /** Gives up connecting; the promise rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }
+
+/** Certificates, revocation lists or a private key in PEM: the text itself, or a file, which is looked at again for each
+ * connection, once a second at most, so that it may be replaced. */
+export type Pem = string | { file: string | URL };
 
 export interface CallOptions {
   /** Time limit in milliseconds. Default: the client's for unary calls, none for streams; `Infinity`: none. */

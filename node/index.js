@@ -2,10 +2,12 @@
 // into JavaScript values. It decides nothing about calls; the core does.
 'use strict';
 
+const { fileURLToPath } = require('node:url');
 const { types } = require('node:util');
 const native = require('./native.js');
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
+const SECURITIES = ['insecure', 'tls', 'mtls'];
 const LEVELS = ['error', 'warn', 'info', 'debug'];
 // Messages taken from the core at once; credit goes back to the server when they are taken.
 const RECV_BATCH = 64;
@@ -18,12 +20,11 @@ async function connect(endpoint, options = {}) {
   checkOptions(options);
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
-  const trusted = options.trustedCertificates;
-  if (trusted !== undefined && typeof trusted !== 'string') throw wrongType('trustedCertificates', 'a string', trusted);
+  const security = securityOf(options);
   let handle;
   try {
     await operation((slot) => {
-      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, trusted);
+      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, security);
       return handle === null;
     }, checkSignal(options.signal));
   } catch (error) {
@@ -581,6 +582,45 @@ function milliseconds(value, name) {
   if (typeof value !== 'number') throw wrongType(name, 'a number', value);
   if (!(value >= 0)) throw new RangeError(`${name} is ${value}, not a number of milliseconds from 0`);
   return value;
+}
+
+function securityOf(options) {
+  const { identity, serverName, minSecurity } = options;
+  if (identity !== undefined && (typeof identity !== 'object' || identity === null)) {
+    throw wrongType('identity', 'an object { certificates, key }', identity);
+  }
+  if (serverName !== undefined && typeof serverName !== 'string') throw wrongType('serverName', 'a string', serverName);
+  if (minSecurity !== undefined) {
+    if (typeof minSecurity !== 'string') throw wrongType('minSecurity', 'a string', minSecurity);
+    if (!SECURITIES.includes(minSecurity)) {
+      throw new RangeError(`minSecurity is '${minSecurity}', not 'insecure', 'tls' or 'mtls'`);
+    }
+  }
+  return {
+    trustedCertificates: pemOf(options.trustedCertificates, 'trustedCertificates'),
+    systemRoots: flagOf(options.systemRoots, 'systemRoots'),
+    revocationLists: pemOf(options.revocationLists, 'revocationLists'),
+    identityCertificates: identity && pemOf(identity.certificates ?? null, 'identity.certificates'),
+    identityKey: identity && pemOf(identity.key ?? null, 'identity.key'),
+    serverName,
+    sealed: flagOf(options.sealed, 'sealed'),
+    minSecurity,
+  };
+}
+
+// A string is PEM text, `{ file }` the path of a file of it.
+function pemOf(value, name) {
+  if (value === undefined) return undefined;
+  if (typeof value === 'string') return { text: value };
+  const file = value?.file;
+  if (typeof file === 'string') return { file };
+  if (file instanceof URL) return { file: fileURLToPath(file) };
+  throw wrongType(name, 'a string of PEM text or { file: path }', value);
+}
+
+function flagOf(value, name) {
+  if (value !== undefined && typeof value !== 'boolean') throw wrongType(name, 'a boolean', value);
+  return value === true;
 }
 
 function priorityOf(value) {

@@ -91,12 +91,12 @@ function sealedOf(options) {
   for (const [name, type] of Object.entries(OF_SEALED)) {
     if (options[name] === undefined) continue;
     if (!sealed) throw new TypeError(`${name} is for sealed sessions in a page: its browser decides whom it trusts`);
-    if (typeof options[name] !== type) throw wrongType(name, type === 'object' ? '[certificates, key]' : 'a string', options[name]);
+    if (typeof options[name] !== type) throw wrongType(name, type === 'object' ? 'an object { certificates, key }' : 'a string', options[name]);
   }
   if (!sealed) return undefined;
-  const [certificates, key] = identity ?? [];
+  const { certificates, key } = identity ?? {};
   if (identity !== undefined && (typeof certificates !== 'string' || typeof key !== 'string')) {
-    throw wrongType('identity', '[certificates, key] in PEM', identity);
+    throw wrongType('identity', 'an object { certificates, key } of strings', identity);
   }
   if (core.connect_sealed === undefined) {
     throw new TypeError("sealed sessions are in another module: import 'valkyrie-sdk-web/sealed'");

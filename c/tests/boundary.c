@@ -109,6 +109,49 @@ static void structures_of_other_versions(const char *endpoint, const valkyrie_cl
     valkyrie_client_free(other);
     wanted.later[0] = 1;
     CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    /* A program of the first version, whose structure ended behind trusted_certificates. */
+    wanted.known.min_security = 99;
+    wanted.known.struct_size = offsetof(valkyrie_client_options, revocation_lists);
+    CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == 0);
+    valkyrie_client_free(other);
+}
+
+/* Connects with these options, which are wrong; the code, and the error's sentence in `said`. */
+static valkyrie_code refused(const char *endpoint, const valkyrie_client_options *options, char said[256]) {
+    valkyrie_client *client = NULL;
+    valkyrie_error *error = NULL;
+    valkyrie_code code = valkyrie_client_connect(endpoint, options, &client, &error);
+    CHECK(code != 0 && client == NULL);
+    snprintf(said, 256, "%s", valkyrie_error_message(error));
+    valkyrie_error_free(error);
+    return code;
+}
+
+static void options_of_tls(const char *endpoint) {
+    char said[256];
+    const valkyrie_client_options none = VALKYRIE_CLIENT_OPTIONS_INIT;
+    valkyrie_client_options options = none;
+    options.min_security = 4;
+    CHECK(refused(endpoint, &options, said) == VALKYRIE_CODE_INVALID_ARGUMENT && strstr(said, "min_security 4"));
+    options = none;
+    options.system_roots = 2;
+    CHECK(refused(endpoint, &options, said) == VALKYRIE_CODE_INVALID_ARGUMENT && strstr(said, "system_roots is 2"));
+    options = none;
+    options.identity_key = "file:key.pem";
+    CHECK(refused(endpoint, &options, said) == VALKYRIE_CODE_INVALID_ARGUMENT && strstr(said, "identity_certificates"));
+    options = none;
+    options.reserved_too = 1;
+    CHECK(refused(endpoint, &options, said) == VALKYRIE_CODE_INVALID_ARGUMENT && strstr(said, "reserved_too"));
+    /* What is not encrypted is not enough for who asks for more, or says whom to trust. */
+    options = none;
+    options.min_security = VALKYRIE_SECURITY_TLS;
+    CHECK(refused(endpoint, &options, said) == VALKYRIE_CODE_FAILED_PRECONDITION && strstr(said, "not encrypted"));
+    options = none;
+    options.trusted_certificates = "file:/absent/ca.pem";
+    CHECK(refused(endpoint, &options, said) == VALKYRIE_CODE_FAILED_PRECONDITION);
+    CHECK(refused("tls://localhost:1", &options, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(strstr(said, "/absent/ca.pem") != NULL);
+    CHECK(refused("tls://localhost:1", &none, said) == VALKYRIE_CODE_INVALID_ARGUMENT && strstr(said, "trust"));
 }
 
 int main(int argc, char **argv) {
@@ -121,6 +164,7 @@ int main(int argc, char **argv) {
     valkyrie_client *client = connect_to(argv[1]);
     lengths(client);
     structures_of_other_versions(argv[1], client);
+    options_of_tls(argv[1]);
     echo(client, "still here");
     CHECK(valkyrie_client_free(client) == 0);
     CHECK(valkyrie_in_flight() == 0 && valkyrie_alive() == 0);

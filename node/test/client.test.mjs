@@ -133,7 +133,21 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     await assert.rejects(client.call('/echo', 'x', options), RangeError);
   }
   await assert.rejects(connect(42), TypeError);
-  await assert.rejects(connect(server.tcp, { trustedCertificates: 42 }), TypeError);
+  for (const options of [
+    { trustedCertificates: 42 },
+    { trustedCertificates: {} },
+    { trustedCertificates: Buffer.from('PEM') },
+    { revocationLists: null },
+    { systemRoots: 'yes' },
+    { identity: 'PEM' },
+    { identity: { certificates: 'PEM' } },
+    { serverName: 42 },
+    { sealed: 1 },
+    { minSecurity: 2 },
+  ]) {
+    await assert.rejects(connect(server.tcp, options), TypeError, JSON.stringify(options));
+  }
+  await assert.rejects(connect(server.tcp, { minSecurity: 'best' }), RangeError);
   await assert.rejects(connect(server.tcp, { connectTimeoutMs: 'x' }), TypeError);
   assert.throws(() => client.open(42), TypeError);
   assert.throws(() => client.stream('/echo', 42), TypeError);

@@ -128,7 +128,23 @@ def test_errors_are_the_languages_own() -> None:
             await valkyrie.connect("nonsense")
         with pytest.raises(TypeError, match="trusted_certificates"):
             await valkyrie.connect(ENDPOINT, trusted_certificates=b"PEM")  # type: ignore[arg-type]
-        with pytest.raises(valkyrie.InvalidArgument, match="needs the certificate"):
+        wrong: list[dict[str, Any]] = [
+            {"revocation_lists": 42},
+            {"system_roots": "yes"},
+            {"identity": "PEM"},
+            {"identity": ("PEM",)},
+            {"identity": ("PEM", b"PEM")},
+            {"server_name": 42},
+            {"sealed": 1},
+            {"min_security": 2},
+        ]
+        for options in wrong:
+            for connect in (valkyrie.connect, valkyrie.sync.connect):
+                with pytest.raises(TypeError, match=next(iter(options))):
+                    connect(ENDPOINT, **options)
+        with pytest.raises(ValueError, match="best"):
+            await valkyrie.connect(ENDPOINT, min_security="best")
+        with pytest.raises(valkyrie.InvalidArgument, match="whom to trust"):
             await valkyrie.connect("quic://127.0.0.1:1")
 
     asyncio.run(main())

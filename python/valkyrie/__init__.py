@@ -31,7 +31,7 @@ from ._errors import (
     Unimplemented,
     Unknown,
 )
-from ._values import Metadata, MetadataLike, Response
+from ._values import Metadata, MetadataLike, Pem, Response
 
 # What a type checker takes for true, without the import of typing.
 TYPE_CHECKING = False
@@ -55,6 +55,7 @@ __all__ = [
     "MetadataLike",
     "NotFound",
     "OutOfRange",
+    "Pem",
     "PermissionDenied",
     "ResourceExhausted",
     "Response",
@@ -87,21 +88,53 @@ def connect(
     *,
     timeout: float = 5.0,
     connect_timeout: float = 5.0,
-    trusted_certificates: str | None = None,
+    trusted_certificates: Pem | None = None,
+    system_roots: bool = False,
+    revocation_lists: Pem | None = None,
+    identity: tuple[Pem, Pem] | None = None,
+    server_name: str | None = None,
+    sealed: bool = False,
+    min_security: str | None = None,
 ) -> Connecting:
-    """A client for ``endpoint`` (``tcp://host:port``, ``unix:///path``, ``ws://host:port``, ``quic://host:port``).
+    """A client for ``endpoint``: ``tcp://host:port``, ``unix:///path``, ``ws://host:port``, and encrypted
+    ``tls://host:port``, ``wss://host:port``, ``quic://host:port``.
 
     ``echo://core`` is a server inside the library, for a first try and for tests: it opens no socket.
 
     ``await`` it, or use it in ``async with``; nothing happens before. ``timeout`` is the limit of unary calls that give
-    none, ``connect_timeout`` that of making a connection, in seconds, 5.0 each. ``trusted_certificates`` is PEM text:
-    the server's certificates must lead to one of these. ``quic://`` needs it.
+    none, ``connect_timeout`` that of making a connection, in seconds, 5.0 each.
 
-    Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers.
+    For what is encrypted, where a ``Pem`` is a ``str`` of PEM text, or a ``pathlib.Path`` of a file, which is looked at
+    again for each connection, once a second at most, so that it may be replaced:
+
+    * ``trusted_certificates``: the server's certificates must lead to one of these. ``system_roots``: or to one that
+      the system trusts. One of the two is needed.
+    * ``revocation_lists``: those of the authorities (CRL). A certificate that one of them names is refused.
+    * ``identity``: ``(certificates, key)``, the chain that is shown to a server which asks, and its private key.
+    * ``server_name``: the name that the server's certificate must be for. Default: the endpoint's host.
+    * ``sealed``: speak TLS 1.3 with the server inside of whatever carries the bytes, so that nobody between the two can
+      read or change them.
+    * ``min_security``: the least protection, ``"insecure"``, ``"tls"`` or ``"mtls"``. Default: ``"mtls"`` with an
+      identity, ``"tls"`` with certificates to trust, else ``"insecure"``.
+
+    Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers,
+    ``Unauthenticated`` when a certificate is refused; its ``reason`` says why.
     """
     from ._aio import Connecting
 
-    return Connecting(endpoint, timeout, connect_timeout, trusted_certificates)
+    operation = _native.connect(
+        endpoint,
+        timeout,
+        connect_timeout,
+        trusted_certificates=trusted_certificates,
+        system_roots=system_roots,
+        revocation_lists=revocation_lists,
+        identity=identity,
+        server_name=server_name,
+        sealed=sealed,
+        min_security=min_security,
+    )
+    return Connecting(operation)
 
 
 def __getattr__(name: str) -> object:

@@ -18,8 +18,8 @@ _BATCH = 64
 class Connecting:
     """A connection to be: ``await`` it or enter it with ``async with``."""
 
-    def __init__(self, endpoint: str, timeout: float, connect_timeout: float, trusted_certificates: str | None) -> None:
-        self._operation = _native.connect(endpoint, timeout, connect_timeout, trusted_certificates)
+    def __init__(self, operation: _native.Operation[int]) -> None:
+        self._operation = operation
         self._client: Client | None = None
 
     async def _connect(self) -> Client:

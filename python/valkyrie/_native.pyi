@@ -3,7 +3,7 @@ from typing import Any, Never, TypeVar, final
 
 from typing_extensions import Buffer
 
-from ._values import MetadataLike
+from ._values import MetadataLike, Pem
 
 __all__ = [
     "Operation",
@@ -49,7 +49,17 @@ class Queue:
     def abandon(self, op: int) -> None: ...
 
 def connect(
-    endpoint: str, timeout: float, connect_timeout: float, trusted_certificates: str | None
+    endpoint: str,
+    timeout: float,
+    connect_timeout: float,
+    *,
+    trusted_certificates: Pem | None,
+    system_roots: bool,
+    revocation_lists: Pem | None,
+    identity: tuple[Pem, Pem] | None,
+    server_name: str | None,
+    sealed: bool,
+    min_security: str | None,
 ) -> Operation[int]: ...
 def call(
     client: int,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 
 MetadataLike = Mapping[str, "str | bytes"] | Iterable[tuple[str, "str | bytes"]]
+# PEM text, or the path of a file of it.
+Pem = str | os.PathLike[str]
 
 
 class Metadata:

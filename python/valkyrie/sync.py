@@ -8,7 +8,7 @@ from types import TracebackType
 
 from . import _native
 from ._errors import ClientClosed
-from ._values import Metadata, MetadataLike, Response, as_message, response
+from ._values import Metadata, MetadataLike, Pem, Response, as_message, response
 
 __all__ = ["Client", "Stream", "connect"]
 
@@ -21,10 +21,28 @@ def connect(
     *,
     timeout: float = 5.0,
     connect_timeout: float = 5.0,
-    trusted_certificates: str | None = None,
+    trusted_certificates: Pem | None = None,
+    system_roots: bool = False,
+    revocation_lists: Pem | None = None,
+    identity: tuple[Pem, Pem] | None = None,
+    server_name: str | None = None,
+    sealed: bool = False,
+    min_security: str | None = None,
 ) -> Client:
     """Connects; see ``valkyrie.connect``."""
-    return Client(_native.connect(endpoint, timeout, connect_timeout, trusted_certificates).wait())
+    connecting = _native.connect(
+        endpoint,
+        timeout,
+        connect_timeout,
+        trusted_certificates=trusted_certificates,
+        system_roots=system_roots,
+        revocation_lists=revocation_lists,
+        identity=identity,
+        server_name=server_name,
+        sealed=sealed,
+        min_security=min_security,
+    )
+    return Client(connecting.wait())
 
 
 class Client:

@@ -121,7 +121,7 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     await rejects(client.call('/echo', 'x', options), RangeError);
   }
   await rejects(connect(42), TypeError);
-  for (const options of [{ trustedCertificates: 'PEM' }, { sealed: true }, { sealed: 1 }, { systemRoots: true }]) {
+  for (const options of [{ trustedCertificates: 'PEM' }, { sealed: true }, { sealed: 1 }, { systemRoots: true }, { minSecurity: 'tls' }]) {
     await rejects(connect(endpoint, options), TypeError);
   }
   await rejects(connect(endpoint, { connectTimeoutMs: 'x' }), TypeError);

@@ -65,7 +65,7 @@ test('what is written wrong is told', async () => {
   const sealed = { sealed: true, trustedCertificates: trusted };
   await rejects(connect(endpoint, { ...sealed, serverName: 42 }), TypeError);
   await rejects(connect(endpoint, { ...sealed, identity: 'PEM' }), TypeError);
-  for (const options of [{}, { trustedCertificates: 'no PEM' }, { ...sealed, identity: [trusted, 'no key'] }]) {
+  for (const options of [{}, { trustedCertificates: 'no PEM' }, { ...sealed, identity: { certificates: trusted, key: 'no key' } }]) {
     const error = await rejects(connect(endpoint, { sealed: true, ...options }), StatusError);
     equal([error.code, error.reason], ['INVALID_ARGUMENT', 'INVALID_CONFIGURATION']);
   }

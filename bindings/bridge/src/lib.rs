@@ -42,8 +42,8 @@ pub use operation::{
 };
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{
-    BoxFuture, Bytes, Class, Code, Detail, Level, Metadata, Priority, Reason, Record, Response, Status,
-    Token, TokenSource, VERSION, expecting_to_lead,
+    BoxFuture, Bytes, Class, Code, Detail, Level, Metadata, Pem, Priority, Reason, Record, Response,
+    Security, Status, Token, TokenSource, VERSION, expecting_to_lead,
 };
 
 /// The version and a hash of the core's sources: equal in every language that carries the same core.

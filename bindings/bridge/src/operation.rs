@@ -18,8 +18,8 @@ use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
 };
 use valkyrie_sdk::{
-    Bytes, Client, ClientBuilder, Level, Log, Metadata, Priority, Reason, Record, RecvStream, Response,
-    SendStream, Sink, Status, Submission, TokenSource, TokioRuntime, expecting_to_lead,
+    Bytes, Client, ClientBuilder, Level, Log, Metadata, Pem, Priority, Reason, Record, RecvStream, Response,
+    Security, SendStream, Sink, Status, Submission, TokenSource, TokioRuntime, expecting_to_lead,
 };
 
 use crate::{
@@ -40,8 +40,20 @@ pub struct ClientOptions {
     pub timeout_ms: u64,
     /// Time limit of making a connection, in milliseconds. Default 5,000.
     pub connect_timeout_ms: u64,
-    /// PEM certificates: a server's chain must end in one of them. Required for `quic://`. Default: none.
-    pub trusted_certificates: Option<Bytes>,
+    /// The certificates to trust: a server's chain must end in one of them. Default: none.
+    pub trusted_certificates: Option<Pem>,
+    /// Whether to trust the authorities that the system trusts, beside those. Default false.
+    pub system_roots: bool,
+    /// The authorities' revocation lists. Default: none.
+    pub revocation_lists: Option<Pem>,
+    /// The certificate chain that the client shows to a server which asks, and its private key. Default: none.
+    pub identity: Option<(Pem, Pem)>,
+    /// The name that the server's certificate must be for. Default: the endpoint's host.
+    pub server_name: Option<String>,
+    /// Whether to speak TLS 1.3 inside of whatever carries the bytes. Default false.
+    pub sealed: bool,
+    /// The least protection of connections. Default: the sdk's choice, by what else is given.
+    pub min_security: Option<Security>,
     /// What says whom the client calls for. Default: nothing.
     pub token: Option<TokenOption>,
 }
@@ -71,6 +83,12 @@ impl Default for ClientOptions {
             timeout_ms: valkyrie_sdk::DEFAULT_TIMEOUT_MS,
             connect_timeout_ms: valkyrie_sdk::DEFAULT_CONNECT_TIMEOUT_MS,
             trusted_certificates: None,
+            system_roots: false,
+            revocation_lists: None,
+            identity: None,
+            server_name: None,
+            sealed: false,
+            min_security: None,
             token: None,
         }
     }
@@ -345,17 +363,32 @@ impl ClientEntry {
         builder: ClientBuilder,
         requests: Option<Arc<Requests<Arc<Token>>>>,
     ) -> Result<Client, Status> {
+        let options = &self.options;
         let mut builder = builder
             .endpoint(self.endpoint.clone())
-            .timeout_ms(self.options.timeout_ms)
-            .connect_timeout_ms(self.options.connect_timeout_ms);
-        if let Some(pem) = &self.options.trusted_certificates {
+            .timeout_ms(options.timeout_ms)
+            .connect_timeout_ms(options.connect_timeout_ms)
+            .system_roots(options.system_roots)
+            .sealed(options.sealed);
+        if let Some(pem) = &options.trusted_certificates {
             builder = builder.trusted_certificates(pem.clone());
+        }
+        if let Some(pem) = &options.revocation_lists {
+            builder = builder.revocation_lists(pem.clone());
+        }
+        if let Some((certificates, key)) = &options.identity {
+            builder = builder.identity(certificates.clone(), key.clone());
+        }
+        if let Some(name) = &options.server_name {
+            builder = builder.server_name(name.clone());
+        }
+        if let Some(least) = options.min_security {
+            builder = builder.min_security(least);
         }
         if let Some(requests) = requests {
             builder = builder.token_source(requests);
         }
-        if let Some(TokenOption::Source(source)) = &self.options.token {
+        if let Some(TokenOption::Source(source)) = &options.token {
             builder = builder.token_source(source.clone());
         }
         if let Some(runtime) = TokioRuntime::current() {

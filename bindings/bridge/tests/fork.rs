@@ -77,7 +77,7 @@ fn server() -> (Server, Receiver<()>) {
 
 fn connected(queue: &Arc<Queue>, server: &Server, endpoint: &str) -> Handle {
     let mut options = ClientOptions::default();
-    options.trusted_certificates = endpoint.starts_with("quic:").then(|| server.certificates.clone());
+    options.trusted_certificates = endpoint.starts_with("quic:").then(|| server.certificates.clone().into());
     common::connected(queue, endpoint, options)
 }
 

@@ -20,7 +20,7 @@ use std::{
 
 use valkyrie_bridge::{
     self as bridge, ByOperation, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Level,
-    Listener, Metadata, Priority, Queue, Reason, Record, Status, Value,
+    Listener, Metadata, Pem, Priority, Queue, Reason, Record, Security, Status, Value,
 };
 
 use table::{Object, Part};
@@ -70,6 +70,15 @@ pub const VALKYRIE_PRIORITY_CRITICAL: u32 = 1;
 /// Behind everything else, with a small share always.
 pub const VALKYRIE_PRIORITY_BULK: u32 = 2;
 
+/// MTLS with an identity, TLS with certificates to trust, else INSECURE.
+pub const VALKYRIE_SECURITY_DEFAULT: u32 = 0;
+/// Connections need no protection.
+pub const VALKYRIE_SECURITY_INSECURE: u32 = 1;
+/// Connections must be encrypted, and the server proves who it is.
+pub const VALKYRIE_SECURITY_TLS: u32 = 2;
+/// So, and the client proves who it is by a certificate.
+pub const VALKYRIE_SECURITY_MTLS: u32 = 3;
+
 /// valkyrie_operation_start: makes a client. Needs target, the endpoint; client_options may be NULL.
 pub const VALKYRIE_OPERATION_CONNECT: u32 = 1;
 /// valkyrie_operation_start: closes a client, as valkyrie_client_close. Needs client.
@@ -108,6 +117,9 @@ pub struct Entry {
 }
 
 /// Options of a client: begin with VALKYRIE_CLIENT_OPTIONS_INIT. NULL instead of them means every default.
+///
+/// Certificates, lists and keys are PEM text ended by NUL, or "file:" and the path of a file, as in "file:/etc/ca.pem": it is
+/// looked at again for each connection, once a second at most, so that it may be replaced. NULL means none.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct valkyrie_client_options {
@@ -119,8 +131,26 @@ pub struct valkyrie_client_options {
     pub timeout_ms: u64,
     /// Time limit of making a connection, in milliseconds; 0 means 5,000.
     pub connect_timeout_ms: u64,
-    /// PEM text, ended by NUL: a server's certificates must lead to one of these. Needed for quic://; NULL means none.
+    /// PEM: a server's certificates must lead to one of these. Where connections are encrypted, this or system_roots is
+    /// needed.
     pub trusted_certificates: *const c_char,
+    /// PEM: the authorities' revocation lists. A server's certificate that one of them names is refused.
+    pub revocation_lists: *const c_char,
+    /// PEM: the certificate chain to show to a server that asks, the client's own first; with identity_key or not at all.
+    pub identity_certificates: *const c_char,
+    /// PEM: its private key.
+    pub identity_key: *const c_char,
+    /// The name that the server's certificate must be for; NULL means the endpoint's host.
+    pub server_name: *const c_char,
+    /// 1: also trust the authorities that the system trusts.
+    pub system_roots: u32,
+    /// 1: speak TLS 1.3 with the server inside of whatever carries the bytes, so that nobody between the two can read or
+    /// change them.
+    pub sealed: u32,
+    /// The least protection of connections: VALKYRIE_SECURITY_…
+    pub min_security: u32,
+    /// Zero.
+    pub reserved_too: u32,
 }
 
 /// Options of a call: begin with VALKYRIE_CALL_OPTIONS_INIT. NULL instead of them means every default.
@@ -504,6 +534,7 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
         offset_of!(valkyrie_client_options, timeout_ms),
         offset_of!(valkyrie_client_options, connect_timeout_ms),
         offset_of!(valkyrie_client_options, trusted_certificates),
+        offset_of!(valkyrie_client_options, revocation_lists),
     ];
     // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
     let options = unsafe { grown(options, "client options", &starts)? };
@@ -513,12 +544,62 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
     if options.connect_timeout_ms != 0 {
         out.connect_timeout_ms = options.connect_timeout_ms;
     }
-    if !options.trusted_certificates.is_null() {
-        // SAFETY: the caller vouches for the string.
-        let pem = unsafe { text(options.trusted_certificates, "trusted_certificates")? };
-        out.trusted_certificates = Some(pem.to_owned().into());
+    // SAFETY: the caller vouches for the strings.
+    unsafe {
+        out.trusted_certificates = pem(options.trusted_certificates, "trusted_certificates")?;
+        out.revocation_lists = pem(options.revocation_lists, "revocation_lists")?;
+        out.identity = match (
+            pem(options.identity_certificates, "identity_certificates")?,
+            pem(options.identity_key, "identity_key")?,
+        ) {
+            (Some(certificates), Some(key)) => Some((certificates, key)),
+            (None, None) => None,
+            _ => return Err(invalid("identity_certificates and identity_key come together; one is NULL")),
+        };
+        if !options.server_name.is_null() {
+            out.server_name = Some(text(options.server_name, "server_name")?.to_owned());
+        }
+    }
+    out.system_roots = flag(options.system_roots, "system_roots")?;
+    out.sealed = flag(options.sealed, "sealed")?;
+    out.min_security = match options.min_security {
+        VALKYRIE_SECURITY_DEFAULT => None,
+        VALKYRIE_SECURITY_INSECURE => Some(Security::Insecure),
+        VALKYRIE_SECURITY_TLS => Some(Security::Tls),
+        VALKYRIE_SECURITY_MTLS => Some(Security::Mtls),
+        other => return Err(invalid(format!("min_security {other} is not 0 to 3"))),
+    };
+    if options.reserved_too != 0 {
+        return Err(invalid(format!(
+            "reserved_too of the client options is {}, not 0",
+            options.reserved_too
+        )));
     }
     Ok(out)
+}
+
+/// PEM text, or `file:` and a path; `None` for NULL.
+///
+/// # Safety
+/// `pointer` is NULL or a string that ends in NUL.
+unsafe fn pem(pointer: *const c_char, name: &str) -> Result<Option<Pem>, Status> {
+    if pointer.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: the caller vouches for the string.
+    let text = unsafe { text(pointer, name)? };
+    Ok(Some(match text.strip_prefix("file:") {
+        Some(path) => Pem::file(path),
+        None => Pem::from(text.to_owned()),
+    }))
+}
+
+fn flag(value: u32, name: &str) -> Result<bool, Status> {
+    match value {
+        0 => Ok(false),
+        1 => Ok(true),
+        other => Err(invalid(format!("{name} is {other}, not 0 or 1"))),
+    }
 }
 
 /// # Safety
@@ -756,9 +837,9 @@ pub extern "C" fn valkyrie_code_name(code: valkyrie_code) -> *const c_char {
     names.get(code as usize).unwrap_or(&names[2]).as_ptr()
 }
 
-/// Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path",
-/// "quic://host:port", which needs trusted_certificates, or "echo://core", a server inside the library for tests without
-/// one. options may be NULL.
+/// Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path", the
+/// encrypted "tls://host:port", "wss://host:port/path" and "quic://host:port", whose options say whom to trust, or
+/// "echo://core", a server inside the library for tests without one. options may be NULL.
 ///
 /// Thread: any; blocks until the connection stands or connect_timeout_ms has passed.
 /// Owner: *out is the caller's, freed with valkyrie_client_free; *error with valkyrie_error_free; the rest is copied.

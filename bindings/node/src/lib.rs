@@ -23,7 +23,7 @@ use napi::{
 use napi_derive::napi;
 use valkyrie_bridge::{
     self as bridge, ByOperation, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener,
-    Metadata, Priority, Queue, Status, Value,
+    Metadata, Pem, Priority, Queue, Status, Value,
     layout::{self, Batch},
 };
 
@@ -31,6 +31,49 @@ use valkyrie_bridge::{
 const DRAIN_MAX: usize = 512;
 /// Records for the log that one completion brings at most.
 const LOGS_MAX: usize = 64;
+
+/// What a client asks of connections that are encrypted; JavaScript's side says what each is.
+#[napi(object, object_to_js = false)]
+#[expect(missing_docs, reason = "index.d.ts says what each is")]
+pub struct Security {
+    pub trusted_certificates: Option<PemSource>,
+    pub system_roots: bool,
+    pub revocation_lists: Option<PemSource>,
+    pub identity_certificates: Option<PemSource>,
+    pub identity_key: Option<PemSource>,
+    pub server_name: Option<String>,
+    pub sealed: bool,
+    pub min_security: Option<String>,
+}
+
+/// PEM text, or the path of a file of it.
+#[napi(object, object_to_js = false)]
+#[expect(missing_docs, reason = "the names say it")]
+pub struct PemSource {
+    pub text: Option<String>,
+    pub file: Option<String>,
+}
+
+impl From<PemSource> for Pem {
+    fn from(source: PemSource) -> Self {
+        match source.file {
+            Some(path) => Self::file(path),
+            None => Self::from(source.text.unwrap_or_default()),
+        }
+    }
+}
+
+impl Security {
+    fn into_options(self, options: &mut ClientOptions) {
+        options.trusted_certificates = self.trusted_certificates.map(Pem::from);
+        options.system_roots = self.system_roots;
+        options.revocation_lists = self.revocation_lists.map(Pem::from);
+        options.identity = self.identity_certificates.map(Pem::from).zip(self.identity_key.map(Pem::from));
+        options.server_name = self.server_name;
+        options.sealed = self.sealed;
+        options.min_security = self.min_security.as_deref().and_then(bridge::Security::from_name);
+    }
+}
 
 /// Weak, so that an idle client does not keep the process alive; [`Loop`] refers it while operations are in flight.
 type Wake = ThreadsafeFunction<(), (), (), NapiStatus, false, true, 1>;
@@ -128,12 +171,12 @@ impl Loop {
         endpoint: String,
         timeout_ms: f64,
         connect_timeout_ms: f64,
-        trusted_certificates: Option<String>,
+        security: Security,
     ) -> Option<Client> {
         let mut options = ClientOptions::default();
         options.timeout_ms = milliseconds(timeout_ms).unwrap_or(options.timeout_ms);
         options.connect_timeout_ms = milliseconds(connect_timeout_ms).unwrap_or(options.connect_timeout_ms);
-        options.trusted_certificates = trusted_certificates.map(Into::into);
+        security.into_options(&mut options);
         match bridge::connect(&self.shared.queue, &endpoint, options) {
             Ok((handle, op)) => {
                 self.shared.accepted(env, slot, Ok(op));

@@ -15,25 +15,39 @@ use valkyrie_bridge::{self as bridge, CallOptions, ClientOptions, Handle};
 
 use crate::{
     operation::{Operation, Start},
-    values::{message_in, milliseconds, options_in, raised, text},
+    values::{flag, identity_in, message_in, milliseconds, options_in, pem, raised, security_in, text},
 };
 
 #[pyfunction]
+#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security))]
+#[expect(clippy::too_many_arguments, reason = "they are Python's options")]
 fn connect(
     py: Python<'_>,
     endpoint: &Bound<'_, PyAny>,
     timeout: &Bound<'_, PyAny>,
     connect_timeout: &Bound<'_, PyAny>,
     trusted_certificates: Option<&Bound<'_, PyAny>>,
+    system_roots: &Bound<'_, PyAny>,
+    revocation_lists: Option<&Bound<'_, PyAny>>,
+    identity: Option<&Bound<'_, PyAny>>,
+    server_name: Option<&Bound<'_, PyAny>>,
+    sealed: &Bound<'_, PyAny>,
+    min_security: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
     let endpoint = text(endpoint, "endpoint is a str such as 'tcp://host:port'")?.to_str()?.to_owned();
     let mut options = ClientOptions::default();
     options.timeout_ms = milliseconds(timeout, "timeout")?;
     options.connect_timeout_ms = milliseconds(connect_timeout, "connect_timeout")?;
-    if let Some(pem) = trusted_certificates {
-        let pem = text(pem, "trusted_certificates is a str of PEM text")?;
-        options.trusted_certificates = Some(pem.to_str()?.to_owned().into());
+    options.trusted_certificates =
+        trusted_certificates.map(|given| pem(given, "trusted_certificates")).transpose()?;
+    options.system_roots = flag(system_roots, "system_roots")?;
+    options.revocation_lists = revocation_lists.map(|given| pem(given, "revocation_lists")).transpose()?;
+    options.identity = identity.map(identity_in).transpose()?;
+    if let Some(name) = server_name {
+        options.server_name = Some(text(name, "server_name is a str")?.to_str()?.to_owned());
     }
+    options.sealed = flag(sealed, "sealed")?;
+    options.min_security = min_security.map(security_in).transpose()?;
     log::ask_level(py)?;
     Ok(Operation::new(Start::Connect { endpoint, options }))
 }

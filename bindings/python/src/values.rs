@@ -1,6 +1,7 @@
 //! Values and errors, in and out.
 
 use std::{
+    path::PathBuf,
     ptr,
     sync::atomic::{AtomicPtr, Ordering},
 };
@@ -12,7 +13,9 @@ use pyo3::{
     sync::PyOnceLock,
     types::{PyBool, PyBytes, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple},
 };
-use valkyrie_bridge::{self as bridge, Bytes, CallOptions, End, Metadata, Priority, Response, Status, Value};
+use valkyrie_bridge::{
+    self as bridge, Bytes, CallOptions, End, Metadata, Pem, Priority, Response, Security, Status, Value,
+};
 
 /// From here on a message of `bytes` is lent to the core, not copied. Below, a copy costs less than the loan.
 const LENT_BYTES: usize = 16 * 1024;
@@ -182,6 +185,42 @@ pub(crate) fn milliseconds(timeout: &Bound<'_, PyAny>, name: &str) -> PyResult<u
         return Ok(((seconds * 1000.0).round() as u64).max(1));
     }
     Err(PyValueError::new_err(format!("{name} {timeout} is not above 0 seconds")))
+}
+
+/// `True` or `False`.
+pub(crate) fn flag(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
+    let kind = || value.get_type().name();
+    value.extract().or_else(|_| Err(PyTypeError::new_err(format!("{name} is a bool, not {}", kind()?))))
+}
+
+/// A `str` is PEM text, a path the file that it names.
+pub(crate) fn pem(value: &Bound<'_, PyAny>, name: &str) -> PyResult<Pem> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(Pem::from(text.to_str()?.to_owned()));
+    }
+    if value.hasattr("__fspath__")? {
+        return Ok(Pem::file(value.extract::<PathBuf>()?));
+    }
+    let kind = value.get_type().name()?;
+    Err(PyTypeError::new_err(format!("{name} is a str of PEM text or a pathlib.Path of a file, not {kind}")))
+}
+
+/// `(certificates, key)`
+pub(crate) fn identity_in(value: &Bound<'_, PyAny>) -> PyResult<(Pem, Pem)> {
+    let pair = value.cast::<PyTuple>().ok().filter(|pair| pair.len() == 2);
+    let Some(pair) = pair else {
+        let kind = value.get_type().name()?;
+        return Err(PyTypeError::new_err(format!("identity is a tuple (certificates, key), not {kind}")));
+    };
+    Ok((pem(&pair.get_item(0)?, "identity[0]")?, pem(&pair.get_item(1)?, "identity[1]")?))
+}
+
+/// `'insecure'`, `'tls'` or `'mtls'`
+pub(crate) fn security_in(value: &Bound<'_, PyAny>) -> PyResult<Security> {
+    let name = text(value, "min_security is a str")?.to_str()?;
+    Security::from_name(name).ok_or_else(|| {
+        PyValueError::new_err(format!("min_security {name:?} is not 'insecure', 'tls' or 'mtls'"))
+    })
 }
 
 fn metadata_in(entries: &Bound<'_, PyAny>) -> PyResult<Metadata> {

@@ -31,7 +31,7 @@
 /* No time limit. */
 #define VALKYRIE_NO_TIMEOUT UINT64_MAX
 /* Initial values of the options; every other field is its default when zero. */
-#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL }
+#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0 }
 #define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0 }
 #define VALKYRIE_OPERATION_INIT(kind) { sizeof(valkyrie_operation), (kind), NULL, NULL, NULL, { NULL, 0 }, NULL, NULL }
 
@@ -136,6 +136,26 @@
 #define VALKYRIE_PRIORITY_BULK 2
 
 /*
+ MTLS with an identity, TLS with certificates to trust, else INSECURE.
+ */
+#define VALKYRIE_SECURITY_DEFAULT 0
+
+/*
+ Connections need no protection.
+ */
+#define VALKYRIE_SECURITY_INSECURE 1
+
+/*
+ Connections must be encrypted, and the server proves who it is.
+ */
+#define VALKYRIE_SECURITY_TLS 2
+
+/*
+ So, and the client proves who it is by a certificate.
+ */
+#define VALKYRIE_SECURITY_MTLS 3
+
+/*
  valkyrie_operation_start: makes a client. Needs target, the endpoint; client_options may be NULL.
  */
 #define VALKYRIE_OPERATION_CONNECT 1
@@ -210,6 +230,9 @@ typedef uint32_t valkyrie_code;
 
 /*
  Options of a client: begin with VALKYRIE_CLIENT_OPTIONS_INIT. NULL instead of them means every default.
+
+ Certificates, lists and keys are PEM text ended by NUL, or "file:" and the path of a file, as in "file:/etc/ca.pem": it is
+ looked at again for each connection, once a second at most, so that it may be replaced. NULL means none.
  */
 typedef struct {
   /*
@@ -229,9 +252,43 @@ typedef struct {
    */
   uint64_t connect_timeout_ms;
   /*
-   PEM text, ended by NUL: a server's certificates must lead to one of these. Needed for quic://; NULL means none.
+   PEM: a server's certificates must lead to one of these. Where connections are encrypted, this or system_roots is
+   needed.
    */
   const char *trusted_certificates;
+  /*
+   PEM: the authorities' revocation lists. A server's certificate that one of them names is refused.
+   */
+  const char *revocation_lists;
+  /*
+   PEM: the certificate chain to show to a server that asks, the client's own first; with identity_key or not at all.
+   */
+  const char *identity_certificates;
+  /*
+   PEM: its private key.
+   */
+  const char *identity_key;
+  /*
+   The name that the server's certificate must be for; NULL means the endpoint's host.
+   */
+  const char *server_name;
+  /*
+   1: also trust the authorities that the system trusts.
+   */
+  uint32_t system_roots;
+  /*
+   1: speak TLS 1.3 with the server inside of whatever carries the bytes, so that nobody between the two can read or
+   change them.
+   */
+  uint32_t sealed;
+  /*
+   The least protection of connections: VALKYRIE_SECURITY_…
+   */
+  uint32_t min_security;
+  /*
+   Zero.
+   */
+  uint32_t reserved_too;
 } valkyrie_client_options;
 
 /*
@@ -390,9 +447,9 @@ uint32_t valkyrie_abi_version(void);
 const char *valkyrie_code_name(valkyrie_code code);
 
 /*
- Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path",
- "quic://host:port", which needs trusted_certificates, or "echo://core", a server inside the library for tests without
- one. options may be NULL.
+ Makes a client and its first connection. endpoint: "tcp://host:port", "unix:///path", "ws://host:port/path", the
+ encrypted "tls://host:port", "wss://host:port/path" and "quic://host:port", whose options say whom to trust, or
+ "echo://core", a server inside the library for tests without one. options may be NULL.
 
  Thread: any; blocks until the connection stands or connect_timeout_ms has passed.
  Owner: *out is the caller's, freed with valkyrie_client_free; *error with valkyrie_error_free; the rest is copied.

@@ -227,8 +227,8 @@ impl ClientBuilder {
         if self.timeout_ms == Some(0) || self.connect_timeout_ms == Some(0) {
             return Err(invalid("a timeout of 0 ms lets no call succeed; leave it out for the default"));
         }
-        self.check_security(&endpoint)?;
         let connector = self.make_connector(&endpoint)?;
+        self.check_security(&endpoint)?;
         let runtime = match self.runtime {
             Some(runtime) => runtime,
             None => default_runtime()?,
@@ -289,10 +289,10 @@ impl ClientBuilder {
             Reason::SECURITY_TOO_LOW,
             match reached {
                 Security::Insecure => format!(
-                    "{endpoint} is not encrypted, and the client asks for {least:?}; use tls://, wss://, quic:// or .sealed(true)"
+                    "{endpoint} is not encrypted, and the client asks for {least:?}: use tls://, wss://, quic:// or a sealed session"
                 ),
                 _ => format!(
-                    "{endpoint} would not learn who the client is, and the client asks for {least:?}; call .identity(certificates, key)"
+                    "{endpoint} would not learn who the client is, and the client asks for {least:?}: give an identity, its certificates and key"
                 ),
             },
         ))

@@ -21,6 +21,18 @@ pub enum Security {
     Mtls,
 }
 
+impl Security {
+    /// That of a name: `insecure`, `tls` or `mtls`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        match name {
+            "insecure" => Some(Self::Insecure),
+            "tls" => Some(Self::Tls),
+            "mtls" => Some(Self::Mtls),
+            _ => None,
+        }
+    }
+}
+
 /// What is known of a peer by the certificate that it showed and proved.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

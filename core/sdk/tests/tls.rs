@@ -352,7 +352,7 @@ async fn the_clients_own_policy_is_not_lowered() {
         );
     }
     for (builder, says) in [
-        (plain("tls://"), ".trusted_certificates(pem)"),
+        (plain("tls://"), "whom to trust"),
         (plain("tls://").trusted_certificates("no PEM"), "holds no certificate"),
         (plain("tls://").trusted_certificates(Pem::file("/nowhere/ca.pem")), "/nowhere/ca.pem"),
         (

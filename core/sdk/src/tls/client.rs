@@ -39,7 +39,7 @@ impl ClientTls {
             .map_err(|_| invalid(format!("{name:?} is neither a DNS name nor an IP address to verify")))?;
         if self.trusted.is_none() && !self.system_roots {
             return Err(invalid(format!(
-                "whom to trust at {endpoint} is not said; call .trusted_certificates(pem) or .system_roots(true)"
+                "whom to trust at {endpoint} is not said: give trusted certificates, or take the system's roots"
             )));
         }
         let provider = provider();

@@ -183,7 +183,7 @@ fn roots(trusted: Option<&Pem>, system: bool) -> Result<RootCertStore, Status> {
             let (added, _) = roots.add_parsable_certificates(found.certs);
             if added == 0 {
                 return Err(invalid(
-                    "the system has no certificate authorities; give .trusted_certificates(pem)".into(),
+                    "the system has no certificate authorities: give trusted certificates".into(),
                 ));
             }
         }
