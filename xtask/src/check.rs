@@ -262,6 +262,8 @@ fn pytest(project: &Project, variables: Variables) -> Outcome {
         "--import-mode=importlib",
     ]);
     pytest.arg(project.path("python/tests")).env("PYTHONPATH", site_packages(project)?).envs(variables);
+    let certificates = project.path("target/debug/valkyrie-conformance-certificates");
+    pytest.env("VALKYRIE_CONFORMANCE_CERTIFICATE_SERVER", certificates);
     run_and_read(&mut pytest, |line| {
         if line.contains(" passed") {
             note = line.trim_matches('=').trim().to_owned();
@@ -365,7 +367,8 @@ fn examples(project: &Project) -> Outcome {
         if name == "demo" || file.starts_with("examples/python/fork/") {
             continue;
         }
-        let mut scheme = "tcp";
+        let secure = name.ends_with("_tls");
+        let mut scheme = if secure { "tls" } else { "tcp" };
         let mut command = match (language, path.extension().and_then(|ending| ending.to_str())) {
             ("rust", Some("rs")) => project.command(format!("target/debug/examples/{name}")),
             ("python", Some("py")) => {
@@ -394,6 +397,10 @@ fn examples(project: &Project) -> Outcome {
             _ => return failed(format!("nothing runs {file}")),
         };
         command.arg(server.endpoint(scheme)).env("VALKYRIE_ENDPOINT", server.endpoint(scheme));
+        if secure {
+            let file = if language == "c" { "file:" } else { "" };
+            command.arg(format!("{file}{}", server.endpoint("certificates")));
+        }
         let mut printed = String::new();
         run_and_read(&mut command, |line| printed = format!("{printed}{line}\n"))?;
         // The same program prints the same in every language.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use serde_json::{Value, json};
@@ -52,25 +52,37 @@ impl Column {
 const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
 
 /// Every language over every transport that it has, and each with a peer of another version.
-const COLUMNS: [Column; 28] = [
+const COLUMNS: [Column; 40] = [
     Column::new("rust", "tcp", Peers::Same),
     Column::new("rust", "unix", Peers::Same),
     Column::new("rust", "ws", Peers::Same),
+    Column::new("rust", "tls", Peers::Same),
+    Column::new("rust", "wss", Peers::Same),
     Column::new("rust", "quic", Peers::Same),
+    Column::new("rust", "sealed", Peers::Same),
     Column::new("python", "tcp", Peers::Same),
     Column::new("python", "unix", Peers::Same),
     Column::new("python", "ws", Peers::Same),
+    Column::new("python", "tls", Peers::Same),
+    Column::new("python", "wss", Peers::Same),
     Column::new("python", "quic", Peers::Same),
+    Column::new("python", "sealed", Peers::Same),
     Column::new("python", "echo", Peers::Same),
     Column::new("node", "tcp", Peers::Same),
     Column::new("node", "unix", Peers::Same),
     Column::new("node", "ws", Peers::Same),
+    Column::new("node", "tls", Peers::Same),
+    Column::new("node", "wss", Peers::Same),
     Column::new("node", "quic", Peers::Same),
+    Column::new("node", "sealed", Peers::Same),
     Column::new("node", "echo", Peers::Same),
     Column::new("c", "tcp", Peers::Same),
     Column::new("c", "unix", Peers::Same),
     Column::new("c", "ws", Peers::Same),
+    Column::new("c", "tls", Peers::Same),
+    Column::new("c", "wss", Peers::Same),
     Column::new("c", "quic", Peers::Same),
+    Column::new("c", "sealed", Peers::Same),
     Column::new("c", "echo", Peers::Same),
     Column::new("chromium", "ws", Peers::Same),
     Column::new("firefox", "ws", Peers::Same),
@@ -131,22 +143,26 @@ impl Server {
         Ok(server)
     }
 
-    /// Where it listens: `tcp`, `unix`, `ws` or `quic`.
+    /// Where it listens: `tcp`, `unix`, `ws`, `tls`, `wss` or `quic`; or another value of its first line.
     pub(crate) fn endpoint(&self, name: &str) -> String {
         self.endpoints[name].as_str().unwrap_or_default().to_owned()
     }
 
-    /// What a runner or a test gets in its environment, for a transport.
+    /// What a runner or a test gets in its environment, for a transport; `sealed` is a sealed session over tcp.
     pub(crate) fn variables(&self, scheme: &str) -> Variables {
-        let [at, certificates, absent] = [scheme, "certificates", &format!("absent_{scheme}")];
-        variables(&self.endpoint(at), &self.endpoint(certificates), &self.endpoint(absent))
+        let sealed = scheme == "sealed";
+        let at = if sealed { "tcp" } else { scheme };
+        let [certificates, absent] =
+            ["certificates", &format!("absent_{at}")].map(|name| self.endpoint(name));
+        variables(&self.endpoint(at), &certificates, &absent, sealed)
     }
 }
 
-pub(crate) type Variables = [(&'static str, String); 3];
+pub(crate) type Variables = [(&'static str, String); 4];
 
-fn variables(endpoint: &str, certificates: &str, absent: &str) -> Variables {
+fn variables(endpoint: &str, certificates: &str, absent: &str, sealed: bool) -> Variables {
     [
+        ("VALKYRIE_CONFORMANCE_SEALED", u8::from(sealed).to_string()),
         ("VALKYRIE_CONFORMANCE_ENDPOINT", endpoint.to_owned()),
         ("VALKYRIE_CONFORMANCE_CERTIFICATES", certificates.to_owned()),
         ("VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT", absent.to_owned()),
@@ -158,7 +174,7 @@ pub(crate) const ECHO: &str = "echo://core";
 
 /// As [`Server::variables`], with no server but the one inside the package: nobody asks for a certificate there.
 pub(crate) fn echo_variables() -> Variables {
-    variables(ECHO, "/dev/null", "echo://absent")
+    variables(ECHO, "/dev/null", "echo://absent", false)
 }
 
 impl Drop for Server {
@@ -174,10 +190,12 @@ struct Cell {
     detail: String,
 }
 
+/// By the case's name.
+type Cells = BTreeMap<String, Cell>;
+
 fn matrix(project: &Project) -> Outcome {
     let cases = read_json(&project.path(CASES))?;
-    let cases = cases.as_array().or_else(|| cases["cases"].as_array()).cloned().unwrap_or_default();
-    let cases: Vec<&str> = cases.iter().filter_map(|case| case["case"].as_str()).collect();
+    let cases = names(&cases);
     if cases.is_empty() {
         return failed(format!("{CASES} has no case"));
     }
@@ -190,31 +208,70 @@ fn matrix(project: &Project) -> Outcome {
     let shown: Vec<&Column> =
         COLUMNS.iter().filter(|column| !is_browser(column.language) || web::exists(project)).collect();
     for column in &shown {
-        let mut cells = BTreeMap::new();
         let server = if column.peers == Peers::NewerServer { &newer } else { &server };
-        let ran = runner(project, column.language).and_then(|mut runner| {
+        columns.push(said(&column.head(), || {
+            let mut runner = runner(project, column.language)?;
             if column.peers == Peers::NewerClient {
                 runner.env(NEWER.0, NEWER.1);
             }
-            let variables = match column.scheme {
+            runner.envs(match column.scheme {
                 "echo" => echo_variables(),
                 scheme => server.variables(scheme),
-            };
-            read_lines(runner.envs(variables), |line| match serde_json::from_str::<Value>(line) {
-                Ok(said) if said["case"].is_string() => {
-                    let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-                    cells.insert(text("case"), Cell { ok: said["ok"] == true, detail: text("detail") });
-                }
-                _ => println!("{line}"),
-            })
-        });
-        // A runner that breaks off leaves empty cells, and those fail below with the rest in view.
-        if let Err(stop) = ran {
-            println!("   {}: {stop}", column.head());
-        }
-        columns.push(cells);
+            });
+            Ok(runner)
+        }));
     }
-    report(project, &cases, &shown, &columns)
+    let heads = shown.iter().map(|column| column.head()).collect();
+    let transports = Table { cases, heads, columns };
+    report(project, &[transports, certificates(project, &server)?])
+}
+
+/// What each language says of every certificate of tests/certificates, and of peers that speak something else.
+fn certificates(project: &Project, server: &Server) -> Outcome<Table> {
+    let shows = Server::run(project.command("target/debug/valkyrie-conformance-certificates"))?;
+    let path = shows.endpoint("cases");
+    let cases = names(&read_json(Path::new(&path))?);
+    let mut columns = Vec::new();
+    let mut heads = Vec::new();
+    for language in ["rust", "python", "node", "c"] {
+        let head = format!("{language}/certificates");
+        columns.push(said(&head, || {
+            let mut runner = runner(project, language)?;
+            runner.envs(server.variables("tcp")).env("VALKYRIE_CONFORMANCE_CASES", &path);
+            Ok(runner)
+        }));
+        heads.push(head);
+    }
+    Ok(Table { cases, heads, columns })
+}
+
+/// The names of cases.
+fn names(cases: &Value) -> Vec<String> {
+    cases
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|case| Some(case["case"].as_str()?.to_owned()))
+        .collect()
+}
+
+/// Runs a runner and takes what it says of each case.
+fn said(head: &str, runner: impl FnOnce() -> Outcome<Command>) -> Cells {
+    let mut cells = BTreeMap::new();
+    let ran = runner().and_then(|mut runner| {
+        read_lines(&mut runner, |line| match serde_json::from_str::<Value>(line) {
+            Ok(said) if said["case"].is_string() => {
+                let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
+                cells.insert(text("case"), Cell { ok: said["ok"] == true, detail: text("detail") });
+            }
+            _ => println!("{line}"),
+        })
+    });
+    // A runner that breaks off leaves empty cells, and those fail below with the rest in view.
+    if let Err(stop) = ran {
+        println!("   {head}: {stop}");
+    }
+    cells
 }
 
 /// Whether this is the package for browsers, in one of them.
@@ -254,64 +311,70 @@ fn runner(project: &Project, language: &str) -> Outcome<Command> {
     Ok(runner)
 }
 
-/// Prints the table, writes it to `target/matrix.md` and `target/matrix.json`, and fails on any cell that is not ok.
-fn report(
-    project: &Project,
-    cases: &[&str],
-    shown: &[&Column],
-    columns: &[BTreeMap<String, Cell>],
-) -> Outcome {
-    let width = cases.iter().map(|case| case.len()).max().unwrap_or(0);
-    let heads: Vec<String> = shown.iter().map(|column| column.head()).collect();
-    let mut table = format!("| {:width$} | {} |\n", "case", heads.join(" | "));
-    table += &format!(
-        "|-{:-<width$}-|{}\n",
-        "",
-        heads.iter().map(|head| format!("-{:-<1$}-|", "", head.len())).collect::<String>()
-    );
-    let (mut ok, mut wrong, mut rows) = (0, Vec::new(), Vec::new());
-    for case in cases {
-        let mut row = serde_json::Map::from_iter([("case".to_owned(), json!(case))]);
-        table += &format!("| {case:width$} |");
-        for (cells, head) in columns.iter().zip(&heads) {
-            let mark = match cells.get(*case) {
-                Some(Cell { ok: true, .. }) => "ok",
-                Some(Cell { detail, .. }) => {
-                    wrong.push(format!("{head} {case}: {detail}"));
-                    "FAILED"
-                }
-                None => "MISSING",
-            };
-            ok += usize::from(mark == "ok");
-            let column = head.len();
-            table += &format!(" {mark:column$} |");
-            row.insert(head.clone(), json!(mark));
+/// Cases, and what became of them in each column.
+struct Table {
+    cases: Vec<String>,
+    heads: Vec<String>,
+    columns: Vec<Cells>,
+}
+
+/// Prints the tables, writes them to `target/matrix.md` and `target/matrix.json`, and fails on any cell that is not ok.
+fn report(project: &Project, tables: &[Table]) -> Outcome {
+    let (mut text, mut ok, mut all) = (String::new(), 0, 0);
+    let (mut wrong, mut rows) = (Vec::new(), Vec::new());
+    for Table { cases, heads, columns } in tables {
+        let width = cases.iter().map(|case| case.len()).max().unwrap_or(0);
+        text += &format!("| {:width$} | {} |\n", "case", heads.join(" | "));
+        text += &format!(
+            "|-{:-<width$}-|{}\n",
+            "",
+            heads.iter().map(|head| format!("-{:-<1$}-|", "", head.len())).collect::<String>()
+        );
+        for case in cases {
+            let mut row = serde_json::Map::from_iter([("case".to_owned(), json!(case))]);
+            text += &format!("| {case:width$} |");
+            for (cells, head) in columns.iter().zip(heads) {
+                let mark = match cells.get(case) {
+                    Some(Cell { ok: true, .. }) => "ok",
+                    Some(Cell { detail, .. }) => {
+                        wrong.push(format!("{head} {case}: {detail}"));
+                        "FAILED"
+                    }
+                    None => "MISSING",
+                };
+                all += 1;
+                ok += usize::from(mark == "ok");
+                let column = head.len();
+                text += &format!(" {mark:column$} |");
+                row.insert(head.clone(), json!(mark));
+            }
+            text.push('\n');
+            rows.push(Value::Object(row));
         }
-        table.push('\n');
-        rows.push(Value::Object(row));
-    }
-    for (cells, head) in columns.iter().zip(&heads) {
-        let missing: Vec<&str> = cases.iter().filter(|case| !cells.contains_key(**case)).copied().collect();
-        if let Some(first) = missing.first() {
-            wrong.push(format!(
-                "{head}: nothing was said about {} cases, the first is {first}",
-                missing.len()
-            ));
+        text.push('\n');
+        for (cells, head) in columns.iter().zip(heads) {
+            let missing: Vec<_> = cases.iter().filter(|case| !cells.contains_key(*case)).collect();
+            if let Some(first) = missing.first() {
+                wrong.push(format!(
+                    "{head}: nothing was said about {} cases, the first is {first}",
+                    missing.len()
+                ));
+            }
         }
     }
-    println!("\n{table}");
+    println!("\n{text}");
     println!("from a call's cancel to the end of its handler (case {TIMED}):");
-    for (cells, head) in columns.iter().zip(&heads) {
+    for (cells, head) in tables.iter().flat_map(|table| table.columns.iter().zip(&table.heads)) {
         if let Some(Cell { ok: true, detail }) = cells.get(TIMED) {
             println!("   {head:24} {detail}");
         }
     }
-    std::fs::write(project.path("target/matrix.md"), &table).during("target/matrix.md")?;
+    std::fs::write(project.path("target/matrix.md"), &text).during("target/matrix.md")?;
     std::fs::write(project.path("target/matrix.json"), format!("{:#}\n", Value::from(rows)))
         .during("matrix.json")?;
     for cell in &wrong {
         println!("   {cell}");
     }
-    let note = format!("{ok} of {} cells", cases.len() * columns.len());
+    let note = format!("{ok} of {all} cells");
     if wrong.is_empty() { Ok(note) } else { failed(format!("{note}; first: {}", wrong[0])) }
 }

@@ -699,6 +699,29 @@ static void run(const test_case *one) {
         check_and_drop(one, code ? settle(code, NULL, error) : echo(client));
         valkyrie_client_free(client);
         free(where);
+    } else if (!strcmp(action, "connect_with")) {
+        /* As the case says, and in no other way. */
+        valkyrie_client_options said = VALKYRIE_CLIENT_OPTIONS_INIT;
+        valkyrie_client *client = NULL;
+        valkyrie_error *error = NULL;
+        const char *least = raw(one, "min_security");
+        char *files[4];
+        static const char *const keys[] = {"trusted", "revoked", "identity", "key"};
+        for (int i = 0; i < 4; i++) {
+            const char *path = raw(one, keys[i]);
+            files[i] = path ? (char *)malloc(strlen(path) + 6) : NULL;
+            if (path) sprintf(files[i], "file:%s", path);
+        }
+        said.trusted_certificates = files[0];
+        said.revocation_lists = files[1];
+        said.identity_certificates = files[2];
+        said.identity_key = files[3];
+        said.server_name = raw(one, "server_name");
+        if (least) said.min_security = strcmp(least, "tls") ? VALKYRIE_SECURITY_MTLS : VALKYRIE_SECURITY_TLS;
+        valkyrie_code code = valkyrie_client_connect(raw(one, "endpoint"), &said, &client, &error);
+        check_and_drop(one, code ? settle(code, NULL, error) : echo(client));
+        valkyrie_client_free(client);
+        for (int i = 0; i < 4; i++) free(files[i]);
     } else if (!strcmp(action, "bad_metadata")) {
         got result = call(shared, one);
         refused(result.code);
@@ -760,9 +783,11 @@ int main(void) {
     const char *path = getenv("VALKYRIE_CONFORMANCE_CASES");
     const char *certificates = getenv("VALKYRIE_CONFORMANCE_CERTIFICATES");
     char *cases = path ? slurp(path) : NULL;
-    if (endpoint && certificates && (!strncmp(endpoint, "tls:", 4) || !strncmp(endpoint, "wss:", 4) || !strncmp(endpoint, "quic:", 5))) {
-        options.trusted_certificates = slurp(certificates); /* Trust is for what is encrypted. */
-    }
+    const char *sealed = getenv("VALKYRIE_CONFORMANCE_SEALED");
+    options.sealed = sealed && !strcmp(sealed, "1");
+    /* Trust is for what is encrypted. */
+    int encrypted = options.sealed || (endpoint && (!strncmp(endpoint, "tls:", 4) || !strncmp(endpoint, "wss:", 4) || !strncmp(endpoint, "quic:", 5)));
+    if (encrypted && certificates) options.trusted_certificates = slurp(certificates);
     if (!endpoint || !absent || !cases || valkyrie_client_connect(endpoint, &options, &shared, NULL)) {
         fprintf(stderr, "the variables of README.md are not set, or the server does not answer\n");
         return 1;

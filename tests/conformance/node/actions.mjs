@@ -298,6 +298,25 @@ const ACTIONS = {
     await one.check(await one.outcome(call()));
   },
 
+  // As the case says, and in no other way.
+  async connect_with(one) {
+    const file = (key) => (one.fields[key] === undefined ? undefined : { file: one.fields[key] });
+    const identity = one.fields.identity && { certificates: file('identity'), key: file('key') };
+    const call = async () => {
+      const client = await one.sdk.connect(one.fields.endpoint, {
+        trustedCertificates: file('trusted'),
+        revocationLists: file('revoked'),
+        identity,
+        serverName: one.fields.server_name,
+        minSecurity: one.fields.min_security,
+      });
+      const response = await client.callWithResponse('/echo', 'x');
+      await client.close();
+      return response;
+    };
+    await one.check(await one.outcome(call()));
+  },
+
   async bad_metadata(one) {
     try {
       await one.client.call('/echo', 'x', one.options);

@@ -9,9 +9,11 @@ const sdk = createRequire(join(process.cwd(), 'package.json'))('valkyrie-sdk');
 const cases = JSON.parse(await readFile(process.env.VALKYRIE_CONFORMANCE_CASES, 'utf8'));
 const endpoint = process.env.VALKYRIE_CONFORMANCE_ENDPOINT;
 // Trust is for what is encrypted.
-const trusted = /^(tls|wss|quic):/.test(endpoint)
-  ? { trustedCertificates: await readFile(process.env.VALKYRIE_CONFORMANCE_CERTIFICATES, 'utf8') }
-  : {};
+const sealed = process.env.VALKYRIE_CONFORMANCE_SEALED === '1';
+const trusted =
+  sealed || /^(tls|wss|quic):/.test(endpoint)
+    ? { trustedCertificates: await readFile(process.env.VALKYRIE_CONFORMANCE_CERTIFICATES, 'utf8'), sealed }
+    : {};
 const settings = {
   endpoint,
   absent: process.env.VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT,

@@ -367,6 +367,28 @@ async def do_connect(one: Case) -> None:
     await one.check(await outcome(call()))
 
 
+async def do_connect_with(one: Case) -> None:
+    """As the case says, and in no other way."""
+
+    def file(key: str) -> Path | None:
+        return Path(one.fields[key]) if key in one.fields else None
+
+    certificates, key = file("identity"), file("key")
+
+    async def call() -> valkyrie.Response:
+        async with valkyrie.connect(
+            one.fields["endpoint"],
+            trusted_certificates=file("trusted"),
+            revocation_lists=file("revoked"),
+            identity=(certificates, key) if certificates and key else None,
+            server_name=one.text("server_name"),
+            min_security=one.text("min_security"),
+        ) as client:
+            return await client.call_with_response("/echo", b"x")
+
+    await one.check(await outcome(call()))
+
+
 async def do_bad_metadata(one: Case) -> str:
     try:
         await one.client.call("/echo", b"x", **one.options)
@@ -416,12 +438,13 @@ async def do_after_shutdown(one: Case) -> None:
 ENDPOINT = os.environ["VALKYRIE_CONFORMANCE_ENDPOINT"]
 ABSENT = os.environ["VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT"]
 CERTIFICATES = Path(os.environ["VALKYRIE_CONFORMANCE_CERTIFICATES"]).read_text()
+SEALED = os.environ.get("VALKYRIE_CONFORMANCE_SEALED") == "1"
 
 
 def connect(endpoint: str) -> Awaitable[valkyrie.Client]:
     # Trust is for what is encrypted.
-    encrypted = endpoint.startswith(("tls:", "wss:", "quic:"))
-    return valkyrie.connect(endpoint, trusted_certificates=CERTIFICATES if encrypted else None)
+    encrypted = SEALED or endpoint.startswith(("tls:", "wss:", "quic:"))
+    return valkyrie.connect(endpoint, trusted_certificates=CERTIFICATES if encrypted else None, sealed=SEALED)
 
 
 async def main() -> int:

@@ -10,7 +10,9 @@ use std::{
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::{task::JoinSet, time::timeout};
-use valkyrie_sdk::{CallOptions, Client, Code, Metadata, RecvStream, Response, SendStream, Status};
+use valkyrie_sdk::{
+    CallOptions, Client, Code, Metadata, Pem, RecvStream, Response, Security, SendStream, Status,
+};
 
 use crate::server::versions;
 
@@ -26,6 +28,8 @@ pub struct Settings {
     pub absent: String,
     /// PEM text of the certificate that the server shows where its transport is encrypted.
     pub certificates: String,
+    /// Whether to seal what is carried.
+    pub sealed: bool,
 }
 
 impl Settings {
@@ -33,11 +37,11 @@ impl Settings {
         let client = Client::builder().endpoint(endpoint).versions(versions());
         // Trust is for what is encrypted.
         let encrypted = ["tls:", "wss:", "quic:"].iter().any(|scheme| endpoint.starts_with(scheme));
-        let client = match encrypted {
+        let client = match encrypted || self.sealed {
             true => client.trusted_certificates(self.certificates.clone()),
             false => client,
         };
-        client.build().await
+        client.sealed(self.sealed).build().await
     }
 }
 
@@ -152,6 +156,7 @@ impl Case<'_> {
             "in_flight" => self.in_flight().await,
             "go_away" => self.go_away().await,
             "connect" => self.connect().await,
+            "connect_with" => self.connect_with().await,
             "bad_metadata" => match self.metadata() {
                 Ok(_) => Err("the metadata was taken".into()),
                 Err(error) => Ok(error),
@@ -552,6 +557,32 @@ impl Case<'_> {
             Ok(_) => Err("connected".into()),
             Err(status) => self.check(&Got::failed(status)).await,
         }
+    }
+
+    /// As the case says, and in no other way.
+    async fn connect_with(&self) -> Verdict {
+        let mut client = Client::builder().endpoint(self.text("endpoint").unwrap_or_default());
+        let file = |key: &str| self.text(key).map(Pem::file);
+        if let Some(trusted) = file("trusted") {
+            client = client.trusted_certificates(trusted);
+        }
+        if let Some(revoked) = file("revoked") {
+            client = client.revocation_lists(revoked);
+        }
+        if let Some((certificates, key)) = file("identity").zip(file("key")) {
+            client = client.identity(certificates, key);
+        }
+        if let Some(name) = self.text("server_name") {
+            client = client.server_name(name);
+        }
+        if let Some(least) = self.text("min_security") {
+            client = client.min_security(Security::from_name(&least).ok_or("no such security")?);
+        }
+        let got = match client.build().await {
+            Ok(client) => client.call("/echo", "x").await.into(),
+            Err(status) => Got::failed(status),
+        };
+        self.check(&got).await
     }
 
     async fn own_client(&self) -> Result<Client, String> {

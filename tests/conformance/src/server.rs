@@ -19,7 +19,7 @@ pub fn methods() -> Methods {
 }
 
 /// Opens a fresh server with the same methods that a caller may end, and gives its endpoint for `scheme`: `tcp`,
-/// `ws`, `unix`, `quic` or `memory`. It lives until it is shut down or the process ends.
+/// `ws`, `tls`, `wss`, `unix`, `quic` or `memory`. It lives until it is shut down or the process ends.
 ///
 /// # Errors
 /// INVALID_ARGUMENT for another scheme; BIND_FAILED.
@@ -31,6 +31,7 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
         "unix" => format!("unix://{}", std::env::temp_dir().join(name).display()),
         "memory" => format!("memory:{name}"),
         "quic" => "quic://127.0.0.1:0".to_owned(),
+        "tls" | "wss" => "tls://127.0.0.1:0".to_owned(),
         other => {
             let message = format!("no private server for scheme {other:?}");
             return Err(Status::new(Code::InvalidArgument, message));

@@ -6,6 +6,10 @@ use valkyrie_sdk::ServerBuilder;
 const CASES: &str = include_str!("../cases.json");
 
 async fn passes_on(scheme: &str, bind: String, absent: String) {
+    passes(scheme, bind, absent, false).await;
+}
+
+async fn passes(scheme: &str, bind: String, absent: String, sealed: bool) {
     let (certificates, key) = identity();
     let builder =
         ServerBuilder::new().bind(bind).identity(certificates.as_str(), key.as_str()).open_to_all(true);
@@ -15,7 +19,7 @@ async fn passes_on(scheme: &str, bind: String, absent: String) {
     let serving = tokio::spawn(async move { server.start().await });
     let mut failed = Vec::new();
     let mut count = 0;
-    run(&Settings { endpoint, absent, certificates: certificates.clone() }, CASES, |outcome| {
+    run(&Settings { endpoint, absent, certificates: certificates.clone(), sealed }, CASES, |outcome| {
         count += 1;
         if !outcome.ok {
             failed.push(outcome.to_string());
@@ -44,6 +48,24 @@ async fn cases_pass_on_tcp() {
 async fn cases_pass_on_ws() {
     let absent = Absent::new().unwrap();
     passes_on("ws", "127.0.0.1:0".into(), format!("ws://{}", absent.address().unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cases_pass_on_tls() {
+    let absent = Absent::new().unwrap();
+    passes_on("tls", "tls://127.0.0.1:0".into(), format!("tls://{}", absent.address().unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cases_pass_on_wss() {
+    let absent = Absent::new().unwrap();
+    passes_on("wss", "tls://127.0.0.1:0".into(), format!("wss://{}", absent.address().unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cases_pass_in_sealed_sessions() {
+    let absent = Absent::new().unwrap();
+    passes("tcp", "127.0.0.1:0".into(), format!("tcp://{}", absent.address().unwrap()), true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

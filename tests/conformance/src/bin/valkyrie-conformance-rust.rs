@@ -26,7 +26,11 @@ async fn cases() -> Result<(), String> {
     let certificates = setting("CERTIFICATES")?;
     let certificates =
         std::fs::read_to_string(&certificates).map_err(|error| format!("{certificates}: {error}"))?;
-    let settings =
-        Settings { endpoint: setting("ENDPOINT")?, absent: setting("ABSENT_ENDPOINT")?, certificates };
+    let settings = Settings {
+        endpoint: setting("ENDPOINT")?,
+        absent: setting("ABSENT_ENDPOINT")?,
+        certificates,
+        sealed: setting("SEALED").is_ok_and(|sealed| sealed == "1"),
+    };
     run(&settings, &cases, |outcome| println!("{outcome}")).await
 }

@@ -33,19 +33,26 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .bind(bind)
         .bind(format!("unix://{}", path.display()))
         .bind("quic://127.0.0.1:0")
+        .bind("tls://127.0.0.1:0")
         .identity(certificates.as_str(), key.as_str())
         .open_to_all(true);
     let server = methods().register(builder).build().await?;
     let address = server.local_addr().ok_or("no tcp address")?;
+    let endpoint =
+        |scheme: &str| server.endpoints().into_iter().find(|endpoint| endpoint.starts_with(scheme));
     let endpoints = serde_json::json!({
         "tcp": format!("tcp://{address}"),
         "ws": format!("ws://{address}"),
         "unix": format!("unix://{}", path.display()),
-        "quic": server.endpoints().into_iter().find(|endpoint| endpoint.starts_with("quic:")),
+        "quic": endpoint("quic:"),
+        "tls": endpoint("tls:"),
+        "wss": endpoint("wss:"),
         "certificates": trusted,
         "absent_quic": format!("quic://{}", absent_udp.local_addr()?),
         "absent_tcp": format!("tcp://{}", absent.address()?),
         "absent_ws": format!("ws://{}", absent.address()?),
+        "absent_tls": format!("tls://{}", absent.address()?),
+        "absent_wss": format!("wss://{}", absent.address()?),
         "absent_unix": format!("unix://{}.absent", path.display()),
     });
     println!("{endpoints}");
