@@ -30,7 +30,7 @@ def nats(a, b):
     with open(f, "w") as h: h.write(f'listen: "127.0.0.1:{a}"\nmax_payload: 8388608\nmax_pending: 2147483648\nmax_connections: 65536\n')
     return [[shutil.which("nats-server") or "/usr/sbin/nats-server", "-c", f], ["@wait"], [R + "nats", "serve", "--port", str(a)]]
 SERVERS = {
-    "valkyrie": lambda a, b: [[R + "valkyrie", "serve", "--port", str(a)]],
+    "valkyrie": std("valkyrie"),
     "valkyriespin": lambda a, b: [[R + "valkyrie", "serve", "--port", str(a), "--spin", "50"]],
     "raw": std("raw"), "tonic": std("tonic"),
     "rustblock": lambda a, b: [[R + "raw", "serve", "--port", str(a), "--mode", "blocking"]],
@@ -50,7 +50,8 @@ PEERS = [
     ("c-blocking (floor)", "cblock", [C + "raw", "bench"], "umpskb", "c"),
     ("c-raw-blocking", "raw", [C + "raw", "bench"], "uk", "c"),
     ("rust-blocking (floor)", "rustblock", rs("raw", "--mode", "blocking"), "uk", "rust"),
-    ("rust-valkyrie", "valkyrie", rs("valkyrie"), "umspcikb", "rust"),
+    ("rust-valkyrie", "valkyrie", rs("valkyrie"), "umspciktb", "rust"),
+    ("rust-valkyrie-sealed", "valkyrie", rs("valkyrie", "--sealed"), "umk", "rust"),
     ("rust-valkyrie-spin", "valkyriespin", rs("valkyrie", "--spin", "50"), "um", "rust"),
     ("rust-tokio-raw", "raw", rs("raw"), "umspciktb", "rust"),
     ("rust-tonic", "tonic", rs("tonic"), "umspciktb", "rust"),
@@ -121,7 +122,7 @@ def specs(group, name, caps, lang):
     elif group == "connect":
         if "k" in caps: out.append(dict(w="connect", n=(20 if "zenoh" in name or "nng" in name else 100) // (2 if q else 1), label="connect"))
         if "t" in caps:
-            out.append(dict(w="connect", n=60 // (2 if q else 1), label="connect_tls", tls=True)); u("tls_u1_32", 32, 1, tls=True); u("tls_u64_32", 32, 64, tls=True); u("tls_u1_64k", 65536, 1, tls=True)
+            out.append(dict(w="connect", n=60 // (2 if q else 1), label="connect_tls", tls=True)); u("tls_u1_32", 32, 1, tls=True); u("tls_u64_32", 32, 64, tls=True); u("tls_u64_1k", 1024, 64, tls=True); u("tls_u1_64k", 65536, 1, tls=True)
             out.append(dict(w="bulk", size=65536, count=(2048 if slow else 8192) // (4 if q else 1), label="tls_bulk_64k", tls=True))
     elif group == "conns" and "c" in caps: out.append(dict(w="conns", n=200 if q else 1000, secs=SECS * 1.5, label="conns1000"))
     elif group == "idle" and "i" in caps: out.append(dict(w="idle", n=1000 if q else 10000, label="idle10k"))
@@ -249,7 +250,7 @@ def table(rows):
         ("64 x 1 KiB", rps("u64_1k")), ("64 x 64 KiB", rps("u64_64k"))])
     t("(c,h) streams", [("server stream 32 B, k msg/s", lambda p: g(p, "sstream_32", "mps", "{:.0f}", 1e-3)), ("bidi ping-pong us p50/p99/p99.9", lat("pingpong_32")), ("bulk 64 KiB, GB/s", lambda p: g(p, "bulk_64k", "gbps", "{:.2f}"))])
     t("(d,e) connections", [("1,000 conns, k req/s", rps("conns1000")), ("p99 us", lambda p: g(p, "conns1000", "p99_us")), ("server RSS/conn (1,000), KiB", lambda p: g(p, "conns1000", "srv_rss_per_conn", "{:.1f}", 1 / 1024)), ("client RSS/conn (1,000), KiB", lambda p: g(p, "conns1000", "cli_rss_per_conn", "{:.1f}", 1 / 1024)), ("server RSS/conn (10,000 idle), KiB", lambda p: g(p, "idle10k", "srv_rss_per_conn", "{:.1f}", 1 / 1024)), ("client RSS/conn (idle), KiB", lambda p: g(p, "idle10k", "cli_rss_per_conn", "{:.1f}", 1 / 1024)), ("conns opened/s", lambda p: g(p, "idle10k", "conns_per_s"))])
-    t("(f,g) connect to first response, us p50/p99, and TLS", [("connect", lambda p: g(p, "connect", "p50_us") + "/" + g(p, "connect", "p99_us")), ("connect TLS", lambda p: g(p, "connect_tls", "p50_us") + "/" + g(p, "connect_tls", "p99_us")), ("TLS 32 B us p50/p99/p99.9", lat("tls_u1_32")), ("TLS 64 KiB us", lat("tls_u1_64k")), ("TLS 64 x 32 B, k req/s", rps("tls_u64_32")), ("TLS bulk GB/s", lambda p: g(p, "tls_bulk_64k", "gbps", "{:.2f}"))])
+    t("(f,g) connect to first response, us p50/p99, and TLS", [("connect", lambda p: g(p, "connect", "p50_us") + "/" + g(p, "connect", "p99_us")), ("connect TLS", lambda p: g(p, "connect_tls", "p50_us") + "/" + g(p, "connect_tls", "p99_us")), ("TLS 32 B us p50/p99/p99.9", lat("tls_u1_32")), ("TLS 64 KiB us", lat("tls_u1_64k")), ("TLS 64 x 32 B, k req/s", rps("tls_u64_32")), ("TLS 64 x 1 KiB, k req/s", rps("tls_u64_1k")), ("TLS bulk GB/s", lambda p: g(p, "tls_bulk_64k", "gbps", "{:.2f}"))])
     def m(p, l, k): return statistics.median(agg[(p, l, k)]) if (p, l, k) in agg else None
     everyone = peers; langs = {p[0]: p[4] for p in PEERS}
     for ours in [p for p in everyone if "valkyrie" in p]:

@@ -16,8 +16,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use valkyrie_sdk::{
-    CallOptions, Client, ClientBuilder, Code, EchoHandler, Peer, Pem, Reason, Reply, Security, ServerBuilder,
-    ServerControl, Status, handler_fn,
+    Authenticator, BoxFuture, CallOptions, Client, ClientBuilder, Code, EchoHandler, Peer, Pem, Principal,
+    Reason, Refusal, Reply, Security, ServerBuilder, ServerControl, Status, handler_fn,
 };
 
 /// A hang is bounded far above anything that should take that long.
@@ -58,6 +58,25 @@ impl Authority {
         change(&mut params);
         let key = KeyPair::generate().unwrap();
         Shown { chain: params.signed_by(&key, &self.issuer).unwrap().pem(), key: key.serialize_pem() }
+    }
+}
+
+/// Takes one token.
+struct One;
+
+impl Authenticator for One {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a [u8],
+        _: &'a Peer,
+        _: std::time::SystemTime,
+    ) -> BoxFuture<'a, Result<Principal, Refusal>> {
+        Box::pin(async move {
+            match token {
+                b"good" => Ok(Principal::new("sub:alice")),
+                _ => Err(Refusal("it is another".into())),
+            }
+        })
     }
 }
 
@@ -547,6 +566,7 @@ async fn a_wire_sees_no_plaintext() {
         let target = of(&endpoints, scheme).split_once("://").unwrap().1.to_owned();
         let wire = Wire::to(target, |_, _| {}).await;
         let mut builder = Client::builder().endpoint(format!("{scheme}://{}", wire.address));
+        builder = builder.token("canary-4f1b9c62");
         if sealed || scheme != "tcp" {
             builder = builder.trusted_certificates(authority.pem.clone()).sealed(sealed);
         }
@@ -664,4 +684,31 @@ async fn with_credentials_and_without_a_policy_nobody_may_call_anything_but_heal
         );
         control.shutdown_now();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_pass_inside_of_what_is_encrypted() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    let whoami = handler_fn(|call| async move { Ok(Reply::message(call.principal().id().to_owned())) });
+    let builder =
+        ServerBuilder::new().bind("127.0.0.1:0").bind("tls://127.0.0.1:0").bind("quic://127.0.0.1:0");
+    let builder = builder.identity(shown.chain, shown.key).authenticator(One).handler("/whoami", whoami);
+    let (endpoints, control) = start(builder).await;
+    for (scheme, sealed) in
+        [("tls", false), ("wss", false), ("quic", false), ("tcp", true), ("ws", true), ("wss", true)]
+    {
+        let connect = |token: &str| {
+            let builder = Client::builder().endpoint(of(&endpoints, scheme)).sealed(sealed).token(token);
+            builder.trusted_certificates(authority.pem.clone())
+        };
+        let client = bounded("a connect", connect("good").build()).await.unwrap();
+        let answer = bounded("a call", client.call("/whoami", "")).await.unwrap();
+        assert_eq!(answer.message, "sub:alice", "{scheme}, sealed: {sealed}");
+        client.close().await;
+    }
+    let builder = Client::builder().endpoint(of(&endpoints, "tls")).token("bad");
+    let status = refused(builder.trusted_certificates(authority.pem.clone())).await;
+    assert_eq!(status.reason(), Reason::CREDENTIALS_REFUSED, "{status}");
+    control.shutdown().await;
 }

@@ -38,7 +38,7 @@ const READ_LEAST: usize = 4 << 10;
 const READ_MOST: usize = 64 << 10;
 /// What a stranger may send before it has proven who it is.
 const MOST_BEFORE: usize = 16 << 10;
-/// Records in a row that bring nothing, such as updates of keys; each such amount of bytes allows one more.
+/// Records that bring nothing, such as updates of keys; each such amount of bytes forgives one.
 const MOST_EMPTY: u32 = 32;
 const ONE_MORE_AFTER: usize = 64 << 10;
 
@@ -522,5 +522,158 @@ impl<S: Side> Transport for Tls<S> {
 
     fn pollable(&mut self) -> Option<&mut dyn Pollable> {
         self.inner.pollable()
+    }
+}
+
+#[cfg(all(test, feature = "native"))]
+mod tests {
+    use std::{
+        collections::HashSet,
+        sync::{Arc, Mutex},
+    };
+
+    use rustls::{
+        ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite, Tls13CipherSuite,
+        crypto::{
+            CryptoProvider,
+            cipher::{
+                AeadKey, Iv, MessageDecrypter, MessageEncrypter, OutboundOpaqueMessage, OutboundPlainMessage,
+                Tls13AeadAlgorithm, UnsupportedOperationError,
+            },
+            ring::default_provider,
+        },
+        pki_types::{CertificateDer, PrivateKeyDer, ServerName},
+    };
+
+    use super::*;
+    use crate::{
+        Listener,
+        transport::memory::{Memory, MemoryListener},
+    };
+
+    /// After so many records a key is used up.
+    const KEY_LASTS: u64 = 50;
+
+    /// Every key that encrypted anything, with its nonces: a key has one base for all of its nonces, so the number of the
+    /// record tells them apart.
+    type Used = Arc<Mutex<HashSet<(Vec<u8>, u64)>>>;
+
+    /// An algorithm that notes what it encrypts with.
+    struct Noting(&'static dyn Tls13AeadAlgorithm, Used);
+
+    impl Tls13AeadAlgorithm for Noting {
+        fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
+            let named = [key.as_ref(), iv.as_ref()].concat();
+            Box::new(NotingEncrypter(self.0.encrypter(key, iv), named, self.1.clone()))
+        }
+
+        fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
+            self.0.decrypter(key, iv)
+        }
+
+        fn key_len(&self) -> usize {
+            self.0.key_len()
+        }
+
+        fn extract_keys(
+            &self,
+            key: AeadKey,
+            iv: Iv,
+        ) -> Result<rustls::ConnectionTrafficSecrets, UnsupportedOperationError> {
+            self.0.extract_keys(key, iv)
+        }
+    }
+
+    struct NotingEncrypter(Box<dyn MessageEncrypter>, Vec<u8>, Used);
+
+    impl MessageEncrypter for NotingEncrypter {
+        fn encrypt(
+            &mut self,
+            message: OutboundPlainMessage<'_>,
+            sequence: u64,
+        ) -> Result<OutboundOpaqueMessage, rustls::Error> {
+            let is_new = self.2.lock().unwrap().insert((self.1.clone(), sequence));
+            assert!(is_new, "a nonce is used twice");
+            self.0.encrypt(message, sequence)
+        }
+
+        fn encrypted_payload_len(&self, len: usize) -> usize {
+            self.0.encrypted_payload_len(len)
+        }
+    }
+
+    /// A provider with one suite, whose keys last for few records.
+    fn provider(suite: &'static Tls13CipherSuite, used: &Used) -> Arc<CryptoProvider> {
+        let aead: &'static Noting = Box::leak(Box::new(Noting(suite.aead_alg, used.clone())));
+        let common = rustls::crypto::CipherSuiteCommon { confidentiality_limit: KEY_LASTS, ..suite.common };
+        let suite = Box::leak(Box::new(Tls13CipherSuite { common, aead_alg: aead, ..*suite }));
+        let mut provider = default_provider();
+        provider.cipher_suites = vec![SupportedCipherSuite::Tls13(suite)];
+        Arc::new(provider)
+    }
+
+    async fn send(from: &mut dyn Transport, bytes: &[u8]) {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            let parts = [IoSlice::new(&bytes[sent..])];
+            sent += std::future::poll_fn(|cx| from.poll_write(cx, &parts)).await.unwrap();
+        }
+        std::future::poll_fn(|cx| from.poll_flush(cx)).await.unwrap();
+    }
+
+    async fn receive(from: &mut dyn Transport, len: usize) -> Vec<u8> {
+        let mut read = ReadBuffer::default();
+        while read.bytes.len() < len {
+            assert!(std::future::poll_fn(|cx| from.poll_read(cx, &mut read)).await.unwrap() > 0);
+        }
+        read.bytes.to_vec()
+    }
+
+    #[tokio::test]
+    async fn no_nonce_is_used_twice_however_often_keys_change() {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let chain: Vec<CertificateDer<'static>> = vec![made.cert.der().clone()];
+        for suite in default_provider().cipher_suites.iter().filter_map(|suite| suite.tls13()) {
+            let used = Used::default();
+            let provider = provider(suite, &used);
+            let mut roots = RootCertStore::empty();
+            roots.add(chain[0].clone()).unwrap();
+            let client = ClientConfig::builder_with_provider(provider.clone());
+            let client = client.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+            let mut client = client.with_root_certificates(roots).with_no_client_auth();
+            client.alpn_protocols = vec![ALPN_SEALED.to_vec()];
+            let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+            let server = ServerConfig::builder_with_provider(provider);
+            let server = server.with_protocol_versions(&[&rustls::version::TLS13]).unwrap();
+            let mut server = server.with_no_client_auth().with_single_cert(chain.clone(), key).unwrap();
+            server.alpn_protocols = vec![ALPN_SEALED.to_vec()];
+            server.send_tls13_tickets = 0;
+
+            let name = format!("tls-keys-{:?}", suite.common.suite);
+            let mut listener = MemoryListener::bind(&name).unwrap();
+            let endpoint = Endpoint::parse(&format!("memory:{name}")).unwrap();
+            let (near, far) =
+                tokio::join!(Memory.connect(&endpoint), std::future::poll_fn(|cx| listener.poll_accept(cx)),);
+            let side =
+                UnbufferedClientConnection::new(client.into(), ServerName::try_from("localhost").unwrap());
+            let mut near = Tls::new(side.unwrap(), near.unwrap(), ReadBuffer::default());
+            let (greeted, far) = tokio::join!(
+                std::future::poll_fn(|cx| near.poll_handshake(cx)),
+                accept(far.unwrap().0, ReadBuffer::default(), server.into()),
+            );
+            greeted.unwrap();
+            let mut far = far.unwrap();
+            for number in 0..1_000u32 {
+                let message = number.to_le_bytes().repeat(1 << 10);
+                send(&mut near, &message).await;
+                assert!(receive(&mut far, message.len()).await == message);
+                send(&mut far, &message).await;
+                assert!(receive(&mut near, message.len()).await == message);
+            }
+            let used = used.lock().unwrap();
+            let keys: HashSet<&[u8]> = used.iter().map(|(key, _)| &key[..]).collect();
+            assert!(used.len() >= 2_000 && keys.len() >= 2_000 / KEY_LASTS as usize, "{} keys", keys.len());
+            assert!(used.iter().all(|(_, sequence)| *sequence <= KEY_LASTS + 1));
+        }
     }
 }

@@ -1,8 +1,8 @@
-//! Valkyrie, with its own server and every default. `--spin US` lets either side spin before it sleeps.
+//! Valkyrie, with its own server and every default. `--spin US` lets either side spin before it sleeps; `--sealed` seals.
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use harness::{arg, Client, Opts, Res};
 use std::time::Instant;
-use valkyrie_sdk::{handler_fn, CallOptions, EchoHandler, Reply, ServerBuilder, ServerCall, Status};
+use valkyrie_sdk::{handler_fn, CallOptions, EchoHandler, Pem, Reply, ServerBuilder, ServerCall, Status};
 
 /// Answers a message of count and size (u64, u32, little endian) with that many messages of that size.
 async fn stream(mut call: ServerCall) -> Result<Reply, Status> {
@@ -21,7 +21,11 @@ fn spin() -> u64 {
 
 async fn server() -> Res<()> {
     let port = arg("--port").ok_or("--port is missing")?;
-    let builder = ServerBuilder::new().bind(format!("127.0.0.1:{port}")).max_connections(20_000).spin_us(spin());
+    let mut builder = ServerBuilder::new().bind(format!("127.0.0.1:{port}")).max_connections(20_000).spin_us(spin());
+    if let (Some(tls), Some(chain), Some(key)) = (arg("--tls-port"), arg("--cert"), arg("--key")) {
+        let certificates = (Pem::file(chain), Pem::file(key));
+        builder = builder.bind(format!("tls://127.0.0.1:{tls}")).identity(certificates.0, certificates.1).open_to_all(true);
+    }
     let server = builder.handler("/echo", EchoHandler).handler("/stream", handler_fn(stream)).build().await?;
     Ok(server.start().await?)
 }
@@ -30,7 +34,12 @@ struct Valkyrie(valkyrie_sdk::Client);
 
 impl Client for Valkyrie {
     async fn connect(options: &Opts) -> Res<Self> {
-        let client = valkyrie_sdk::Client::builder().endpoint(format!("tcp://{}", options.addr)).spin_us(spin());
+        let sealed = std::env::args().any(|argument| argument == "--sealed");
+        let scheme = if options.tls { "tls" } else { "tcp" };
+        let mut client = valkyrie_sdk::Client::builder().endpoint(format!("{scheme}://{}", options.addr)).spin_us(spin());
+        if options.tls || sealed {
+            client = client.trusted_certificates(Pem::file(&options.ca)).server_name("localhost").sealed(sealed);
+        }
         Ok(Self(client.build().await?))
     }
 
