@@ -48,7 +48,7 @@ test('the manifests, the optional dependencies and what is looked for are the sa
         description: undefined,
         license: ours.license,
         main: 'valkyrie.node',
-        files: ['valkyrie.node'],
+        files: ['valkyrie.node', 'sbom.cdx.json'],
         os: [os],
         cpu: [cpu],
         ...(os === 'linux' ? { libc: [{ gnu: 'glibc', musl: 'musl' }[abi]] } : {}),
