@@ -717,6 +717,7 @@ static void run(const test_case *one) {
         said.identity_certificates = files[2];
         said.identity_key = files[3];
         said.server_name = raw(one, "server_name");
+        said.sealed = (uint32_t)number(one, "sealed");
         if (least) said.min_security = strcmp(least, "tls") ? VALKYRIE_SECURITY_MTLS : VALKYRIE_SECURITY_TLS;
         valkyrie_code code = valkyrie_client_connect(raw(one, "endpoint"), &said, &client, &error);
         check_and_drop(one, code ? settle(code, NULL, error) : echo(client));

@@ -309,6 +309,7 @@ const ACTIONS = {
         identity,
         serverName: one.fields.server_name,
         minSecurity: one.fields.min_security,
+        sealed: one.fields.sealed === 1,
       });
       const response = await client.callWithResponse('/echo', 'x');
       await client.close();

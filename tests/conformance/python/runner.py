@@ -383,6 +383,7 @@ async def do_connect_with(one: Case) -> None:
             identity=(certificates, key) if certificates and key else None,
             server_name=one.text("server_name"),
             min_security=one.text("min_security"),
+            sealed=one.fields.get("sealed") == 1,
         ) as client:
             return await client.call_with_response("/echo", b"x")
 

@@ -575,6 +575,7 @@ impl Case<'_> {
         if let Some(name) = self.text("server_name") {
             client = client.server_name(name);
         }
+        client = client.sealed(self.number("sealed") == Some(1));
         if let Some(least) = self.text("min_security") {
             client = client.min_security(Security::from_name(&least).ok_or("no such security")?);
         }

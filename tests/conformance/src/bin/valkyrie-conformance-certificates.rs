@@ -1,5 +1,5 @@
-//! Servers that show and ask for every certificate of tests/certificates, one port for each row, and the cases that each
-//! language's runner then runs: it prints where they are as one line of JSON and ends when its standard input closes.
+//! Servers that show and ask for every certificate of tests/certificates, and wires that change a record as records.json
+//! says, one port for each row, and the cases that each language's runner then runs: it prints where they are as one line of JSON and ends when its standard input closes.
 #![forbid(unsafe_code)]
 
 use std::{
@@ -21,7 +21,8 @@ use rustls::{
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use valkyrie_certificates::{Certificates, Side, rows};
-use valkyrie_sdk::{Code, EchoHandler, Pem, Reason, Security, ServerBuilder, Status};
+use valkyrie_conformance::records;
+use valkyrie_sdk::{Client, Code, EchoHandler, Pem, Reason, Security, ServerBuilder, Status};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
@@ -41,7 +42,8 @@ async fn serve() -> Outcome<()> {
         std::env::temp_dir().join(format!("valkyrie-conformance-certificates-{}", std::process::id()));
     Certificates::new().write(&folder)?;
     let file = folder.join("cases.json");
-    let cases = [of_certificates(&folder).await?, of_strangers(&folder).await?].concat();
+    let cases =
+        [of_certificates(&folder).await?, of_strangers(&folder).await?, of_wires(&folder).await?].concat();
     std::fs::write(&file, serde_json::to_string(&cases)?)?;
     let rotating = folder.join("rotating");
     println!("{}", json!({ "cases": file, "rotating": rotating, "endpoint": rotates(&rotating).await? }));
@@ -146,6 +148,33 @@ async fn of_strangers(folder: &Path) -> Outcome<Vec<Value>> {
         ("ssh_behind_tls", b"SSH-2.0-OpenSSH_9.9\r\n", "TLS_NOT_SPOKEN"),
     ] {
         cases.push(case(what, &saying(bytes)?, reason, &[name, trust]));
+    }
+    Ok(cases)
+}
+
+/// Wires that change one record, of TLS and of a sealed session.
+async fn of_wires(folder: &Path) -> Outcome<Vec<Value>> {
+    let own = folder.join("good_p256");
+    let [chain, key, trusted] = ["chain.pem", "key.pem", "trusted.pem"].map(|name| own.join(name));
+    let identity = || ServerBuilder::new().identity(Pem::file(&chain), Pem::file(&key));
+    let servers = [("tls", ours(identity()).await?), ("tcp", serve_on("127.0.0.1:0", identity()).await?)];
+    let mut cases = Vec::new();
+    for row in records::rows() {
+        for (scheme, server) in &servers {
+            let sealed = *scheme == "tcp";
+            let target = server.split_once("://").ok_or("an endpoint has a scheme")?.1;
+            let endpoint = format!("{scheme}://{}", records::wire(&row, target)?);
+            // The first connection passes unchanged, and is what later ones are changed by.
+            let client = Client::builder().endpoint(&endpoint).sealed(sealed).server_name("localhost");
+            let client = client.trusted_certificates(Pem::file(&trusted)).build().await?;
+            client.request("first").await?;
+            client.close().await;
+            let name = format!("{}_{}", if sealed { "sealed" } else { "tls" }, row.case);
+            let fields = [("server_name", Path::new("localhost")), ("trusted", trusted.as_path())];
+            let mut case = case(&name, &endpoint, &row.reason, &fields);
+            case["sealed"] = u8::from(sealed).into();
+            cases.push(case);
+        }
     }
     Ok(cases)
 }
