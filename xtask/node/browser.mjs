@@ -1,4 +1,5 @@
 // A headless browser, and a server of files for what runs in it: used by page.mjs and bundles.mjs.
+import { createHash, X509Certificate } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { extname, resolve, sep } from 'node:path';
@@ -13,18 +14,25 @@ const TYPES = {
   '.wasm': 'application/wasm',
 };
 
-/** Starts `chromium` or `firefox`; VALKYRIE_CHROMIUM and VALKYRIE_FIREFOX name others than Debian's. */
-export async function launch(name) {
+/** Starts `chromium` or `firefox`; VALKYRIE_CHROMIUM and VALKYRIE_FIREFOX name others than Debian's. `trusted`, PEM text, is a
+ * certificate to take from a server, which no authority of the browser's has signed. */
+export async function launch(name, trusted) {
   // A page may take that long; a soak as much longer as it does more.
   const common = { headless: true, protocolTimeout: 600_000 * Number(process.env.VALKYRIE_SOAK ?? 1) };
   if (name === 'firefox') {
     const executablePath = process.env.VALKYRIE_FIREFOX ?? '/usr/bin/firefox-esr';
-    return await puppeteer.launch({ ...common, browser: 'firefox', executablePath });
+    // It has no way to trust a single one without a profile made by other tools.
+    const acceptInsecureCerts = trusted !== undefined;
+    return await puppeteer.launch({ ...common, acceptInsecureCerts, browser: 'firefox', executablePath });
   }
   if (name !== 'chromium') throw new Error(`there is no browser ${name}: chromium or firefox`);
   const executablePath = process.env.VALKYRIE_CHROMIUM ?? '/usr/bin/chromium';
   // Chromium's sandbox refuses to run as root, which is what containers are; the page is our own.
   const args = process.getuid?.() === 0 ? ['--no-sandbox'] : [];
+  if (trusted !== undefined) {
+    const key = new X509Certificate(trusted).publicKey.export({ type: 'spki', format: 'der' });
+    args.push(`--ignore-certificate-errors-spki-list=${createHash('sha256').update(key).digest('base64')}`);
+  }
   return await puppeteer.launch({ ...common, browser: 'chrome', executablePath, args });
 }
 

@@ -77,15 +77,16 @@ async function server(what) {
 }
 
 const pages = await serve(answer);
-const browser = await launch(name);
+// A page reads no file of the machine's: it gets the text.
+const { VALKYRIE_CONFORMANCE_CERTIFICATES: certificates, VALKYRIE_CONFORMANCE_ENDPOINT: endpoint } = process.env;
+const trusted = certificates && (await readFile(certificates, 'utf8'));
+const browser = await launch(name, endpoint?.startsWith('wss:') ? trusted : undefined);
 try {
   const page = await newPage(browser);
   await page.exposeFunction('server', server);
   await page.goto(pages.origin);
   const environment = Object.fromEntries(Object.entries(process.env).filter(([name]) => name.startsWith('VALKYRIE_')));
-  // A page reads no file of the machine's: it gets the text.
-  const certificates = environment.VALKYRIE_CONFORMANCE_CERTIFICATES;
-  if (certificates) environment.VALKYRIE_CONFORMANCE_CERTIFICATES = await readFile(certificates, 'utf8');
+  if (trusted) environment.VALKYRIE_CONFORMANCE_CERTIFICATES = trusted;
   await page.evaluate(
     async ({ url, environment }) => (await import(url)).default(environment),
     { url: `/page/${relative(process.cwd(), module)}`, environment },

@@ -52,7 +52,7 @@ impl Column {
 const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
 
 /// Every language over every transport that it has, and each with a peer of another version.
-const COLUMNS: [Column; 40] = [
+const COLUMNS: [Column; 44] = [
     Column::new("rust", "tcp", Peers::Same),
     Column::new("rust", "unix", Peers::Same),
     Column::new("rust", "ws", Peers::Same),
@@ -85,7 +85,11 @@ const COLUMNS: [Column; 40] = [
     Column::new("c", "sealed", Peers::Same),
     Column::new("c", "echo", Peers::Same),
     Column::new("chromium", "ws", Peers::Same),
+    Column::new("chromium", "wss", Peers::Same),
+    Column::new("chromium", "sealed", Peers::Same),
     Column::new("firefox", "ws", Peers::Same),
+    Column::new("firefox", "wss", Peers::Same),
+    Column::new("firefox", "sealed", Peers::Same),
     Column::new("rust", "tcp", Peers::NewerServer),
     Column::new("python", "tcp", Peers::NewerServer),
     Column::new("node", "tcp", Peers::NewerServer),
@@ -148,13 +152,15 @@ impl Server {
         self.endpoints[name].as_str().unwrap_or_default().to_owned()
     }
 
-    /// What a runner or a test gets in its environment, for a transport; `sealed` is a sealed session over tcp.
+    /// What a runner or a test gets in its environment, for a transport.
     pub(crate) fn variables(&self, scheme: &str) -> Variables {
-        let sealed = scheme == "sealed";
-        let at = if sealed { "tcp" } else { scheme };
+        self.variables_of(scheme, false)
+    }
+
+    fn variables_of(&self, scheme: &str, sealed: bool) -> Variables {
         let [certificates, absent] =
-            ["certificates", &format!("absent_{at}")].map(|name| self.endpoint(name));
-        variables(&self.endpoint(at), &certificates, &absent, sealed)
+            ["certificates", &format!("absent_{scheme}")].map(|name| self.endpoint(name));
+        variables(&self.endpoint(scheme), &certificates, &absent, sealed)
     }
 }
 
@@ -216,6 +222,9 @@ fn matrix(project: &Project) -> Outcome {
             }
             runner.envs(match column.scheme {
                 "echo" => echo_variables(),
+                // A sealed session over what the language has that is not encrypted.
+                "sealed" if is_browser(column.language) => server.variables_of("ws", true),
+                "sealed" => server.variables_of("tcp", true),
                 scheme => server.variables(scheme),
             });
             Ok(runner)
