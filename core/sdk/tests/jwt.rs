@@ -1,6 +1,7 @@
 //! What servers believe of tokens: the table of F60 in `jwt.json`, keys that come and go, and whatever a single byte changes.
 #![cfg(feature = "access")]
 
+mod random;
 mod tokens;
 
 use std::{
@@ -23,7 +24,7 @@ use valkyrie_sdk::{
     Principal, Reason, Record, StaticTokens, Status,
 };
 
-use self::tokens::Table;
+use self::{random::Random, tokens::Table};
 
 /// When these tests take place, in seconds since 1970.
 const NOW: u64 = 1_800_000_000;
@@ -144,27 +145,6 @@ fn a_principal_expires_with_its_token_and_not_later() {
     assert!(at_once(&jwt, &token, &peer, at(20)).is_err());
     let before_time = UNIX_EPOCH - Duration::from_secs(1);
     assert_eq!(at_once(&jwt, &token, &peer, before_time), Err("jwt: the clock is before 1970".into()));
-}
-
-/// A generator of numbers from a seed: xorshift64*.
-struct Random(u64);
-
-impl Random {
-    /// From `VALKYRIE_SEED`, or the clock; the seed is printed.
-    fn new() -> Self {
-        let given = std::env::var("VALKYRIE_SEED").ok().and_then(|seed| seed.parse().ok());
-        let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
-        let seed = given.unwrap_or_else(clock);
-        println!("VALKYRIE_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
-    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! TLS as users have it: tls://, wss://, quic:// and sealed sessions between a real client and a real server.
 #![cfg(all(feature = "quic", feature = "websocket"))]
 
+mod random;
+
 use std::{
     future::Future,
     sync::{
@@ -10,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use random::Random;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -711,4 +714,61 @@ async fn credentials_pass_inside_of_what_is_encrypted() {
     let status = refused(builder.trusted_certificates(authority.pem.clone())).await;
     assert_eq!(status.reason(), Reason::CREDENTIALS_REFUSED, "{status}");
     control.shutdown().await;
+}
+
+/// What a client says first, and what it says once it is greeted.
+async fn said_to(endpoint: &str, authority: String, sealed: bool) -> Vec<u8> {
+    let said: Arc<std::sync::Mutex<Vec<u8>>> = Arc::default();
+    let (scheme, target) = endpoint.split_once("://").unwrap();
+    let all = said.clone();
+    let wire =
+        Wire::to(target.to_owned(), move |_, piece| all.lock().unwrap().extend_from_slice(piece)).await;
+    let builder = Client::builder().endpoint(format!("{scheme}://{}", wire.address)).sealed(sealed);
+    let client = builder.trusted_certificates(authority).build().await.unwrap();
+    client.request("hello").await.unwrap();
+    client.close().await;
+    said.lock().unwrap().clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_stranger_says_to_tls_the_server_lives() {
+    let authority = Authority::new();
+    let shown = authority.leaf(|_| {});
+    let builder = ServerBuilder::new().bind("127.0.0.1:0").bind("tls://127.0.0.1:0");
+    let (endpoints, control) = start(builder.identity(shown.chain, shown.key)).await;
+    let mut chance = Random::new();
+    for (scheme, sealed) in [("tls", false), ("tcp", true)] {
+        let endpoint = of(&endpoints, scheme);
+        let said = bounded("a client", said_to(endpoint, authority.pem.clone(), sealed)).await;
+        for _ in 0..1_000 {
+            let mut bytes = said.clone();
+            for _ in 0..=chance.below(4) {
+                let (at, len) = (chance.below(bytes.len()), 1 + chance.below(64));
+                match chance.below(4) {
+                    0 => bytes[at] ^= 1 << chance.below(8),
+                    1 => bytes.truncate(at.max(1)),
+                    2 => {
+                        let end = (at + len).min(bytes.len());
+                        bytes.extend_from_within(at..end);
+                    }
+                    _ => {
+                        let noise = (0..len).map(|_| chance.below(256) as u8).collect::<Vec<_>>();
+                        bytes.splice(at..at, noise);
+                    }
+                }
+            }
+            let mut stranger = TcpStream::connect(endpoint.split_once("://").unwrap().1).await.unwrap();
+            // A server that has seen enough does not read the rest.
+            let _ = stranger.write_all(&bytes).await;
+            let _ = stranger.shutdown().await;
+            let _ = bounded("the end", stranger.read_to_end(&mut Vec::new())).await;
+        }
+        let builder =
+            Client::builder().endpoint(endpoint).trusted_certificates(authority.pem.clone()).sealed(sealed);
+        let client = bounded("a connect", builder.build()).await.unwrap();
+        assert_eq!(bounded("a call", client.request("still there")).await.unwrap(), "still there");
+        client.close().await;
+    }
+    // Nobody is left over: this ends when every connection has.
+    bounded("the shutdown", control.shutdown()).await;
 }
