@@ -74,8 +74,9 @@ impl Router {
                 if self.prefixes.iter().any(|(other, _)| other == prefix) {
                     return invalid("has a handler already");
                 }
-                self.prefixes.push((prefix.to_owned(), handler));
-                self.prefixes.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.len()));
+                // The longest first.
+                let at = self.prefixes.partition_point(|(other, _)| other.len() >= prefix.len());
+                self.prefixes.insert(at, (prefix.to_owned(), handler));
                 Ok(())
             }
             None if path.contains('*') => invalid("may have one *, after the last /"),

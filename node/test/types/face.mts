@@ -10,6 +10,7 @@ import {
   type CodeName,
   type LogRecord,
   type Message,
+  type Pem,
   type Priority,
   type Response,
   type Stream,
@@ -17,6 +18,11 @@ import {
 
 export async function uses(signal: AbortSignal): Promise<void> {
   const client: Client = await connect('tcp://127.0.0.1:1', { timeoutMs: 1500, connectTimeoutMs: Infinity, signal });
+  const ca: Pem = { file: new URL('file:///ca.pem') };
+  const identity = { certificates: { file: 'client.pem' }, key: 'PEM' };
+  await connect('tls://127.0.0.1:1', { trustedCertificates: ca, identity, minSecurity: 'mtls', sealed: true });
+  // @ts-expect-error
+  await connect('tls://127.0.0.1:1', { minSecurity: 'best' });
   const priority: Priority = 'bulk';
   const options: CallOptions = { timeoutMs: 5, signal, priority, metadata: { a: 'text', 'b-bin': new Uint8Array(1) } };
   const bytes: Uint8Array = await client.call('/echo', 'text', options);

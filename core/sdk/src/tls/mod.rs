@@ -132,10 +132,11 @@ fn provider() -> Arc<CryptoProvider> {
     #[cfg(not(feature = "aws-lc-rs"))]
     let mut provider = rustls::crypto::ring::default_provider();
     provider.cipher_suites.retain(|suite| suite.tls13().is_some());
-    if !has_aes() {
-        provider
-            .cipher_suites
-            .sort_by_key(|suite| suite.suite() != rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256);
+    let chacha = rustls::CipherSuite::TLS13_CHACHA20_POLY1305_SHA256;
+    if !has_aes()
+        && let Some(at) = provider.cipher_suites.iter().position(|suite| suite.suite() == chacha)
+    {
+        provider.cipher_suites[..=at].rotate_right(1);
     }
     Arc::new(provider)
 }

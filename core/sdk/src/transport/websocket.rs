@@ -175,7 +175,7 @@ impl Connector for Ws {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
             let stream = connect_tcp(&with_port(endpoint, 80)).await?;
-            connect(stream, endpoint).await
+            connect(Box::new(stream), endpoint).await
         })
     }
 }
@@ -193,7 +193,7 @@ impl Connector for Wss {
             let stream = connect_tcp(&with_port(endpoint, 443)).await?;
             let socket = Box::new(super::socket::Socket::Attached(stream));
             let secured = super::tls::connect(socket, &self.security, crate::tls::ALPN_HTTP).await?;
-            connect(Io::new(secured), endpoint).await
+            connect(Box::new(Io::new(secured)), endpoint).await
         })
     }
 }
@@ -204,10 +204,12 @@ fn with_port(endpoint: &Endpoint, default: u16) -> String {
     if has_port { authority.to_owned() } else { format!("{authority}:{default}") }
 }
 
-async fn connect<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
-    stream: S,
-    endpoint: &Endpoint,
-) -> io::Result<Box<dyn Transport>> {
+/// What a client's WebSocket is over: one kind, so that the library's code is there once.
+trait Below: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<S: AsyncRead + AsyncWrite + Unpin + Send> Below for S {}
+
+async fn connect(stream: Box<dyn Below>, endpoint: &Endpoint) -> io::Result<Box<dyn Transport>> {
     let mut request = endpoint.to_string().into_client_request().map_err(failed)?;
     request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     match client_async_with_config(request, Counted::new(stream), Some(config())).await {
