@@ -48,6 +48,70 @@ pub(crate) enum Format {
     Json,
 }
 
+/// The least protection of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MinSecurity {
+    /// As what is bound says.
+    #[default]
+    Insecure,
+    /// Encrypted: tls://, wss://, quic://, or a sealed session over anything.
+    Tls,
+    /// So, and clients show a certificate.
+    Mtls,
+}
+
+/// What happens to calls whose decision cannot be recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum AuditOnFailure {
+    /// They go on, and how many records are missing is recorded later.
+    #[default]
+    FailOpen,
+    /// They are refused.
+    FailClosed,
+}
+
+/// How a key signs tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Algorithm {
+    EdDSA,
+    ES256,
+    RS256,
+    HS256,
+}
+
+/// One entry of `token_issuers`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenIssuer {
+    pub(crate) issuer: String,
+    pub(crate) audience: String,
+    pub(crate) name: Option<String>,
+    pub(crate) typ: Option<String>,
+    pub(crate) roles_claim: Option<String>,
+    #[serde(default = "leeway_s", deserialize_with = "ranged::<_, 0, 300>")]
+    pub(crate) leeway_s: u64,
+    #[serde(default)]
+    pub(crate) keys: Vec<TokenKey>,
+    pub(crate) jwks_file: Option<PathBuf>,
+    pub(crate) jwks_url: Option<String>,
+    pub(crate) jwks_roots: Option<PathBuf>,
+}
+
+/// One key of an issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TokenKey {
+    pub(crate) kid: String,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) file: PathBuf,
+}
+
+fn leeway_s() -> u64 {
+    30
+}
+
 /// The configuration file. [`KEYS`] documents every key; a test holds the two together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -67,16 +131,31 @@ pub(crate) struct Config {
     pub(crate) allow_origins: Vec<String>,
     pub(crate) certificates: PathBuf,
     pub(crate) private_key: PathBuf,
+    pub(crate) client_authorities: PathBuf,
+    pub(crate) revocation_lists: PathBuf,
+    pub(crate) min_security: MinSecurity,
+    pub(crate) token_issuers: Vec<TokenIssuer>,
+    pub(crate) static_tokens: PathBuf,
+    pub(crate) policy: PathBuf,
+    pub(crate) open_to_all: bool,
+    pub(crate) audit: PathBuf,
+    pub(crate) audit_on_failure: AuditOnFailure,
+    #[serde(deserialize_with = "ranged::<_, 65_536, 1_099_511_627_776>")]
+    pub(crate) audit_max_file_bytes: u64,
+    pub(crate) audit_key: PathBuf,
     pub(crate) metrics: bool,
     pub(crate) log_format: LogFormat,
     pub(crate) log_level: LogLevel,
+    /// The file that it was read from and the text of it, for errors that show when it is put to use.
+    #[serde(skip)]
+    origin: Option<(String, String)>,
 }
 
 /// Every key with what it means, in the order that the generated file has.
 const KEYS: &[(&str, &str)] = &[
     (
         "bind",
-        "Where to listen, at least one of: host:port or tcp://host:port, which answers WebSocket too, unix:///path, quic://host:port.",
+        "Where to listen, at least one of: host:port or tcp://host:port, which answers WebSocket (ws://) too, tls://host:port, which answers wss:// too, quic://host:port, unix:///path. With certificates each of them takes sealed sessions.",
     ),
     ("drain_timeout_ms", "How long a shutdown lets calls finish, in milliseconds: 0 to 86400000."),
     (
@@ -96,8 +175,58 @@ const KEYS: &[(&str, &str)] = &[
         "allow_origins",
         "Pages of these origins (https://app.example, or *) may connect by WebSocket, beside same-origin and loopback pages.",
     ),
-    ("certificates", "File with the certificate chain in PEM, the server's own first; quic:// needs it."),
-    ("private_key", "File with the certificate's private key in PEM; quic:// needs it."),
+    (
+        "certificates",
+        "File with the certificate chain in PEM, the server's own first; tls://, quic:// and sealed sessions need it. It is read again when it changes.",
+    ),
+    (
+        "private_key",
+        "File with the certificate's private key in PEM, for this server's user only. It is read again when it changes.",
+    ),
+    (
+        "client_authorities",
+        "File with the certificates of authorities in PEM: every client over TLS must show a certificate of theirs (mTLS). It is read again when it changes.",
+    ),
+    (
+        "revocation_lists",
+        "File with the revocation lists (CRL) of client_authorities in PEM. It is read again when it changes.",
+    ),
+    (
+        "min_security",
+        "insecure, tls or mtls: what every connection must have, unix:// too; others are refused. tls means tls://, wss://, quic:// or sealed; mtls needs client_authorities.",
+    ),
+    (
+        "token_issuers",
+        "Who signs the tokens (JWT) that clients may send, a list. Each has issuer (the claim iss) and audience (the claim aud), and keys: a list of kid, algorithm (EdDSA, ES256, RS256, HS256) and file (PUBLIC KEY in PEM; of HS256 the secret's bytes); or jwks_file; or jwks_url with jwks_roots, a file of the certificates to trust there. Optional: name (principals are sub@NAME:subject, for several issuers), typ (at+jwt; * takes any), roles_claim (roles), leeway_s (30; 0 to 300).",
+    ),
+    (
+        "static_tokens",
+        "File with tokens for development, readable for its owner only (chmod 600), taken from this machine only. Each line: a principal (sub:NAME), the token, and any roles.",
+    ),
+    (
+        "policy",
+        "File (.toml or .json) that says who may call what and how often; it is read again when it changes, and at once on SIGHUP. Without it, a server with certificates, tokens or min_security answers nothing but /valkyrie.Health/*.",
+    ),
+    (
+        "open_to_all",
+        "true lets everybody call everything where there is no policy, whatever else is configured.",
+    ),
+    (
+        "audit",
+        "File that gets a line for every decision on a call or on credentials; `valkyrie audit verify` checks it.",
+    ),
+    (
+        "audit_on_failure",
+        "fail_open or fail_closed: whether calls go on or are refused while the audit cannot be written.",
+    ),
+    (
+        "audit_max_file_bytes",
+        "The size from which the audit's file is set aside and a new one begun, in bytes: 65536 to 1099511627776. Nothing is deleted.",
+    ),
+    (
+        "audit_key",
+        "File whose bytes are the key of the audit's hashes, at least 32: without it whoever can write the audit can make all of it anew.",
+    ),
     ("metrics", "Whether /valkyrie.Metrics/Get and /valkyrie.Metrics/Connections answer."),
     ("log_format", "text or json, one line per event on standard error."),
     ("log_level", "error, warn, info or debug; debug has a line per call with its correlation id."),
@@ -116,9 +245,21 @@ impl Default for Config {
             allow_origins: Vec::new(),
             certificates: PathBuf::new(),
             private_key: PathBuf::new(),
+            client_authorities: PathBuf::new(),
+            revocation_lists: PathBuf::new(),
+            min_security: MinSecurity::default(),
+            token_issuers: Vec::new(),
+            static_tokens: PathBuf::new(),
+            policy: PathBuf::new(),
+            open_to_all: false,
+            audit: PathBuf::new(),
+            audit_on_failure: AuditOnFailure::default(),
+            audit_max_file_bytes: 64 << 20,
+            audit_key: PathBuf::new(),
             metrics: true,
             log_format: LogFormat::default(),
             log_level: LogLevel::default(),
+            origin: None,
         }
     }
 }
@@ -148,9 +289,6 @@ fn ranged<'de, D: Deserializer<'de>, const LEAST: u64, const MOST: u64>(
         }
     }
 }
-
-/// The certificate chain and the private key, as PEM text.
-pub(crate) type Identity = (Vec<u8>, Vec<u8>);
 
 /// Why a configuration file was refused.
 #[derive(Debug, PartialEq, Eq)]
@@ -198,12 +336,19 @@ impl Config {
         let format = Format::of(path)
             .ok_or_else(|| error("has no known extension; name it .yaml, .yml, .toml or .json".to_owned()))?;
         let text = fs::read_to_string(path).map_err(|cause: io::Error| error(cause.to_string()))?;
-        Self::parse(&text, format).map_err(|(line, key, message)| ConfigError {
-            line,
-            key,
-            message,
-            file: file.clone(),
-        })
+        match Self::parse(&text, format) {
+            Ok(config) => Ok(Self { origin: Some((file, text)), ..config }),
+            Err((line, key, message)) => Err(ConfigError { line, key, message, file }),
+        }
+    }
+
+    /// An error that shows when a key is put to use.
+    pub(crate) fn wrong(&self, key: &str, message: impl Into<String>) -> ConfigError {
+        let (file, line) = match &self.origin {
+            Some((file, text)) => (file.clone(), line_of_key(text, key, None)),
+            None => ("configuration".to_owned(), None),
+        };
+        ConfigError { file, line, key: Some(key.to_owned()), message: message.into() }
     }
 
     /// Reads a text: the configuration, or the line, the key and the sentence of what is wrong.
@@ -248,9 +393,10 @@ impl Config {
                 .and_then(|key| message.strip_prefix(key)?.strip_prefix(": "))
                 .unwrap_or(message);
             // Parsers point behind a value as often as at it; the key's line is where the fix goes.
-            let line = key.as_deref().and_then(|key| line_of_key(text, key)).or(line);
+            let line = key.as_deref().and_then(|key| line_of_key(text, key, line)).or(line);
             // A wrong type says what it is not; what the key means says what to write.
-            let doc = KEYS.iter().find(|(known, _)| key.as_deref() == Some(known));
+            let top = key.as_deref().and_then(|key| key.split(['.', '[']).next());
+            let doc = KEYS.iter().find(|(known, _)| top == Some(known));
             let message = match doc {
                 Some((_, doc)) if message.starts_with("invalid type") => format!("{message}: {doc}"),
                 _ => message.to_owned(),
@@ -276,36 +422,6 @@ impl Config {
         text
     }
 
-    /// The certificate chain and the private key, when they are given.
-    ///
-    /// # Errors
-    /// A file that cannot be read, one of the two without the other, and an address that needs them.
-    pub(crate) fn identity(&self) -> Result<Option<Identity>, ConfigError> {
-        let error = |key: &str, message: String| ConfigError {
-            file: "configuration".to_owned(),
-            line: None,
-            key: Some(key.to_owned()),
-            message,
-        };
-        let read = |key: &str, path: &Path| {
-            fs::read(path).map_err(|cause| error(key, format!("{}: {cause}", path.display())))
-        };
-        let given = |path: &Path| !path.as_os_str().is_empty();
-        match (given(&self.certificates), given(&self.private_key)) {
-            (true, true) => {
-                Ok(Some((read("certificates", &self.certificates)?, read("private_key", &self.private_key)?)))
-            }
-            (true, false) => Err(error("private_key", "certificates are of no use without it".to_owned())),
-            (false, true) => Err(error("certificates", "a private_key is of no use without them".to_owned())),
-            (false, false) => match self.bind.iter().find(|bind| bind.starts_with("quic://")) {
-                Some(bind) => {
-                    Err(error("certificates", format!("{bind} needs certificates and private_key")))
-                }
-                None => Ok(None),
-            },
-        }
-    }
-
     /// The limits that the server announces.
     pub(crate) fn limits(&self) -> Limits {
         let u32 = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
@@ -322,14 +438,28 @@ fn key_of(path: &serde_path_to_error::Path) -> Option<String> {
     (!path.is_empty() && path != "." && path != "?").then_some(path)
 }
 
-/// The line that begins with the key, or with the list that holds the entry.
-fn line_of_key(text: &str, key: &str) -> Option<usize> {
-    let key = key.split(['.', '[']).next()?;
-    let begins = |line: &str| {
-        let rest = line.trim_start().trim_start_matches('"').strip_prefix(key)?;
-        (!rest.starts_with(|c: char| c.is_alphanumeric() || c == '_')).then_some(())
+/// The line that begins with the key, or with the list that holds the entry. Where several do, the last one that does not come
+/// after `near`, the parser's own idea.
+fn line_of_key(text: &str, key: &str, near: Option<usize>) -> Option<usize> {
+    // What stands inside of an entry stands behind the entry's list.
+    let (top, inner) = (key.split(['.', '[']).next()?, key.rsplit(['.', ']']).next()?);
+    let begins = |line: &str, key: &str| {
+        let line = line.trim_start_matches([' ', '\t', '-', '[', '{', '"', ',']);
+        let rest = line.strip_prefix(key);
+        rest.is_some_and(|rest| !rest.starts_with(|c: char| c.is_alphanumeric() || c == '_'))
     };
-    text.lines().position(|line| begins(line).is_some()).map(|index| index + 1)
+    let lines = |key: &str| -> Vec<usize> {
+        text.lines().enumerate().filter(|(_, line)| begins(line, key)).map(|(index, _)| index + 1).collect()
+    };
+    let of = |found: Vec<usize>| {
+        let before = found.iter().rev().find(|line| near.is_some_and(|near| **line <= near));
+        before.or(found.first()).copied()
+    };
+    match inner {
+        inner if inner == top || inner.is_empty() => of(lines(top)),
+        // In the middle of a line, perhaps.
+        inner => of(lines(inner)).or(near).or_else(|| of(lines(top))),
+    }
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use valkyrie_sdk::{
     VERSION,
 };
 
-use crate::config::Config;
+use crate::{config::Config, security::Door};
 
 /// The methods that health may be asked about; the empty name is the server itself.
 const SERVICES: [&str; 4] = ["", "/echo", "valkyrie.Health", "valkyrie.Metrics"];
@@ -51,11 +51,14 @@ pub(crate) struct State {
     metrics: bool,
     /// Set once the server is built.
     pub(crate) control: Arc<OnceLock<ServerControl>>,
+    /// What decides about calls, if anything does.
+    door: Option<Arc<Door>>,
 }
 
 impl State {
-    pub(crate) fn new(config: &Config) -> Self {
-        Self { health: watch::Sender::new(Health::Serving), metrics: config.metrics, control: Arc::default() }
+    pub(crate) fn new(config: &Config, door: Option<Arc<Door>>) -> Self {
+        let health = watch::Sender::new(Health::Serving);
+        Self { health, metrics: config.metrics, control: Arc::default(), door }
     }
 
     /// What health says of a service: a service that is turned off stays known.
@@ -151,11 +154,28 @@ async fn metrics(state: State, _call: ServerCall) -> Result<Reply, Status> {
     metric(
         "connections_refused_total",
         "counter",
-        "Connections closed as they came because there were too many.",
+        "Connections closed as they came because there were too many, or for credentials that were refused before.",
         stats.connections_refused,
     );
     metric("calls_total", "counter", "Calls since the start.", stats.calls_total);
     metric("streams", "gauge", "Calls open now.", stats.streams as u64);
+    let counts = state.door.as_ref().map(|door| door.counts()).unwrap_or_default();
+    metric("calls_denied_total", "counter", "Calls that the policy did not let in.", counts.denied);
+    metric("calls_limited_total", "counter", "Calls over a limit or a quota.", counts.limited);
+    metric(
+        "credentials_refused_total",
+        "counter",
+        "Tokens that were not accepted.",
+        counts.credentials_refused,
+    );
+    metric("audit_records_total", "counter", "Records written to the audit.", counts.audit.written);
+    metric("audit_lost_total", "counter", "Records that the audit had no room for.", counts.audit.lost);
+    metric(
+        "audit_failures_total",
+        "counter",
+        "Attempts to write the audit that failed.",
+        counts.audit.failures,
+    );
     metric("draining", "gauge", "1 while the server shuts down.", stats.draining.into());
     let _ = writeln!(
         text,

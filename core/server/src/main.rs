@@ -4,23 +4,26 @@
 
 mod config;
 mod handlers;
+mod security;
 
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tracing::{info, level_filters::LevelFilter, warn};
-use valkyrie_sdk::{Reason, ServerBuilder, Status, VERSION};
+use valkyrie_sdk::{Reason, Status, VERSION};
 
 use crate::{
-    config::{Config, Format, Identity, LogFormat, LogLevel},
+    config::{Config, ConfigError, Format, LogFormat, LogLevel, MinSecurity},
     handlers::{Health, State},
+    security::{Door, Reload},
 };
 
 /// Exit code for a wrong command line (clap's) or configuration.
@@ -48,7 +51,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     /// Serve until SIGTERM or SIGINT, then drain; a second signal ends at once.
-    Start(Start),
+    Start(Box<Start>),
     /// Work with configuration files.
     Config {
         #[command(subcommand)]
@@ -82,16 +85,38 @@ struct Start {
     /// Configuration file, ending in .yaml, .yml, .toml or .json.
     #[arg(long)]
     config: Option<PathBuf>,
-    /// Where to listen: host:port (answers WebSocket too), unix:///path or quic://host:port. May be repeated.
+    /// Where to listen: host:port (answers WebSocket too), tls://host:port (wss:// too), quic://host:port or unix:///path.
+    /// May be repeated.
     /// [default: 0.0.0.0:8080]
     #[arg(long, value_name = "ENDPOINT")]
     bind: Vec<String>,
-    /// Certificate chain in PEM, the server's own first, for quic://.
+    /// Certificate chain in PEM, the server's own first, for tls://, quic:// and sealed sessions.
     #[arg(long, value_name = "FILE")]
     certificates: Option<PathBuf>,
     /// The certificate's private key in PEM.
     #[arg(long, value_name = "FILE")]
     private_key: Option<PathBuf>,
+    /// Authorities in PEM; every client over TLS must show a certificate of theirs.
+    #[arg(long, value_name = "FILE")]
+    client_authorities: Option<PathBuf>,
+    /// Revocation lists of those authorities in PEM.
+    #[arg(long, value_name = "FILE")]
+    revocation_lists: Option<PathBuf>,
+    /// The least that every connection must have. [default: insecure]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    min_security: Option<MinSecurity>,
+    /// Tokens for development, a file that only its owner may read. Issuers of tokens are for the configuration file.
+    #[arg(long, value_name = "FILE")]
+    static_tokens: Option<PathBuf>,
+    /// Who may call what and how often, a file (.toml or .json); SIGHUP reads it again.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
+    /// Whether everybody may call everything where there is no policy. [default: false]
+    #[arg(long, value_name = "BOOL")]
+    open_to_all: Option<bool>,
+    /// The file that gets a line for every decision.
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
     /// How long a shutdown lets calls finish, in milliseconds. [default: 30000]
     #[arg(long, value_name = "MS")]
     drain_timeout_ms: Option<u64>,
@@ -107,7 +132,7 @@ struct Start {
 }
 
 impl Start {
-    fn config(self) -> Result<Config, config::ConfigError> {
+    fn config(self) -> Result<Config, ConfigError> {
         let mut config = match &self.config {
             Some(path) => Config::read(path)?,
             None => Config::default(),
@@ -117,6 +142,13 @@ impl Start {
         }
         config.certificates = self.certificates.unwrap_or(config.certificates);
         config.private_key = self.private_key.unwrap_or(config.private_key);
+        config.client_authorities = self.client_authorities.unwrap_or(config.client_authorities);
+        config.revocation_lists = self.revocation_lists.unwrap_or(config.revocation_lists);
+        config.min_security = self.min_security.unwrap_or(config.min_security);
+        config.static_tokens = self.static_tokens.unwrap_or(config.static_tokens);
+        config.policy = self.policy.unwrap_or(config.policy);
+        config.open_to_all = self.open_to_all.unwrap_or(config.open_to_all);
+        config.audit = self.audit.unwrap_or(config.audit);
         config.drain_timeout_ms = self.drain_timeout_ms.unwrap_or(config.drain_timeout_ms);
         config.metrics = self.metrics.unwrap_or(config.metrics);
         config.log_format = self.log_format.unwrap_or(config.log_format);
@@ -128,15 +160,13 @@ impl Start {
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::Start(start) => match start.config() {
-            Ok(config) => match config.identity() {
-                Ok(identity) => run(&config, identity),
-                Err(error) => fail(&error, USAGE),
-            },
+            Ok(config) => run(&config),
             Err(error) => fail(&error, USAGE),
         },
-        Command::Check { file } => match Config::read(&file).and_then(|config| config.identity()) {
-            Ok(_) => print(format!("{}: ok\n", file.display()).as_bytes()),
-            Err(error) => fail(&error, USAGE),
+        Command::Check { file } => match check(&file) {
+            Ok(()) => print(format!("{}: ok\n", file.display()).as_bytes()),
+            Err(Failure::Configuration(error)) => fail(&error, USAGE),
+            Err(Failure::Other(status)) => fail(&status.message(), 1),
         },
         Command::Config { command: ConfigCommand::Generate { format } } => {
             print(Config::generate(format).as_bytes())
@@ -164,15 +194,38 @@ fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-fn run(config: &Config, identity: Option<Identity>) -> ExitCode {
+/// Why the server does not run.
+enum Failure {
+    Configuration(ConfigError),
+    Other(Status),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error)
+    }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let built = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    built.map_err(|error| internal("cannot start the runtime", &error))
+}
+
+fn internal(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::Other(Status::new(valkyrie_sdk::Code::Internal, format!("{what}: {error}")))
+}
+
+fn check(file: &Path) -> Result<(), Failure> {
+    let config = Config::read(file)?;
+    Ok(runtime()?.block_on(config.check())?)
+}
+
+fn run(config: &Config) -> ExitCode {
     log(config);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return fail(&format!("cannot start the runtime: {error}"), 1),
-    };
-    match runtime.block_on(serve(config, identity)) {
+    match runtime().and_then(|runtime| runtime.block_on(serve(config))) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(status) => {
+        Err(Failure::Configuration(error)) => fail(&error, USAGE),
+        Err(Failure::Other(status)) => {
             let wrong = [Reason::INVALID_ENDPOINT, Reason::INVALID_CONFIGURATION, Reason::UNSUPPORTED_SCHEME];
             fail(&status.message(), if wrong.contains(&status.reason()) { USAGE } else { 1 })
         }
@@ -194,18 +247,24 @@ fn log(config: &Config) {
     }
 }
 
-async fn serve(config: &Config, identity: Option<Identity>) -> Result<(), Status> {
-    let failed = |error: io::Error| Status::new(valkyrie_sdk::Code::Internal, format!("signals: {error}"));
+async fn serve(config: &Config) -> Result<(), Failure> {
     // Before anybody can know that the server is there, and so before anybody can send one.
-    let mut signals = Signals::new().map_err(failed)?;
+    let mut signals = Signals::new().map_err(|error| internal("signals", &error))?;
+    let (builder, access) = config.secured()?;
+    let door = match (access, config.open_audit()?) {
+        (Some(access), Some(audit)) => Some(Arc::new(Door::new(access.with_audit(audit)))),
+        (access, _) => access.map(|access| Arc::new(Door::new(access))),
+    };
     let usize = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-    let mut builder = ServerBuilder::new()
+    let mut builder = builder
         .limits(config.limits())
         .max_connections(usize(config.max_connections))
         .max_running_handlers(usize(config.max_running_handlers))
         .drain_timeout_ms(config.drain_timeout_ms);
-    if let Some((certificates, private_key)) = identity {
-        builder = builder.identity(certificates, private_key).open_to_all(true);
+    if let Some(door) = &door {
+        let reload = Reload::new().map_err(|error| internal("signals", &error))?;
+        tokio::spawn(door.clone().tend(reload));
+        builder = builder.gate(door.clone());
     }
     for endpoint in &config.bind {
         builder = builder.bind(endpoint);
@@ -213,30 +272,52 @@ async fn serve(config: &Config, identity: Option<Identity>) -> Result<(), Status
     for origin in &config.allow_origins {
         builder = builder.allow_origin(origin);
     }
-    let state = State::new(config);
+    let state = State::new(config, door.clone());
     for (path, handler) in handlers::all(&state, config) {
         builder = builder.handler(path, handler);
     }
-    let server = builder.build().await?;
+    let failed = |status: Status| match config.blame(&status) {
+        Some(error) => Failure::Configuration(error),
+        None => Failure::Other(status),
+    };
+    let server = builder.build().await.map_err(failed)?;
     let control = server.control();
     let _ = state.control.set(control.clone());
     let endpoints = server.endpoints();
     for endpoint in &endpoints {
         info!(%endpoint, version = VERSION, "listening");
     }
-    if endpoints.iter().any(|endpoint| is_open(endpoint)) {
+    let open = endpoints.iter().find(|endpoint| is_open(endpoint));
+    if config.denies_all() {
         warn!(
-            "insecure: anybody who reaches this address may call; bind 127.0.0.1 or a unix socket to keep others out"
+            "no policy: every call but /valkyrie.Health/* is denied; the key `policy` names a file of rules, `open_to_all: true` \
+             lets everybody call"
         );
+    }
+    if let Some(endpoint) = open {
+        if config.allows_all() {
+            warn!(
+                %endpoint,
+                "insecure: anybody who reaches this address may call; bind 127.0.0.1 or a unix socket to keep others out, or give \
+                 certificates for tls:// and a policy"
+            );
+        } else if config.min_security == MinSecurity::Insecure {
+            warn!(
+                %endpoint,
+                "not encrypted: whoever is on the way reads and changes what is said, tokens too; bind tls:// in its place, or set \
+                 min_security: tls"
+            );
+        }
     }
     // One line for whoever started us with port 0. Nobody may be reading it.
     print(format!("listening {}\n", endpoints.join(" ")).as_bytes());
 
     let mut serving = tokio::spawn(async move { server.start().await });
     let signal = tokio::select! {
-        ended = &mut serving => return ended.unwrap_or_else(|error| {
-            Err(Status::new(valkyrie_sdk::Code::Internal, format!("the server's task died: {error}")))
-        }),
+        ended = &mut serving => return match ended {
+            Ok(ended) => ended.map_err(Failure::Other),
+            Err(error) => Err(internal("the server's task died", &error)),
+        },
         signal = signals.next() => signal,
     };
     info!(signal, calls = control.stats().streams, limit_ms = config.drain_timeout_ms, "draining");
@@ -261,6 +342,9 @@ async fn serve(config: &Config, identity: Option<Identity>) -> Result<(), Status
     let cut = control.stats().calls_cut;
     if cut > 0 {
         warn!(calls = cut, "the drain timeout passed; calls were cut");
+    }
+    if let Some(door) = &door {
+        door.flush();
     }
     info!(elapsed_ms = elapsed_ms(began), "ended");
     Ok(())

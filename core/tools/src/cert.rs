@@ -170,7 +170,8 @@ impl Leaf {
                 let dialled = if dialled.contains(':') { format!("[{dialled}]") } else { dialled };
                 writeln!(
                     text,
-                    "valkyrie-server start --bind tls://0.0.0.0:8443 --certificates {} --private-key {}\n      \
+                    "valkyrie-server start --bind tls://0.0.0.0:8443 --certificates {} --private-key {} \
+                     --open-to-all true\n      \
                      valkyrie send --endpoint tls://{dialled}:8443 --trusted-certificates {} --message Hello",
                     shell_word(&pem),
                     shell_word(&secret),

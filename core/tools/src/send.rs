@@ -59,6 +59,24 @@ pub(crate) struct Target {
     /// Speak TLS with the server inside of what carries the bytes: through proxies, and over tcp://, ws:// and unix://.
     #[arg(long)]
     sealed: bool,
+    /// The token that says whom to call for, a file whose surrounding white space does not count; without it the environment's
+    /// VALKYRIE_TOKEN. There is no flag for the token itself: everybody on this machine reads command lines.
+    #[arg(long, value_name = "FILE", value_parser = token_of)]
+    token_file: Option<Token>,
+}
+
+/// A token as it was read, for the first client and those after it.
+#[derive(Clone)]
+struct Token(String);
+
+fn token_of(path: &str) -> Result<Token, String> {
+    token(text_of(path)?).ok_or_else(|| "holds no token".to_owned())
+}
+
+fn token(mut text: String) -> Option<Token> {
+    text.truncate(text.trim_end().len());
+    text.drain(..text.len() - text.trim_start().len());
+    (!text.is_empty()).then_some(Token(text))
 }
 
 fn text_of(path: &str) -> Result<String, String> {
@@ -81,6 +99,10 @@ impl Target {
         }
         if let Some(name) = &self.server_name {
             builder = builder.server_name(name);
+        }
+        let token = self.token_file.clone().or_else(|| token(std::env::var("VALKYRIE_TOKEN").ok()?));
+        if let Some(Token(token)) = token {
+            builder = builder.token(token);
         }
         builder
     }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use tokio::sync::Semaphore;
-use valkyrie_sdk::{Code, EchoHandler, Reply, ServerBuilder, ServerControl, Status, handler_fn};
+use valkyrie_sdk::{
+    Code, EchoHandler, Principal, Reply, ServerBuilder, ServerControl, StaticTokens, Status, handler_fn,
+};
 
 fn binary(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_valkyrie"));
@@ -495,4 +497,70 @@ async fn an_audit_log_is_verified_and_what_was_done_to_it_is_named() {
     let absent = run(&["audit", "verify", "no such file"]).await;
     assert_eq!(absent.status.code(), Some(1));
     assert!(text(&absent.stderr).contains("no such file"), "{absent:?}");
+}
+
+#[tokio::test]
+async fn tokens_come_from_a_file_or_the_environment_and_never_from_the_command_line() {
+    let tokens = StaticTokens::new().unwrap();
+    let tokens = tokens.token("canary-good", Principal::new("sub:alice")).unwrap();
+    let server = ServerBuilder::new()
+        .bind("127.0.0.1:0")
+        .authenticator(tokens)
+        .open_to_all(true)
+        .handler(
+            "/echo",
+            handler_fn(|call| async move { Ok(Reply::message(call.principal().id().to_owned())) }),
+        )
+        .build()
+        .await
+        .unwrap();
+    let endpoint = server.endpoints().remove(0);
+    tokio::spawn(async move { server.start().await });
+    let folder = folder("tokens");
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.join(name), text).unwrap();
+        folder.join(name).to_str().unwrap().to_owned()
+    };
+    let (good, bad) = (file("good", "\ncanary-good \n"), file("bad", "canary-bad"));
+    let send = |endpoint: &str, file: Option<&str>, variable: &str| {
+        let mut command = binary(&["send", "--endpoint", endpoint, "--message", "x"]);
+        command.args(file.map(|file| ["--token-file", file]).into_iter().flatten());
+        command.env("VALKYRIE_TOKEN", variable);
+        let waiting = command.spawn().unwrap();
+        async move {
+            let output = wait(waiting).await;
+            let (said, error) = (text(&output.stdout), text(&output.stderr));
+            assert!(!said.contains("canary") && !error.contains("canary"), "{said}{error}");
+            (output.status.code(), said, error)
+        }
+    };
+    for (file, variable, said) in [
+        (Some(good.as_str()), "", "sub:alice"),
+        (Some(&good), "canary-bad", "sub:alice"),
+        (None, "canary-good", "sub:alice"),
+        (None, "", "anonymous"),
+    ] {
+        let (code, answer, error) = send(&endpoint, file, variable).await;
+        assert_eq!((code, answer.as_str()), (Some(0), said), "{file:?} {error}");
+    }
+    let (code, _, error) = send(&endpoint, Some(&bad), "").await;
+    assert_eq!(code, Some(12), "{error}");
+    assert!(error.contains("CREDENTIALS_REFUSED"), "{error}");
+    // Beyond this machine it would go unencrypted: nothing is dialled.
+    let (code, _, error) = send("tcp://192.0.2.1:9", Some(&good), "").await;
+    assert_eq!(code, Some(12), "{error}");
+    assert!(error.contains("INSECURE_CREDENTIALS"), "{error}");
+    for (wrong, words) in [(file("empty", " \n"), "holds no token"), ("/no/such/file".into(), "No such file")]
+    {
+        let (code, _, error) = send(&endpoint, Some(&wrong), "").await;
+        assert_eq!(code, Some(2), "{error}");
+        assert!(error.contains(words), "{error}");
+    }
+    let mut benchmark =
+        binary(&["benchmark", "--endpoint", &endpoint, "--connections", "2", "--requests", "3"]);
+    let output = wait(benchmark.env("VALKYRIE_TOKEN", "canary-good").spawn().unwrap()).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let output = run(&["send", "--help"]).await;
+    assert!(text(&output.stdout).contains("VALKYRIE_TOKEN"), "{}", text(&output.stdout));
 }

@@ -297,6 +297,8 @@ impl Attacked {
             certificates.to_str().unwrap(),
             "--private-key",
             key.to_str().unwrap(),
+            "--open-to-all",
+            "true",
         ]));
         fs::remove_file(certificates).unwrap();
         fs::remove_file(key).unwrap();

@@ -1,6 +1,8 @@
 //! The server as its users run it: a process, real sockets, real signals.
 #![cfg(unix)]
 
+mod security;
+
 use std::{
     fs,
     io::{BufRead, BufReader, Read},
@@ -28,6 +30,8 @@ struct Server {
     process: Child,
     endpoints: Vec<String>,
     log: BufReader<ChildStderr>,
+    /// What was read of the log.
+    heard: String,
 }
 
 impl Server {
@@ -44,7 +48,7 @@ impl Server {
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let endpoints =
             line.trim().strip_prefix("listening ").expect(&line).split(' ').map(str::to_owned).collect();
-        Self { process, endpoints, log }
+        Self { process, endpoints, log, heard: String::new() }
     }
 
     fn endpoint(&self, scheme: &str) -> &str {
@@ -65,6 +69,7 @@ impl Server {
     fn wait_for_log(&mut self, word: &str) -> String {
         let mut line = String::new();
         while self.log.read_line(&mut line).unwrap() > 0 {
+            self.heard.push_str(&line);
             if line.contains(word) {
                 return line;
             }
@@ -117,6 +122,8 @@ async fn echoes_on_every_transport() {
         files.0.to_str().unwrap(),
         "--private-key",
         files.1.to_str().unwrap(),
+        "--open-to-all",
+        "true",
     ]);
     for scheme in ["tcp", "ws", "unix", "quic"] {
         let builder = Client::builder().endpoint(server.endpoint(scheme)).min_security(Security::Insecure);
