@@ -40,6 +40,8 @@ fn legal(config: &Config) {
     assert!((1..=1_000_000).contains(&config.max_running_handlers));
     assert!((65_536..=1 << 30).contains(&config.max_message_bytes));
     assert!((100..=65_536).contains(&config.max_concurrent_streams));
+    assert!((65_536..=1 << 40).contains(&config.audit_max_file_bytes));
+    assert!(config.token_issuers.iter().all(|issuer| (0..=300).contains(&issuer.leeway_s)));
     let limits = config.limits();
     assert_eq!(u64::from(limits.max_message_bytes), config.max_message_bytes);
     assert_eq!(u64::from(limits.max_concurrent_streams), config.max_concurrent_streams);
