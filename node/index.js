@@ -22,16 +22,46 @@ async function connect(endpoint, options = {}) {
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const security = securityOf(options);
   let handle;
+  const asking = {};
   try {
     await operation((slot) => {
       handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, security);
+      if (handle !== null && security.asksForTokens) answer(handle.id(), options.token, asking);
       return handle === null;
     }, checkSignal(options.signal));
   } catch (error) {
     handle?.free();
+    if (error?.reason === 'CREDENTIALS_UNAVAILABLE' && asking.failure !== undefined) error.cause = asking.failure;
     throw traced(error);
   }
   return new Client(PRIVATE, handle, endpoint);
+}
+
+// Calls `source` whenever the core wants a token, until the client is closed or freed: it keeps nothing of it but its number.
+async function answer(client, source, asking) {
+  for (;;) {
+    let request;
+    try {
+      await operation((slot) => {
+        request = loop().tokenWanted(slot, client);
+        return request === null;
+      });
+    } catch {
+      return;
+    }
+    let token;
+    let failure;
+    try {
+      token = await source();
+      if (typeof token !== 'string') throw wrongType('what the token function gives', 'a string', token);
+    } catch (error) {
+      token = undefined;
+      failure = error;
+    }
+    asking.failure = failure;
+    const why = token === undefined ? `${failure?.message ?? failure}` : undefined;
+    loop().tokenProvide(client, request, token, why);
+  }
 }
 
 let logger = null;
@@ -585,7 +615,7 @@ function milliseconds(value, name) {
 }
 
 function securityOf(options) {
-  const { identity, serverName, minSecurity } = options;
+  const { identity, serverName, minSecurity, token } = options;
   if (identity !== undefined && (typeof identity !== 'object' || identity === null)) {
     throw wrongType('identity', 'an object { certificates, key }', identity);
   }
@@ -596,6 +626,9 @@ function securityOf(options) {
       throw new RangeError(`minSecurity is '${minSecurity}', not 'insecure', 'tls' or 'mtls'`);
     }
   }
+  if (token !== undefined && typeof token !== 'string' && typeof token !== 'function') {
+    throw wrongType('token', 'a string or a function that gives one', token);
+  }
   return {
     trustedCertificates: pemOf(options.trustedCertificates, 'trustedCertificates'),
     systemRoots: flagOf(options.systemRoots, 'systemRoots'),
@@ -605,6 +638,8 @@ function securityOf(options) {
     serverName,
     sealed: flagOf(options.sealed, 'sealed'),
     minSecurity,
+    token: typeof token === 'string' ? token : undefined,
+    asksForTokens: typeof token === 'function',
   };
 }
 

@@ -57,6 +57,11 @@ export interface ConnectOptions {
   /** The least protection of connections. Default: `mtls` with an identity, `tls` with certificates to trust, else
    * `insecure`. Not in a browser. */
   minSecurity?: 'insecure' | 'tls' | 'mtls' | undefined;
+  /** Whom the client calls for: a JWT for one, or a function that gives it, called for each new connection, and for a newer
+   * token before the last one ends, while streams go on; never twice at once. What it throws ends the calls that wait with
+   * reason `CREDENTIALS_UNAVAILABLE` and its message, which must hold no secret; so does silence for
+   * {@link connectTimeoutMs}. A token travels encrypted or within the machine only. */
+  token?: string | (() => string | Promise<string>) | undefined;
   /** Gives up connecting; the promise rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }

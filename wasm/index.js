@@ -60,21 +60,57 @@ export async function connect(endpoint, options = {}) {
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const sealed = sealedOf(options);
+  const { token } = options;
+  const asks = typeof token === 'function';
+  if (token !== undefined && typeof token !== 'string' && !asks) {
+    throw wrongType('token', 'a string or a function that gives one', token);
+  }
   const signal = checkSignal(options.signal);
   signal?.throwIfAborted();
   await load();
   let id = 0;
+  const asking = {};
   try {
     await operation((slot) => {
+      const text = asks ? undefined : token;
       id = sealed
-        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, ...sealed)
-        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs);
+        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, ...sealed)
+        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks);
+      if (asks && id !== 0) answer(id, token, asking);
     }, signal);
   } catch (error) {
     free(core.client_free, id);
+    if (error?.reason === 'CREDENTIALS_UNAVAILABLE' && asking.failure !== undefined) error.cause = asking.failure;
     throw traced(error);
   }
   return new Client(PRIVATE, id, endpoint);
+}
+
+// Calls `source` whenever the core wants a token, until the client is closed or freed: it keeps nothing of it but its number.
+async function answer(client, source, asking) {
+  for (;;) {
+    let request;
+    try {
+      await operation((slot) => {
+        request = slot;
+        core.token_wanted(client, slot);
+      });
+    } catch {
+      return;
+    }
+    let token;
+    let failure;
+    try {
+      token = await source();
+      if (typeof token !== 'string') throw wrongType('what the token function gives', 'a string', token);
+    } catch (error) {
+      token = undefined;
+      failure = error;
+    }
+    asking.failure = failure;
+    const why = token === undefined ? `${failure?.message ?? failure}` : undefined;
+    enter(() => core.token_provide(client, request, token, why));
+  }
 }
 
 // What only a sealed session reads: outside of one the browser decides whom it trusts and what it shows.

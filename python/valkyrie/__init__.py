@@ -36,6 +36,8 @@ from ._values import Metadata, MetadataLike, Pem, Response
 # What a type checker takes for true, without the import of typing.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from . import sync
     from ._aio import Client, Connecting, Stream
 
@@ -95,6 +97,7 @@ def connect(
     server_name: str | None = None,
     sealed: bool = False,
     min_security: str | None = None,
+    token: str | Callable[[], str | Awaitable[str]] | None = None,
 ) -> Connecting:
     """A client for ``endpoint``: ``tcp://host:port``, ``unix:///path``, ``ws://host:port``, and encrypted
     ``tls://host:port``, ``wss://host:port``, ``quic://host:port``.
@@ -117,6 +120,12 @@ def connect(
     * ``min_security``: the least protection, ``"insecure"``, ``"tls"`` or ``"mtls"``. Default: ``"mtls"`` with an
       identity, ``"tls"`` with certificates to trust, else ``"insecure"``.
 
+    ``token`` says whom the client calls for: a JWT for one, or a function that gives it, which may be ``async``. It is
+    called on the loop that connects: for each new connection, and for a newer token before the last one ends, while
+    streams go on. What it raises ends the calls that wait with ``reason`` ``CREDENTIALS_UNAVAILABLE`` and its text,
+    which must hold no secret; so does silence for ``connect_timeout``. A token travels encrypted or within the machine
+    only. A child of a fork connects anew.
+
     Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers,
     ``Unauthenticated`` when a certificate is refused; its ``reason`` says why.
     """
@@ -133,8 +142,9 @@ def connect(
         server_name=server_name,
         sealed=sealed,
         min_security=min_security,
+        token=token,
     )
-    return Connecting(operation)
+    return Connecting(operation, token if callable(token) else None)
 
 
 def __getattr__(name: str) -> object:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any
 
 from . import _native
-from ._errors import ClientClosed
+from ._errors import ClientClosed, StatusError
 from ._values import Metadata, MetadataLike, Response, as_message, response
 
 # Messages that one crossing may bring.
@@ -18,12 +18,21 @@ _BATCH = 64
 class Connecting:
     """A connection to be: ``await`` it or enter it with ``async with``."""
 
-    def __init__(self, operation: _native.Operation[int]) -> None:
+    def __init__(self, operation: _native.Operation[int], source: Callable[[], str | Awaitable[str]] | None) -> None:
         self._operation = operation
+        self._source = source
         self._client: Client | None = None
 
     async def _connect(self) -> Client:
-        return Client(await self._operation)
+        if self._source is None:
+            return Client(await self._operation)
+        from ._token import ask_in_loop
+
+        asking = ask_in_loop(self._operation.client(), self._source)
+        try:
+            return Client(await self._operation)
+        except StatusError as error:
+            raise asking.explain(error)  # noqa: B904
 
     def __await__(self) -> Generator[Any, None, Client]:
         return self._connect().__await__()

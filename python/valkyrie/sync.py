@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 from . import _native
-from ._errors import ClientClosed
+from ._errors import ClientClosed, StatusError
 from ._values import Metadata, MetadataLike, Pem, Response, as_message, response
 
 __all__ = ["Client", "Stream", "connect"]
@@ -28,8 +28,13 @@ def connect(
     server_name: str | None = None,
     sealed: bool = False,
     min_security: str | None = None,
+    token: str | Callable[[], str] | None = None,
 ) -> Client:
-    """Connects; see ``valkyrie.connect``."""
+    """Connects; see ``valkyrie.connect``.
+
+    A function for ``token`` is called on a thread of its own, one for each client, which begins with it: the program's
+    threads may be anywhere when a newer token is wanted. In a child of a fork it is called by a thread of the child's.
+    """
     connecting = _native.connect(
         endpoint,
         timeout,
@@ -41,8 +46,17 @@ def connect(
         server_name=server_name,
         sealed=sealed,
         min_security=min_security,
+        token=token,
     )
-    return Client(connecting.wait())
+    if not callable(token):
+        return Client(connecting.wait())
+    from ._token import ask_in_thread
+
+    asking = ask_in_thread(connecting.client(), token)
+    try:
+        return Client(connecting.wait())
+    except StatusError as error:
+        raise asking.explain(error)  # noqa: B904
 
 
 class Client:

@@ -37,8 +37,8 @@ pub use ledger::{ByOperation, OperationHasher};
 pub use log::Listener;
 pub use operation::{
     CallOptions, ClientOptions, TokenOption, call, call_many, cancel, client_free, close, connect, done,
-    half_close, in_flight, open, recv, send, shutdown, stream_cancel, stream_free, token_provide,
-    token_wanted,
+    half_close, in_flight, make, open, ready, recv, send, shutdown, stream_cancel, stream_free,
+    token_provide, token_wanted,
 };
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{

@@ -506,27 +506,42 @@ fn begin_of<W: Future<Output = ()> + Send + 'static>(
 /// INVALID_ENDPOINT, UNSUPPORTED_SCHEME or INVALID_CONFIGURATION for what is written wrong; CLIENT_CLOSED for a queue
 /// that is closed.
 pub fn connect(queue: &Arc<Queue>, endpoint: &str, options: ClientOptions) -> Result<(Handle, u64), Status> {
+    let client = make(endpoint, options)?;
+    match ready(client, queue) {
+        Ok(op) => Ok((client, op)),
+        Err(status) => {
+            CLIENTS.remove(client);
+            Err(status)
+        }
+    }
+}
+
+/// Makes a client and no connection yet: for a host that has to wait for its requests of tokens before.
+///
+/// # Errors
+/// As [`connect`].
+pub fn make(endpoint: &str, options: ClientOptions) -> Result<Handle, Status> {
     let entry = Arc::new(ClientEntry {
         endpoint: endpoint.to_owned(),
         options,
         current: Mutex::new(None),
         closed: AtomicBool::new(false),
     });
+    entry.client()?;
+    CLIENTS.insert(entry).ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many clients are alive"))
+}
+
+/// Makes the first connection of a client; completes when it stands, or with the reason why it does not.
+///
+/// # Errors
+/// CLIENT_CLOSED for a client that is closed or freed, and for a queue that is closed.
+pub fn ready(client: Handle, queue: &Arc<Queue>) -> Result<u64, Status> {
+    let entry = CLIENTS.get(client).ok_or_else(closed)?;
     let client = entry.client()?;
     let limit = Duration::from_millis(entry.options.connect_timeout_ms);
-    let handle = CLIENTS
-        .insert(entry)
-        .ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many clients are alive"))?;
-    let op = begin(queue, limit, |token| async move {
+    begin(queue, limit, |token| async move {
         token.complete(client.ready().await.map(|()| Value::Done));
-    });
-    match op {
-        Ok(op) => Ok((handle, op)),
-        Err(status) => {
-            CLIENTS.remove(handle);
-            Err(status)
-        }
-    }
+    })
 }
 
 /// Accepts an operation that is complete: the adapter had its outcome already.

@@ -9,18 +9,25 @@
 mod table;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     ffi::{CStr, CString, c_char, c_void},
+    future::poll_fn,
     mem::{MaybeUninit, offset_of},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr, slice,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    thread,
     time::Duration,
 };
 
 use valkyrie_bridge::{
-    self as bridge, ByOperation, Bytes, CallOptions, ClientOptions, Code, Completion, Handle, Level,
-    Listener, Metadata, Pem, Priority, Queue, Reason, Record, Security, Status, Value,
+    self as bridge, BoxFuture, ByOperation, Bytes, CallOptions, ClientOptions, Code, Completion, Handle,
+    Level, Listener, Metadata, Pem, Priority, Queue, Reason, Record, Security, Status, Token, TokenOption,
+    TokenSource, Value,
 };
 
 use table::{Object, Part};
@@ -151,6 +158,12 @@ pub struct valkyrie_client_options {
     pub min_security: u32,
     /// Zero.
     pub reserved_too: u32,
+    /// What says whom the client calls for, such as a JWT; NULL means nothing, or token_source.
+    pub token: *const c_char,
+    /// Instead of token: makes one for each new connection, and a newer one before the last ends, while streams go on.
+    pub token_source: valkyrie_token_source,
+    /// What token_source gets.
+    pub token_user_data: *mut c_void,
 }
 
 /// Options of a call: begin with VALKYRIE_CALL_OPTIONS_INIT. NULL instead of them means every default.
@@ -191,6 +204,11 @@ pub struct valkyrie_operation {
     /// For CALL.
     pub call_options: *const valkyrie_call_options,
 }
+
+/// Makes a token, and answers request by valkyrie_token_provide, before it returns or later. It is called on a thread of the
+/// library's own, so it may block, and never twice at once for one client unless it took longer than connect_timeout_ms; it
+/// must not throw. user_data must live until the client is freed and no call of it runs.
+pub type valkyrie_token_source = Option<unsafe extern "C" fn(request: u64, user_data: *mut c_void)>;
 
 /// How an operation ended. Lives until the callback returns. Later versions may have more fields behind these.
 #[repr(C)]
@@ -298,6 +316,7 @@ fn hold(held: &mut bridge::Held) {
     for map in &WAITING {
         held.push(Box::new(map.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)));
     }
+    held.push(Box::new(requests()));
     table::hold(held);
 }
 
@@ -535,6 +554,7 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
         offset_of!(valkyrie_client_options, connect_timeout_ms),
         offset_of!(valkyrie_client_options, trusted_certificates),
         offset_of!(valkyrie_client_options, revocation_lists),
+        offset_of!(valkyrie_client_options, token),
     ];
     // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
     let options = unsafe { grown(options, "client options", &starts)? };
@@ -575,7 +595,94 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
             options.reserved_too
         )));
     }
+    let source = |source| Some(TokenOption::Source(source));
+    out.token = match (options.token.is_null(), options.token_source) {
+        (true, None) => None,
+        // SAFETY: the caller vouches for the string.
+        (false, None) => source(Arc::new(Token::new(unsafe { text(options.token, "token")? }))),
+        (true, Some(function)) => source(Arc::new(Source { function, user_data: options.token_user_data })),
+        (false, Some(_)) => return Err(invalid("token and token_source exclude each other")),
+    };
     Ok(out)
+}
+
+/// A function that makes tokens.
+#[derive(Clone, Copy)]
+struct Source {
+    function: unsafe extern "C" fn(u64, *mut c_void),
+    user_data: *mut c_void,
+}
+
+// SAFETY: the library only hands `user_data` back; what it points to is the host's, who knows of the thread.
+unsafe impl Send for Source {}
+// SAFETY: as above.
+unsafe impl Sync for Source {}
+
+impl Source {
+    /// On its own thread.
+    fn run(self, request: u64) {
+        // SAFETY: the host gave the function with this data.
+        unsafe { (self.function)(request, self.user_data) }
+    }
+}
+
+impl TokenSource for Source {
+    fn token(&self) -> BoxFuture<'_, Result<Token, Status>> {
+        Box::pin(async move {
+            let source = *self;
+            let asked = Asked::new();
+            let request = asked.0;
+            let thread = thread::Builder::new().name("valkyrie-token".into());
+            thread.spawn(move || source.run(request)).map_err(|error| {
+                let message = format!("no thread for token_source: {error}");
+                Status::from_reason(Reason::CREDENTIALS_UNAVAILABLE, message)
+            })?;
+            poll_fn(|cx| asked.poll(cx)).await
+        })
+    }
+}
+
+/// A request of a token, until it is dropped.
+struct Asked(u64);
+
+struct Request {
+    answer: Option<Result<Token, Status>>,
+    waker: Waker,
+}
+
+/// Requests that somebody waits for, by number. They are few: one for each client at most.
+static REQUESTS: Mutex<BTreeMap<u64, Request>> = Mutex::new(BTreeMap::new());
+
+fn requests() -> MutexGuard<'static, BTreeMap<u64, Request>> {
+    REQUESTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Asked {
+    fn new() -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let number = LAST.fetch_add(1, Relaxed) + 1;
+        requests().insert(number, Request { answer: None, waker: Waker::noop().clone() });
+        Self(number)
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<Result<Token, Status>> {
+        let mut all = requests();
+        let Some(request) = all.get_mut(&self.0) else { return Poll::Pending };
+        match request.answer.take() {
+            Some(answer) => Poll::Ready(answer),
+            None => {
+                request.waker.clone_from(cx.waker());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        let over = requests().remove(&self.0);
+        drop(over);
+    }
 }
 
 /// PEM text, or `file:` and a path; `None` for NULL.
@@ -1478,6 +1585,43 @@ fn error_part(error: *const valkyrie_error, part: Part) -> *const valkyrie_metad
 #[unsafe(no_mangle)]
 pub extern "C" fn valkyrie_error_free(error: *mut valkyrie_error) -> valkyrie_code {
     code(|| free(error, "error", |object| matches!(object, Object::Failure(_))).map(drop))
+}
+
+/// Answers a request that a valkyrie_token_source got, with token, not ended by NUL, or with why there is none: error, ended
+/// by NUL, becomes part of the message of the calls that wait, and must hold no secret; NULL with a token. INVALID_ARGUMENT
+/// when nobody waits: the answer took longer than connect_timeout_ms, or is the second.
+///
+/// Thread: any, also in the valkyrie_token_source; does not block.
+/// Owner: both are copied.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valkyrie_token_provide(
+    request: u64,
+    token: valkyrie_bytes,
+    error: *const c_char,
+) -> valkyrie_code {
+    code(|| {
+        // SAFETY: every pointer is as the head of the header asks.
+        let answer = match unsafe { (error.is_null(), copy(token, "token")?) } {
+            (true, token) => {
+                let text = str::from_utf8(&token).map_err(|_| invalid("token is not UTF-8"))?;
+                Ok(Token::new(text))
+            }
+            (false, _) => {
+                // SAFETY: as above.
+                let why = unsafe { CStr::from_ptr(error) }.to_string_lossy().into_owned();
+                Err(Status::from_reason(Reason::CREDENTIALS_UNAVAILABLE, why))
+            }
+        };
+        let waker = match requests().get_mut(&request) {
+            Some(found) if found.answer.is_none() => {
+                found.answer = Some(answer);
+                found.waker.clone()
+            }
+            _ => return Err(invalid("nobody waits for this answer")),
+        };
+        waker.wake();
+        Ok(())
+    })
 }
 
 /// Operations that were accepted and are not complete, in the whole process.

@@ -23,7 +23,7 @@ use napi::{
 use napi_derive::napi;
 use valkyrie_bridge::{
     self as bridge, ByOperation, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener,
-    Metadata, Pem, Priority, Queue, Status, Value,
+    Metadata, Pem, Priority, Queue, Status, Token, TokenOption, Value,
     layout::{self, Batch},
 };
 
@@ -32,7 +32,7 @@ const DRAIN_MAX: usize = 512;
 /// Records for the log that one completion brings at most.
 const LOGS_MAX: usize = 64;
 
-/// What a client asks of connections that are encrypted; JavaScript's side says what each is.
+/// What a client asks of connections that are encrypted, and shows there; JavaScript's side says what each is.
 #[napi(object, object_to_js = false)]
 #[expect(missing_docs, reason = "index.d.ts says what each is")]
 pub struct Security {
@@ -44,6 +44,9 @@ pub struct Security {
     pub server_name: Option<String>,
     pub sealed: bool,
     pub min_security: Option<String>,
+    pub token: Option<String>,
+    /// The host makes the tokens.
+    pub asks_for_tokens: bool,
 }
 
 /// PEM text, or the path of a file of it.
@@ -72,6 +75,10 @@ impl Security {
         options.server_name = self.server_name;
         options.sealed = self.sealed;
         options.min_security = self.min_security.as_deref().and_then(bridge::Security::from_name);
+        options.token = match self.token {
+            Some(token) => Some(TokenOption::Source(Arc::new(Token::new(token)))),
+            None => self.asks_for_tokens.then_some(TokenOption::Host),
+        };
     }
 }
 
@@ -118,6 +125,8 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     slots: ByOperation<u32>,
+    /// Those that wait for requests of tokens, which do not keep the process alive.
+    requests: ByOperation<u32>,
     ops: Vec<u64>,
     ready: VecDeque<(u32, Completion)>,
     scratch: Vec<Completion>,
@@ -189,6 +198,28 @@ impl Loop {
         }
     }
 
+    /// Waits for the next request of a token for that client; its number. `None`: refused, drain at once.
+    #[napi]
+    pub fn token_wanted(&self, env: Env, slot: u32, client: f64) -> Option<f64> {
+        match bridge::token_wanted(Handle::from_raw(client as u64), &self.shared.queue) {
+            Ok(op) => {
+                self.shared.table.borrow_mut().requests.insert(op, slot);
+                Some(op as f64)
+            }
+            Err(status) => {
+                self.shared.accepted(env, slot, Err(status));
+                None
+            }
+        }
+    }
+
+    /// Answers a request. Whoever waited for it may be gone, and so may the client.
+    #[napi]
+    pub fn token_provide(&self, client: f64, request: f64, token: Option<String>, error: Option<String>) {
+        let answer = token.map(Token::new).ok_or_else(|| error.unwrap_or_default());
+        let _ = bridge::token_provide(Handle::from_raw(client as u64), request as u64, answer);
+    }
+
     /// The number of a method that gathered calls may name.
     #[napi]
     pub fn method(&self, name: String) -> u32 {
@@ -250,7 +281,9 @@ impl Loop {
                     if completion.outcome.is_ok() {
                         table.ready.push_back((0, completion));
                     }
-                } else if let Some(slot) = table.slots.remove(&completion.op) {
+                } else if let Some(slot) =
+                    table.slots.remove(&completion.op).or_else(|| table.requests.remove(&completion.op))
+                {
                     table.ready.push_back((slot, completion));
                 }
             }

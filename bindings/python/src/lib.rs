@@ -15,11 +15,13 @@ use valkyrie_bridge::{self as bridge, CallOptions, ClientOptions, Handle};
 
 use crate::{
     operation::{Operation, Start},
-    values::{flag, identity_in, message_in, milliseconds, options_in, pem, raised, security_in, text},
+    values::{
+        flag, identity_in, message_in, milliseconds, options_in, pem, raised, security_in, text, token_in,
+    },
 };
 
 #[pyfunction]
-#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security))]
+#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security, token))]
 #[expect(clippy::too_many_arguments, reason = "they are Python's options")]
 fn connect(
     py: Python<'_>,
@@ -33,6 +35,7 @@ fn connect(
     server_name: Option<&Bound<'_, PyAny>>,
     sealed: &Bound<'_, PyAny>,
     min_security: Option<&Bound<'_, PyAny>>,
+    token: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
     let endpoint = text(endpoint, "endpoint is a str such as 'tcp://host:port'")?.to_str()?.to_owned();
     let mut options = ClientOptions::default();
@@ -48,6 +51,7 @@ fn connect(
     }
     options.sealed = flag(sealed, "sealed")?;
     options.min_security = min_security.map(security_in).transpose()?;
+    options.token = token.map(token_in).transpose()?;
     log::ask_level(py)?;
     Ok(Operation::new(Start::Connect { endpoint, options }))
 }
@@ -130,6 +134,18 @@ fn close(client: u64) -> Operation {
 }
 
 #[pyfunction]
+fn token_wanted(client: u64) -> Operation {
+    Operation::new(Start::TokenWanted { client: Handle::from_raw(client) })
+}
+
+/// Whoever waited for it may be gone, and so may the client.
+#[pyfunction]
+fn token_provide(client: u64, request: u64, token: Option<String>, error: Option<String>) {
+    let answer = token.map(bridge::Token::new).ok_or_else(|| error.unwrap_or_default());
+    let _ = bridge::token_provide(Handle::from_raw(client), request, answer);
+}
+
+#[pyfunction]
 fn stream_free(stream: u64) {
     bridge::stream_free(Handle::from_raw(stream));
 }
@@ -167,6 +183,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(half_close, module)?)?;
     module.add_function(wrap_pyfunction!(recv, module)?)?;
     module.add_function(wrap_pyfunction!(close, module)?)?;
+    module.add_function(wrap_pyfunction!(token_wanted, module)?)?;
+    module.add_function(wrap_pyfunction!(token_provide, module)?)?;
     module.add_function(wrap_pyfunction!(stream_free, module)?)?;
     module.add_function(wrap_pyfunction!(client_free, module)?)?;
     module.add_function(wrap_pyfunction!(in_flight, module)?)?;

@@ -24,6 +24,8 @@ const SIGNAL_SLICE: Duration = Duration::from_millis(50);
 /// What an operation does.
 pub(crate) enum Start {
     Connect { endpoint: String, options: ClientOptions },
+    Ready { client: Handle },
+    TokenWanted { client: Handle },
     Call { client: Handle, method: Py<PyString>, message: Bytes, options: CallOptions, whole: bool },
     Send { stream: Handle, message: Bytes },
     HalfClose { stream: Handle },
@@ -36,18 +38,28 @@ pub(crate) struct Accepted {
     pub(crate) op: u64,
     /// The client that it connects.
     client: Option<Handle>,
+    /// It waits for a request, whose number it gives.
+    is_request: bool,
     pub(crate) whole: bool,
 }
 
 impl Start {
     fn submit(self, py: Python<'_>, queue: &Arc<Queue>) -> PyResult<Accepted> {
-        let (mut client, mut whole) = (None, false);
+        let (mut client, mut is_request, mut whole) = (None, false, false);
         let accepted = match self {
             Self::Connect { endpoint, options } => {
                 py.detach(|| bridge::connect(queue, &endpoint, options)).map(|(handle, op)| {
                     client = Some(handle);
                     op
                 })
+            }
+            Self::Ready { client: made } => {
+                client = Some(made);
+                bridge::ready(made, queue)
+            }
+            Self::TokenWanted { client } => {
+                is_request = true;
+                bridge::token_wanted(client, queue)
             }
             Self::Call { client, method, message, options, whole: all } => {
                 whole = all;
@@ -58,8 +70,20 @@ impl Start {
             Self::Recv { stream, max } => bridge::recv(stream, queue, max),
             Self::Close { client } => bridge::close(client, queue),
         };
-        let op = accepted.map_err(|status| raised(py, &status))?;
-        Ok(Accepted { op, client, whole })
+        let op = accepted.map_err(|status| {
+            client.inspect(|client| bridge::client_free(*client));
+            raised(py, &status)
+        })?;
+        Ok(Accepted { op, client, is_request, whole })
+    }
+}
+
+impl Start {
+    /// Nobody will begin it.
+    fn abandon(self) {
+        if let Self::Ready { client } = self {
+            bridge::client_free(client);
+        }
     }
 }
 
@@ -72,12 +96,14 @@ impl Accepted {
         }
     }
 
-    /// The handle of what was connected, or else the value that completed it.
+    /// The handle of what was connected, the number of a request, or else the value that completed it.
     pub(crate) fn value(&self, py: Python<'_>, value: Py<PyAny>) -> PyResult<Py<PyAny>> {
-        match self.client {
-            Some(client) => Ok(client.to_raw().into_pyobject(py)?.into_any().unbind()),
-            None => Ok(value),
-        }
+        let number = match self.client {
+            Some(client) => client.to_raw(),
+            None if self.is_request => self.op,
+            None => return Ok(value),
+        };
+        Ok(number.into_pyobject(py)?.into_any().unbind())
     }
 }
 
@@ -135,14 +161,26 @@ impl Operation {
 
     /// Ends it where it stands.
     fn abandon(&mut self) {
-        if let State::Waiting(accepted, _) = self.take() {
-            accepted.abandon();
+        match self.take() {
+            State::Waiting(accepted, _) => accepted.abandon(),
+            State::New(start) => start.abandon(),
+            State::Elsewhere(_) | State::Over => {}
         }
     }
 }
 
 #[pymethods]
 impl Operation {
+    /// Makes the client that this is to connect, and gives its handle, which is whoever's asks.
+    fn client(&mut self, py: Python<'_>) -> PyResult<u64> {
+        let State::New(Start::Connect { endpoint, options }) = self.take() else {
+            return Err(PyRuntimeError::new_err("only what connects has a client, before it begins"));
+        };
+        let made = py.detach(|| bridge::make(&endpoint, options)).map_err(|status| raised(py, &status))?;
+        self.0 = State::New(Start::Ready { client: made });
+        Ok(made.to_raw())
+    }
+
     fn __await__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
         slf
     }
@@ -246,7 +284,7 @@ impl Operation {
         };
         with_blocking_queue(|queue| {
             let accepted = start.submit(py, queue)?;
-            let outcome = block(py, queue, accepted.op).and_then(|outcome| {
+            let outcome = block(py, queue, &accepted).and_then(|outcome| {
                 take_back(py);
                 value_out(py, outcome, accepted.whole)
             });
@@ -289,7 +327,7 @@ impl Drop for Operation {
                     }
                 });
                 let _ = warned;
-                drop(start);
+                start.abandon();
             }
             State::Waiting(accepted, _) => accepted.abandon(),
             State::Elsewhere(_) | State::Over => {}
@@ -310,16 +348,18 @@ pub(crate) fn with_blocking_queue<T>(work: impl FnOnce(&Arc<Queue>) -> T) -> T {
     result
 }
 
-fn block(py: Python<'_>, queue: &Arc<Queue>, op: u64) -> PyResult<Result<Value, Status>> {
+fn block(py: Python<'_>, queue: &Arc<Queue>, accepted: &Accepted) -> PyResult<Result<Value, Status>> {
+    // Only a thread of ours waits for requests: no signal is handled there.
+    let slice = (!accepted.is_request).then_some(SIGNAL_SLICE);
     let mut taken = Vec::new();
     loop {
         let ready = py.detach(|| {
-            let ready = queue.wait(Some(SIGNAL_SLICE));
+            let ready = queue.wait(slice);
             queue.drain(&mut taken, usize::MAX);
             ready
         });
         // Anything else was given up by an earlier exception.
-        if let Some(completion) = taken.drain(..).find(|completion| completion.op == op) {
+        if let Some(completion) = taken.drain(..).find(|completion| completion.op == accepted.op) {
             return Ok(completion.outcome);
         }
         if !ready {

@@ -3,7 +3,10 @@
 use std::{
     path::PathBuf,
     ptr,
-    sync::atomic::{AtomicPtr, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicPtr, Ordering},
+    },
 };
 
 use pyo3::{
@@ -14,7 +17,8 @@ use pyo3::{
     types::{PyBool, PyBytes, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple},
 };
 use valkyrie_bridge::{
-    self as bridge, Bytes, CallOptions, End, Metadata, Pem, Priority, Response, Security, Status, Value,
+    self as bridge, Bytes, CallOptions, End, Metadata, Pem, Priority, Response, Security, Status, Token,
+    TokenOption, Value,
 };
 
 /// From here on a message of `bytes` is lent to the core, not copied. Below, a copy costs less than the loan.
@@ -221,6 +225,18 @@ pub(crate) fn security_in(value: &Bound<'_, PyAny>) -> PyResult<Security> {
     Security::from_name(name).ok_or_else(|| {
         PyValueError::new_err(format!("min_security {name:?} is not 'insecure', 'tls' or 'mtls'"))
     })
+}
+
+/// A `str` is the token, a function one that makes them. What is neither is not shown.
+pub(crate) fn token_in(value: &Bound<'_, PyAny>) -> PyResult<TokenOption> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(TokenOption::Source(Arc::new(Token::new(text.to_str()?.to_owned()))));
+    }
+    if value.is_callable() {
+        return Ok(TokenOption::Host);
+    }
+    let kind = value.get_type().name()?;
+    Err(PyTypeError::new_err(format!("token is a str or a function that gives one, not {kind}")))
 }
 
 fn metadata_in(entries: &Bound<'_, PyAny>) -> PyResult<Metadata> {

@@ -12,13 +12,14 @@ use std::{
 use js_sys::Function;
 use valkyrie_sdk::{
     CallOptions, Client, ClientBuilder, Level, Log, Priority, Reason, Record, Records, Response, Sink,
-    Status, Submission,
+    Status, Submission, Token,
 };
 use wasm_bindgen::prelude::*;
 
 use crate::{
     layout::{self, Batch},
     pack::{self, Value},
+    requests::{Notice, Requests},
     runtime::{self, PageRuntime},
     socket::PageConnector,
     stream::Stream,
@@ -34,6 +35,8 @@ thread_local! {
 #[derive(Default)]
 struct Boundary {
     clients: HashMap<u32, Client>,
+    /// What clients ask JavaScript for.
+    requests: HashMap<u32, Arc<Requests<Slot>>>,
     streams: HashMap<u32, Rc<Stream>>,
     /// The last number given to a client or a stream. 0 is none.
     last_id: u32,
@@ -69,6 +72,24 @@ fn complete(slot: u32, outcome: Result<Value, Status>) {
 /// Runs an operation whose outcome is the slot's.
 fn run(slot: u32, operation: impl Future<Output = Result<Value, Status>> + 'static) {
     runtime::spawn(async move { complete(slot, operation.await) });
+}
+
+/// Waits for a request of a token.
+struct Slot(u32);
+
+impl Notice for Slot {
+    fn number(&self) -> u64 {
+        self.0.into()
+    }
+
+    fn tell(&self) -> bool {
+        complete(self.0, Ok(Value::Done));
+        true
+    }
+
+    fn end(&self, why: Status) {
+        complete(self.0, Err(why));
+    }
 }
 
 /// Takes the outcome of a unary call; its token is the slot.
@@ -159,10 +180,18 @@ pub fn turn() -> Option<Vec<u8>> {
     })
 }
 
-/// Begins to connect and gives the client's number; 0 when it was refused.
+/// Begins to connect and gives the client's number; 0 when it was refused. Without a token `asks` is whether JavaScript makes
+/// them.
 #[wasm_bindgen]
-pub fn connect(slot: u32, endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> u32 {
-    connect_with(slot, builder(endpoint, timeout_ms, connect_timeout_ms))
+pub fn connect(
+    slot: u32,
+    endpoint: String,
+    timeout_ms: f64,
+    connect_timeout_ms: f64,
+    token: Option<String>,
+    asks: bool,
+) -> u32 {
+    connect_with(slot, builder(endpoint, timeout_ms, connect_timeout_ms), token, asks)
 }
 
 /// As [`connect`], by a sealed session. All of them PEM, but for the name that the server's certificate must be for.
@@ -174,6 +203,8 @@ pub fn connect_sealed(
     endpoint: String,
     timeout_ms: f64,
     connect_timeout_ms: f64,
+    token: Option<String>,
+    asks: bool,
     trusted_certificates: Option<String>,
     server_name: Option<String>,
     certificates: Option<String>,
@@ -189,7 +220,7 @@ pub fn connect_sealed(
     if let (Some(certificates), Some(key)) = (certificates, key) {
         builder = builder.identity(certificates, key);
     }
-    connect_with(slot, builder)
+    connect_with(slot, builder, token, asks)
 }
 
 fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> ClientBuilder {
@@ -209,7 +240,14 @@ fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> Client
     builder
 }
 
-fn connect_with(slot: u32, builder: ClientBuilder) -> u32 {
+fn connect_with(slot: u32, mut builder: ClientBuilder, token: Option<String>, asks: bool) -> u32 {
+    let requests = asks.then(|| Arc::new(Requests::new()));
+    if let Some(token) = token {
+        builder = builder.token(token);
+    }
+    if let Some(requests) = &requests {
+        builder = builder.token_source(requests.clone());
+    }
     match builder.connect_lazily() {
         Ok(client) => {
             let connecting = client.clone();
@@ -217,6 +255,7 @@ fn connect_with(slot: u32, builder: ClientBuilder) -> u32 {
             boundary(|boundary| {
                 let id = boundary.new_id();
                 boundary.clients.insert(id, client);
+                boundary.requests.extend(requests.map(|requests| (id, requests)));
                 id
             })
         }
@@ -224,6 +263,32 @@ fn connect_with(slot: u32, builder: ClientBuilder) -> u32 {
             complete(slot, Err(status));
             0
         }
+    }
+}
+
+/// Completes the slot when a token is wanted for that client.
+#[wasm_bindgen]
+pub fn token_wanted(client: u32, slot: u32) {
+    match boundary(|boundary| boundary.requests.get(&client).cloned()) {
+        Some(requests) => requests.wait(Slot(slot)),
+        None => complete(slot, Err(Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed"))),
+    }
+}
+
+/// Answers the request that completed `slot`. Whoever waited for it may be gone, and so may the client.
+#[wasm_bindgen]
+pub fn token_provide(client: u32, slot: u32, token: Option<String>, error: Option<String>) {
+    let unavailable = |why| Status::from_reason(Reason::CREDENTIALS_UNAVAILABLE, why);
+    let answer = token.map(Token::new).ok_or_else(|| unavailable(error.unwrap_or_default()));
+    if let Some(requests) = boundary(|boundary| boundary.requests.get(&client).cloned()) {
+        requests.provide(slot.into(), answer);
+    }
+}
+
+/// The client is gone: nothing is asked for it any more.
+fn end_requests(client: u32) {
+    if let Some(requests) = boundary(|boundary| boundary.requests.remove(&client)) {
+        requests.end();
     }
 }
 
@@ -324,6 +389,7 @@ pub fn close(id: u32, slot: u32) {
         Ok(client) => run(slot, async move {
             client.close().await;
             boundary(|boundary| boundary.clients.remove(&id));
+            end_requests(id);
             Ok(Value::Done)
         }),
         // It was closed before.
@@ -334,9 +400,10 @@ pub fn close(id: u32, slot: u32) {
 /// Forgets a client at once; calls in flight end as cancelled. Idempotent.
 #[wasm_bindgen]
 pub fn client_free(client: u32) {
-    if let Some(client) = boundary(|boundary| boundary.clients.remove(&client)) {
-        client.close_now();
+    if let Some(found) = boundary(|boundary| boundary.clients.remove(&client)) {
+        found.close_now();
     }
+    end_requests(client);
 }
 
 fn unary() -> Arc<dyn Sink> {

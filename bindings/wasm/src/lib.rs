@@ -11,6 +11,8 @@ pub mod boundary;
 #[path = "../../bridge/src/layout.rs"]
 pub mod layout;
 mod pack;
+#[path = "../../bridge/src/requests.rs"]
+mod requests;
 mod runtime;
 mod socket;
 mod stream;

@@ -31,7 +31,7 @@
 /* No time limit. */
 #define VALKYRIE_NO_TIMEOUT UINT64_MAX
 /* Initial values of the options; every other field is its default when zero. */
-#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0 }
+#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL }
 #define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0 }
 #define VALKYRIE_OPERATION_INIT(kind) { sizeof(valkyrie_operation), (kind), NULL, NULL, NULL, { NULL, 0 }, NULL, NULL }
 
@@ -229,6 +229,13 @@ typedef struct valkyrie_queue valkyrie_queue;
 typedef uint32_t valkyrie_code;
 
 /*
+ Makes a token, and answers request by valkyrie_token_provide, before it returns or later. It is called on a thread of the
+ library's own, so it may block, and never twice at once for one client unless it took longer than connect_timeout_ms; it
+ must not throw. user_data must live until the client is freed and no call of it runs.
+ */
+typedef void (*valkyrie_token_source)(uint64_t request, void *user_data);
+
+/*
  Options of a client: begin with VALKYRIE_CLIENT_OPTIONS_INIT. NULL instead of them means every default.
 
  Certificates, lists and keys are PEM text ended by NUL, or "file:" and the path of a file, as in "file:/etc/ca.pem": it is
@@ -289,6 +296,18 @@ typedef struct {
    Zero.
    */
   uint32_t reserved_too;
+  /*
+   What says whom the client calls for, such as a JWT; NULL means nothing, or token_source.
+   */
+  const char *token;
+  /*
+   Instead of token: makes one for each new connection, and a newer one before the last ends, while streams go on.
+   */
+  valkyrie_token_source token_source;
+  /*
+   What token_source gets.
+   */
+  void *token_user_data;
 } valkyrie_client_options;
 
 /*
@@ -758,6 +777,18 @@ const valkyrie_metadata *valkyrie_error_trailers(const valkyrie_error *error);
  Owner: the library has error back; NULL is nothing.
  */
 valkyrie_code valkyrie_error_free(valkyrie_error *error);
+
+/*
+ Answers a request that a valkyrie_token_source got, with token, not ended by NUL, or with why there is none: error, ended
+ by NUL, becomes part of the message of the calls that wait, and must hold no secret; NULL with a token. INVALID_ARGUMENT
+ when nobody waits: the answer took longer than connect_timeout_ms, or is the second.
+
+ Thread: any, also in the valkyrie_token_source; does not block.
+ Owner: both are copied.
+ */
+valkyrie_code valkyrie_token_provide(uint64_t request,
+                                     valkyrie_bytes token,
+                                     const char *error);
 
 /*
  Operations that were accepted and are not complete, in the whole process.

@@ -23,6 +23,10 @@ export async function uses(signal: AbortSignal): Promise<void> {
   await connect('tls://127.0.0.1:1', { trustedCertificates: ca, identity, minSecurity: 'mtls', sealed: true });
   // @ts-expect-error
   await connect('tls://127.0.0.1:1', { minSecurity: 'best' });
+  await connect('tcp://127.0.0.1:1', { token: 'text' });
+  await connect('tcp://127.0.0.1:1', { token: async () => 'text' });
+  // @ts-expect-error a token is text
+  await connect('tcp://127.0.0.1:1', { token: () => 42 });
   const priority: Priority = 'bulk';
   const options: CallOptions = { timeoutMs: 5, signal, priority, metadata: { a: 'text', 'b-bin': new Uint8Array(1) } };
   const bytes: Uint8Array = await client.call('/echo', 'text', options);
