@@ -17,6 +17,7 @@ use crate::{support, web};
 const TIMED: &str = "cancel_times";
 
 pub(crate) const CASES: &str = "tests/conformance/cases.json";
+const CREDENTIALS: &str = "tests/conformance/credentials.json";
 
 /// Which side offers a version of the protocol that the other does not know.
 #[derive(Clone, Copy, PartialEq)]
@@ -232,7 +233,7 @@ fn matrix(project: &Project) -> Outcome {
     }
     let heads = shown.iter().map(|column| column.head()).collect();
     let transports = Table { cases, heads, columns };
-    report(project, &[transports, certificates(project, &server)?])
+    report(project, &[transports, certificates(project, &server)?, credentials(project, &server)?])
 }
 
 /// What each language says of every certificate of tests/certificates, and of peers that speak something else.
@@ -247,6 +248,29 @@ fn certificates(project: &Project, server: &Server) -> Outcome<Table> {
         columns.push(said(&head, || {
             let mut runner = runner(project, language)?;
             runner.envs(server.variables("tcp")).env("VALKYRIE_CONFORMANCE_CASES", &path);
+            Ok(runner)
+        }));
+        heads.push(head);
+    }
+    Ok(Table { cases, heads, columns })
+}
+
+/// What each language says of tokens: those that are right, wrong, late, and made by functions.
+fn credentials(project: &Project, server: &Server) -> Outcome<Table> {
+    let cases = names(&read_json(&project.path(CREDENTIALS))?);
+    let browsers =
+        crate::setup::BROWSERS.iter().map(|(name, ..)| (*name, "ws")).filter(|_| web::exists(project));
+    let languages = ["rust", "python", "node", "c"].map(|language| (language, "tcp"));
+    let (mut columns, mut heads) = (Vec::new(), Vec::new());
+    for (language, scheme) in languages.into_iter().chain(browsers) {
+        let head = format!("{language}/credentials");
+        columns.push(said(&head, || {
+            let mut runner = runner(project, language)?;
+            let path = match is_browser(language) {
+                true => format!("/page/{CREDENTIALS}").into(),
+                false => project.path(CREDENTIALS),
+            };
+            runner.envs(server.variables(scheme)).env("VALKYRIE_CONFORMANCE_CASES", path);
             Ok(runner)
         }));
         heads.push(head);

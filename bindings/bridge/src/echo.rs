@@ -204,6 +204,7 @@ impl Methods {
             .handler("/test/half_close", handler_fn(half_close))
             .handler("/test/metadata", handler_fn(metadata))
             .handler("/test/stream_then_status", handler_fn(stream_then_status))
+            .handler("/test/principal", handler_fn(principal))
             .handler("/test/panic", handler_fn(panics))
             .handler("/test/any/*", handler_fn(any))
             .handler("/test/private", with_state(|state, call| Box::pin(private(state, call))))
@@ -438,6 +439,11 @@ async fn shutdown(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Stat
         }
     }
     Ok(Reply::message(how))
+}
+
+/// Answers with whom it is called for.
+async fn principal(call: ServerCall) -> Result<Reply, Status> {
+    Ok(Reply::message(call.principal().id().to_owned()))
 }
 
 async fn private(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Status> {

@@ -510,17 +510,71 @@ static int by_size(const void *a, const void *b) {
 
 /* ---- private servers ---- */
 
-static valkyrie_client *private_server(void) {
-    char scheme[16] = {0}, where[256] = {0};
+/* Where a fresh server is; kind is "", or " credentials". */
+static void open_server(const char *kind, char *where, size_t size) {
+    char scheme[64] = {0};
     valkyrie_message *response = NULL;
-    valkyrie_client *client = NULL;
     memcpy(scheme, endpoint, strcspn(endpoint, ":"));
+    strcat(scheme, kind);
     if (valkyrie_client_call(shared, "/test/private", words(scheme), NULL, &response, NULL)) fail("no private server");
     valkyrie_bytes bytes = valkyrie_message_bytes(response);
-    memcpy(where, bytes.data, bytes.len < sizeof where ? bytes.len : 0);
+    memset(where, 0, size);
+    memcpy(where, bytes.data, bytes.len < size ? bytes.len : 0);
     valkyrie_message_free(response);
+}
+
+static valkyrie_client *private_server(void) {
+    char where[256];
+    valkyrie_client *client = NULL;
+    open_server("", where, sizeof where);
     if (valkyrie_client_connect(where, &options, &client, NULL)) fail("cannot connect to the private server %s", where);
     return client;
+}
+
+/* How the tokens of one case are made. */
+typedef struct {
+    const char *token, *source;
+    int asked; /* written by one thread at a time, read by another in between its calls */
+} token_maker;
+
+static void make_token(uint64_t request, void *user_data) {
+    token_maker *maker = (token_maker *)user_data;
+    int asked = __atomic_add_fetch(&maker->asked, 1, __ATOMIC_SEQ_CST);
+    valkyrie_bytes none = {NULL, 0};
+    if (!strcmp(maker->source, "silent")) return;
+    if (!strcmp(maker->source, "fails") || (!strcmp(maker->source, "once") && asked > 1))
+        valkyrie_token_provide(request, none, "no token today");
+    else valkyrie_token_provide(request, words(maker->token), NULL);
+}
+
+/* A stream and calls of a client that shows tokens; the outcome of the last, or of the first that fails. */
+static got show_tokens(valkyrie_client *client, const test_case *one, token_maker *maker) {
+    valkyrie_call *stream = NULL;
+    valkyrie_message *message = NULL;
+    valkyrie_error *error = NULL;
+    valkyrie_code code = valkyrie_client_open(client, "/echo", NULL, &stream, &error);
+    if (!code && number(one, "hold")) {
+        code = valkyrie_call_recv(stream, &message, &error);
+        valkyrie_call_free(stream);
+        return settle(code, message, error);
+    }
+    for (size_t i = 1; !code && i < number(one, "count"); i++) {
+        got before = call(client, one);
+        if (before.code) fail("call %zu ended with %s", i, valkyrie_code_name(before.code));
+        drop(&before);
+    }
+    while (!code && __atomic_load_n(&maker->asked, __ATOMIC_SEQ_CST) < (int)number(one, "asked")) {
+        code = valkyrie_call_send(stream, words("x"), &error);
+        if (!code) code = valkyrie_call_recv(stream, &message, &error);
+        if (!code && !message) fail("the stream ended meanwhile");
+        valkyrie_message_free(message);
+        message = NULL;
+        got between = call(client, one);
+        if (between.code) fail("a call ended with %s meanwhile", valkyrie_code_name(between.code));
+        drop(&between);
+    }
+    valkyrie_call_free(stream);
+    return code ? settle(code, NULL, error) : call(client, one);
 }
 
 static void shut_down(valkyrie_client *client, const char *how) {
@@ -690,6 +744,30 @@ static void run(const test_case *one) {
             fail("then: expected %s, got %s", raw(one, "then_code"), valkyrie_code_name(after.code));
         drop(&after);
         valkyrie_call_free(stream);
+        valkyrie_client_free(client);
+    } else if (!strcmp(action, "credentials")) {
+        static const valkyrie_client_options fresh = VALKYRIE_CLIENT_OPTIONS_INIT;
+        valkyrie_client_options with = raw(one, "endpoint") ? fresh : options;
+        /* A thread that was not waited for may still count. */
+        static token_maker maker;
+        maker.token = raw(one, "token");
+        maker.source = raw(one, "source");
+        __atomic_store_n(&maker.asked, 0, __ATOMIC_SEQ_CST);
+        valkyrie_client *client = NULL;
+        valkyrie_error *error = NULL;
+        char where[256];
+        if (raw(one, "endpoint")) snprintf(where, sizeof where, "%s", raw(one, "endpoint"));
+        else open_server(" credentials", where, sizeof where);
+        with.connect_timeout_ms = number(one, "connect_timeout_ms");
+        if (!maker.source) with.token = maker.token;
+        else {
+            with.token_source = make_token;
+            with.token_user_data = &maker;
+        }
+        valkyrie_code code = valkyrie_client_connect(where, &with, &client, &error);
+        got end = code ? settle(code, NULL, error) : show_tokens(client, one, &maker);
+        if (maker.token && end.error && strstr(valkyrie_error_message(end.error), maker.token)) fail("the token is shown");
+        check_and_drop(one, end);
         valkyrie_client_free(client);
     } else if (!strcmp(action, "connect")) {
         valkyrie_client *client = NULL;

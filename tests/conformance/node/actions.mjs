@@ -131,10 +131,13 @@ class Case {
     return JSON.parse(fromUtf8(stats));
   }
 
+  get scheme() {
+    return this.settings.endpoint.split(':')[0];
+  }
+
   // A fresh server, a client for it, and what ends it.
   async freshServer() {
-    const scheme = this.settings.endpoint.split(':')[0];
-    const endpoint = fromUtf8(await this.client.call('/test/private', scheme));
+    const endpoint = fromUtf8(await this.client.call('/test/private', this.scheme));
     const client = await this.sdk.connect(endpoint, this.settings.options);
     const shutdown = (how) => client.call('/test/shutdown', how).catch(() => {});
     return { client, shutdown };
@@ -316,6 +319,44 @@ const ACTIONS = {
       return response;
     };
     await one.check(await one.outcome(call()));
+  },
+
+  async credentials(one) {
+    const { token, source, asked: wanted = 0, hold, connect_timeout_ms: connectTimeoutMs } = one.fields;
+    const fixed = one.text('endpoint');
+    let asked = 0;
+    const ask = () => {
+      asked++;
+      if (source === 'fails' || (source === 'once' && asked > 1)) throw new Error('no token today');
+      return source === 'silent' ? new Promise(() => {}) : token;
+    };
+    const options = { ...(fixed === undefined ? one.settings.options : {}), token: source === undefined ? token : ask };
+    if (connectTimeoutMs !== undefined) options.connectTimeoutMs = connectTimeoutMs;
+    const endpoint = fixed ?? fromUtf8(await one.client.call('/test/private', `${one.scheme} credentials`));
+    let client;
+    const calls = async () => {
+      client = await one.sdk.connect(endpoint, options);
+      const stream = client.open('/echo');
+      try {
+        if (hold === 1) {
+          await stream.recv();
+          throw new Mismatch('the stream ended well');
+        }
+        for (let i = 1; i < one.count; i++) await client.call(one.text('method'), '');
+        while (asked < wanted) {
+          await stream.send('x');
+          if ((await stream.recv()) === null) throw new Mismatch('the stream ended meanwhile');
+          await client.call(one.text('method'), '');
+        }
+        return await client.callWithResponse(one.text('method'), '');
+      } finally {
+        stream.cancel();
+      }
+    };
+    const got = await one.outcome(calls());
+    await client?.close();
+    if (token !== undefined && show(got).includes(token)) throw new Mismatch('the token is shown');
+    await one.check(got);
   },
 
   async bad_metadata(one) {

@@ -341,6 +341,47 @@ async def do_in_flight(one: Case) -> None:
             raise Mismatch(f"reply {i} is {reply!r}")
 
 
+async def do_credentials(one: Case) -> None:
+    token, source, wanted = one.fields.get("token"), one.fields.get("source"), one.fields.get("asked", 0)
+    endpoint, asked = one.text("endpoint"), 0
+
+    async def ask() -> str:
+        nonlocal asked
+        asked += 1
+        if source == "fails" or (source == "once" and asked > 1):
+            raise LookupError("no token today")
+        if source == "silent":
+            await asyncio.Event().wait()
+        return str(token)
+
+    options = {} if endpoint else trust(ENDPOINT)
+    if "connect_timeout_ms" in one.fields:
+        options["connect_timeout"] = one.fields["connect_timeout_ms"] / 1000
+    if endpoint is None:
+        scheme = f"{ENDPOINT.split(':')[0]} credentials"
+        endpoint = (await one.client.call("/test/private", scheme.encode())).decode()
+
+    async def calls() -> valkyrie.Response:
+        async with valkyrie.connect(endpoint, token=ask if source else token, **options) as client:
+            async with client.open("/echo") as stream:
+                if one.fields.get("hold") == 1:
+                    await stream.recv()
+                    raise Mismatch("the stream ended well")
+                for _ in range(one.count - 1):
+                    await client.call(one.method)
+                while asked < wanted:
+                    await stream.send(b"x")
+                    if await stream.recv() is None:
+                        raise Mismatch("the stream ended meanwhile")
+                    await client.call(one.method)
+                return await client.call_with_response(one.method)
+
+    got = await outcome(calls())
+    if token and token in f"{got!r} {got.error and got.error.__cause__!r}":
+        raise Mismatch("the token is shown")
+    await one.check(got)
+
+
 async def do_go_away(one: Case) -> None:
     client, shutdown = await one.fresh_server()
     stream = await one.server_stream(client, one.message)
@@ -442,10 +483,14 @@ CERTIFICATES = Path(os.environ["VALKYRIE_CONFORMANCE_CERTIFICATES"]).read_text()
 SEALED = os.environ.get("VALKYRIE_CONFORMANCE_SEALED") == "1"
 
 
-def connect(endpoint: str) -> Awaitable[valkyrie.Client]:
+def trust(endpoint: str) -> dict[str, Any]:
     # Trust is for what is encrypted.
     encrypted = SEALED or endpoint.startswith(("tls:", "wss:", "quic:"))
-    return valkyrie.connect(endpoint, trusted_certificates=CERTIFICATES if encrypted else None, sealed=SEALED)
+    return {"trusted_certificates": CERTIFICATES if encrypted else None, "sealed": SEALED}
+
+
+def connect(endpoint: str) -> Awaitable[valkyrie.Client]:
+    return valkyrie.connect(endpoint, **trust(endpoint))
 
 
 async def main() -> int:

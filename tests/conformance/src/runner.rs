@@ -3,7 +3,13 @@
 use std::{
     fmt,
     pin::pin,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
+    },
     time::{Duration, SystemTime},
 };
 
@@ -11,7 +17,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{task::JoinSet, time::timeout};
 use valkyrie_sdk::{
-    CallOptions, Client, Code, Metadata, Pem, RecvStream, Response, Security, SendStream, Status,
+    BoxFuture, CallOptions, Client, ClientBuilder, Code, Metadata, Pem, RecvStream, Response, Security,
+    SendStream, Status, Token, TokenSource,
 };
 
 use crate::server::versions;
@@ -34,6 +41,10 @@ pub struct Settings {
 
 impl Settings {
     async fn connect(&self, endpoint: &str) -> Result<Client, Status> {
+        self.builder(endpoint).build().await
+    }
+
+    fn builder(&self, endpoint: &str) -> ClientBuilder {
         let client = Client::builder().endpoint(endpoint).versions(versions());
         // Trust is for what is encrypted.
         let encrypted = ["tls:", "wss:", "quic:"].iter().any(|scheme| endpoint.starts_with(scheme));
@@ -41,7 +52,7 @@ impl Settings {
             true => client.trusted_certificates(self.certificates.clone()),
             false => client,
         };
-        client.sealed(self.sealed).build().await
+        client.sealed(self.sealed)
     }
 }
 
@@ -101,6 +112,7 @@ struct Case<'a> {
 }
 
 /// What a call gave: the reply or nothing, and the status.
+#[derive(Debug)]
 struct Got {
     reply: Bytes,
     status: Option<Status>,
@@ -155,6 +167,7 @@ impl Case<'_> {
             "leave_stream" => self.leave_stream().await,
             "in_flight" => self.in_flight().await,
             "go_away" => self.go_away().await,
+            "credentials" => self.credentials().await,
             "connect" => self.connect().await,
             "connect_with" => self.connect_with().await,
             "bad_metadata" => match self.metadata() {
@@ -520,6 +533,53 @@ impl Case<'_> {
         self.settings.connect(&String::from_utf8_lossy(&endpoint)).await.or_else(fail)
     }
 
+    async fn credentials(&self) -> Verdict {
+        let maker = Arc::new(TokenMaker {
+            token: self.text("token").unwrap_or_default(),
+            source: self.text("source").unwrap_or_default(),
+            asked: AtomicU64::new(0),
+        });
+        let mut client = match self.text("endpoint") {
+            Some(endpoint) => Client::builder().endpoint(endpoint),
+            None => {
+                let scheme = format!("{} credentials", self.client.endpoint().scheme());
+                let endpoint = self.client.call("/test/private", scheme).await.or_else(fail)?.message;
+                self.settings.builder(&String::from_utf8_lossy(&endpoint))
+            }
+        };
+        if let Some(ms) = self.number("connect_timeout_ms") {
+            client = client.connect_timeout_ms(ms);
+        }
+        client = match (maker.token.is_empty(), maker.source.is_empty()) {
+            (true, _) => client,
+            (false, true) => client.token(maker.token.clone()),
+            (false, false) => client.token_source(maker.clone()),
+        };
+        let got = Got::from(self.show_tokens(client, &maker).await);
+        if !maker.token.is_empty() && format!("{got:?}").contains(&maker.token) {
+            return Err("the token is shown".into());
+        }
+        self.check(&got).await
+    }
+
+    /// A stream and calls of a client that shows tokens; the outcome of the last, or of the first that fails.
+    async fn show_tokens(&self, client: ClientBuilder, maker: &TokenMaker) -> Result<Response, Status> {
+        let client = client.build().await?;
+        let (mut sender, mut receiver) = client.open("/echo", CallOptions::new()).await?;
+        if self.number("hold").is_some() {
+            receiver.recv().await?;
+        }
+        for _ in 1..self.number("count").unwrap_or(1) {
+            client.call(&self.method(), "").await?;
+        }
+        while maker.asked.load(SeqCst) < self.number("asked").unwrap_or(0) {
+            sender.send("x").await?;
+            receiver.recv().await?;
+            client.call(&self.method(), "").await?;
+        }
+        client.call_with(&self.method(), "", CallOptions::new()).await
+    }
+
     async fn go_away(&self) -> Verdict {
         let client = self.private().await?;
         let text = self.text("text").unwrap_or_default();
@@ -615,6 +675,27 @@ impl Case<'_> {
             }
         }
         Err("100 calls succeeded after the shutdown".into())
+    }
+}
+
+/// How the tokens of one case are made.
+struct TokenMaker {
+    token: String,
+    source: String,
+    asked: AtomicU64,
+}
+
+impl TokenSource for TokenMaker {
+    fn token(&self) -> BoxFuture<'_, Result<Token, Status>> {
+        Box::pin(async {
+            let asked = self.asked.fetch_add(1, SeqCst) + 1;
+            match self.source.as_str() {
+                "silent" => std::future::pending().await,
+                "once" if asked > 1 => Err(Status::new(Code::Unavailable, "no token today")),
+                "fails" => Err(Status::new(Code::Unavailable, "no token today")),
+                _ => Ok(Token::new(self.token.clone())),
+            }
+        })
     }
 }
 

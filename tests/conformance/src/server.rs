@@ -5,13 +5,18 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, SystemTime},
 };
 
 use valkyrie_bridge::Methods;
-use valkyrie_sdk::{Code, Server, ServerBuilder, Status};
+use valkyrie_sdk::{
+    Authenticator, BoxFuture, CallInfo, Code, Gate, Peer, Principal, Reason, Refusal, Server, ServerBuilder,
+    Status,
+    access::{Access, Policy},
+};
 
 /// The methods of a conformance server.
 pub fn methods() -> Methods {
@@ -20,10 +25,15 @@ pub fn methods() -> Methods {
 
 /// Opens a fresh server with the same methods that a caller may end, and gives its endpoint for `scheme`: `tcp`,
 /// `ws`, `tls`, `wss`, `unix`, `quic` or `memory`. It lives until it is shut down or the process ends.
+/// With ` credentials` behind the scheme it wants tokens; README.md says which.
 ///
 /// # Errors
 /// INVALID_ARGUMENT for another scheme; BIND_FAILED.
 pub async fn private_server(scheme: &str) -> Result<String, Status> {
+    let (scheme, wants_tokens) = match scheme.strip_suffix(" credentials") {
+        Some(scheme) => (scheme, true),
+        None => (scheme, false),
+    };
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("valkyrie-private-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
     let bind = match scheme {
@@ -42,11 +52,65 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
     let builder = ServerBuilder::new().bind(bind).versions(versions());
     let builder = builder.identity(certificates.as_str(), key.as_str()).open_to_all(true);
     let builder = methods.register(builder);
+    let builder = if wants_tokens {
+        builder.authenticator(Tokens).gate(Arc::new(Subjects(Access::new(Policy::from_toml(POLICY)?))))
+    } else {
+        builder
+    };
     let server = builder.build().await?;
     methods.allow_shutdown(server.control());
     let endpoint = endpoint(&server, scheme)?;
     tokio::spawn(async move { server.start().await });
     Ok(endpoint)
+}
+
+/// Tokens in words: `good NAME` stands for `sub:NAME`, `brief MS NAME` for as many milliseconds; others are refused.
+struct Tokens;
+
+impl Authenticator for Tokens {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a [u8],
+        _: &'a Peer,
+        now: SystemTime,
+    ) -> BoxFuture<'a, Result<Principal, Refusal>> {
+        let words: Vec<_> = str::from_utf8(token).unwrap_or_default().split(' ').collect();
+        let principal = match words[..] {
+            ["good", name] => Ok(Principal::new(&format!("sub:{name}"))),
+            ["brief", ms, name] => ms.parse().map_or(Err(Refusal("no number".into())), |ms| {
+                Ok(Principal::new(&format!("sub:{name}")).with_expiry(now + Duration::from_millis(ms)))
+            }),
+            _ => Err(Refusal("another token".into())),
+        };
+        Box::pin(std::future::ready(principal))
+    }
+}
+
+/// What subjects may do there.
+const POLICY: &str = r#"
+version = 1
+[roles.user]
+allow = ["/echo", "/test/*"]
+deny = ["/test/sum"]
+[[bindings]]
+principals = ["sub:*"]
+roles = ["user"]
+[[quotas]]
+principals = ["sub:limited"]
+calls = 2
+seconds = 3600
+"#;
+
+/// The policy, for whoever has shown a token; others are nobody, whatever else is known of them.
+struct Subjects(Access);
+
+impl Gate for Subjects {
+    fn admit(&self, call: &CallInfo<'_>) -> Result<(), Status> {
+        if !call.principal.id().starts_with("sub:") {
+            return Err(Status::from_reason(Reason::UNAUTHENTICATED, "a token is needed here"));
+        }
+        Gate::admit(&self.0, call)
+    }
 }
 
 fn endpoint(server: &Server, scheme: &str) -> Result<String, Status> {
