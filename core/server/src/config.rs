@@ -388,12 +388,15 @@ impl Config {
             // The parsers' own position would repeat ours, and their path our key.
             let end = message.rfind(" at line ").unwrap_or(message.len());
             let message = &message[..end];
-            let message = key
-                .as_deref()
-                .and_then(|key| message.strip_prefix(key)?.strip_prefix(": "))
-                .unwrap_or(message);
+            let message = message
+                .split_once(": ")
+                .filter(|(path, _)| key.as_deref().is_some_and(|key| key.starts_with(path)))
+                .map_or(message, |(_, rest)| rest);
             // Parsers point behind a value as often as at it; the key's line is where the fix goes.
-            let line = key.as_deref().and_then(|key| line_of_key(text, key, line)).or(line);
+            let line = key
+                .as_deref()
+                .and_then(|key| line_of_key(text, key, line.map(|line| (format, line))))
+                .or(line);
             // A wrong type says what it is not; what the key means says what to write.
             let top = key.as_deref().and_then(|key| key.split(['.', '[']).next());
             let doc = KEYS.iter().find(|(known, _)| top == Some(known));
@@ -438,9 +441,9 @@ fn key_of(path: &serde_path_to_error::Path) -> Option<String> {
     (!path.is_empty() && path != "." && path != "?").then_some(path)
 }
 
-/// The line that begins with the key, or with the list that holds the entry. Where several do, the last one that does not come
-/// after `near`, the parser's own idea.
-fn line_of_key(text: &str, key: &str, near: Option<usize>) -> Option<usize> {
+/// The line that begins with the key, or with the list that holds the entry. Where several do, the parser's
+/// own idea decides: YAML's is where the entry begins, and the others' is at the value or behind it.
+fn line_of_key(text: &str, key: &str, near: Option<(Format, usize)>) -> Option<usize> {
     // What stands inside of an entry stands behind the entry's list.
     let (top, inner) = (key.split(['.', '[']).next()?, key.rsplit(['.', ']']).next()?);
     let begins = |line: &str, key: &str| {
@@ -452,11 +455,17 @@ fn line_of_key(text: &str, key: &str, near: Option<usize>) -> Option<usize> {
         text.lines().enumerate().filter(|(_, line)| begins(line, key)).map(|(index, _)| index + 1).collect()
     };
     let of = |found: Vec<usize>| {
-        let before = found.iter().rev().find(|line| near.is_some_and(|near| **line <= near));
-        before.or(found.first()).copied()
+        let near = match near {
+            Some((Format::Yaml, near)) => found.iter().find(|line| **line >= near),
+            Some((_, near)) => found.iter().rev().find(|line| **line <= near),
+            None => None,
+        };
+        near.or(found.first()).copied()
     };
+    let near = near.map(|(_, line)| line);
     match inner {
-        inner if inner == top || inner.is_empty() => of(lines(top)),
+        inner if inner == top => of(lines(top)),
+        "" => near.or_else(|| of(lines(top))),
         // In the middle of a line, perhaps.
         inner => of(lines(inner)).or(near).or_else(|| of(lines(top))),
     }
@@ -504,9 +513,30 @@ mod tests {
             (Format::Toml, "log_level = 'loud'\n", 1, "log_level", ["loud", "debug"]),
             (Format::Yaml, "metrics: true\nbind: ['tcp://']\n", 2, "bind", ["tcp://", "host:port"]),
             (Format::Toml, "metrics = true\nbind = []\n", 2, "bind", ["empty", "127.0.0.1:8080"]),
+            (
+                Format::Yaml,
+                "token_issuers:\n  - issuer: a\n    audience: x\n    leeway_s: 1\n  - issuer: b\n    audience: x\n    leeway_s: 999\n",
+                7,
+                "token_issuers[1].leeway_s",
+                ["\"999 is", "from 0 to 300"],
+            ),
+            (
+                Format::Json,
+                "{\"token_issuers\": [{\n\"issuer\": \"a\",\n\"audience\": \"x\",\n\"typo\": 1}]}",
+                4,
+                "token_issuers[0].typo",
+                ["unknown field `typo`", "jwks_file"],
+            ),
+            (
+                Format::Yaml,
+                "metrics: true\ntoken_issuers:\n  - audience: x\n",
+                3,
+                "token_issuers[0]",
+                ["missing field", "issuer"],
+            ),
         ] {
             let (found_line, found_key, message) = Config::parse(text, format).unwrap_err();
-            let all = format!("{found_line:?} {found_key:?} {message}");
+            let all = format!("{found_line:?} {found_key:?} {message:?}");
             assert_eq!((found_line, found_key.as_deref()), (Some(line), Some(key)), "{text}: {all}");
             assert!(words.iter().all(|word| all.contains(word)), "{text}: {all}");
         }

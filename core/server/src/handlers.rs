@@ -18,8 +18,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 use tracing::{Level, debug, enabled};
 use valkyrie_sdk::{
-    Code, EchoHandler, HandlerFuture, MessageHandler, Metadata, Reply, ServerCall, ServerControl, Status,
-    VERSION,
+    Code, EchoHandler, HandlerFuture, MessageHandler, Metadata, Principal, Reply, ServerCall, ServerControl,
+    Status, VERSION,
 };
 
 use crate::{config::Config, security::Door};
@@ -232,6 +232,7 @@ impl MessageHandler for Logged {
         let line = Line {
             method: call.method().to_owned(),
             peer: call.peer().endpoint.clone(),
+            principal: call.principal().clone(),
             correlation_id: correlation_id(call.metadata()),
             started: Instant::now(),
             outcome: None,
@@ -259,6 +260,7 @@ impl Future for LoggedCall {
 struct Line {
     method: String,
     peer: String,
+    principal: Principal,
     correlation_id: String,
     started: Instant,
     outcome: Option<Code>,
@@ -269,7 +271,8 @@ impl Drop for Line {
         debug!(
             method = %self.method,
             peer = %self.peer,
-            // As a string, and so quoted: a caller wrote it.
+            // As strings, and so quoted: a caller wrote them.
+            principal = self.principal.id(),
             correlation_id = self.correlation_id.as_str(),
             code = self.outcome.map_or("CANCELLED", Code::name),
             elapsed_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),

@@ -214,9 +214,15 @@ async fn tokens_a_policy_and_an_audit_over_tls() {
     assert_eq!(code, Some(0), "{log}");
 
     let (log, audit) = (server.heard.clone() + &log, folder.read("audit.log"));
-    for word in
-        ["call refused", "sub:mallory", "PERMISSION_DENIED", "RATE_LIMITED", "credentials refused", "expired"]
-    {
+    for word in [
+        "call refused",
+        "sub:mallory",
+        "PERMISSION_DENIED",
+        "RATE_LIMITED",
+        "credentials refused",
+        "expired",
+        "principal=\"sub:alice\" correlation_id",
+    ] {
         assert!(log.contains(word), "{word}: {log}");
     }
     for word in ["\"allowed\"", "\"denied\"", "\"limited\"", "\"accepted\"", "\"refused\"", "\"loaded\""] {
