@@ -1480,6 +1480,7 @@ impl Future for Driver {
                 if at_rest && this.buffer.bytes.is_empty() && !this.led {
                     // Most of what a connection holds: a server may have many that are only open.
                     this.buffer = ReadBuffer::default();
+                    this.transport.rest();
                 }
                 return Poll::Pending;
             }

@@ -91,6 +91,9 @@ pub trait Transport: Send + 'static {
         false
     }
 
+    /// No call is open and nothing is to be done: room that is kept for speed may be given back. Default: nothing.
+    fn rest(&mut self) {}
+
     /// The streams of calls, when the carrier is [`Carrier::Streams`]. Default: none.
     fn streams(&mut self) -> Option<&mut dyn Streams> {
         None

@@ -33,6 +33,8 @@ const RECORD: usize = 16 << 10;
 const RECORD_OVERHEAD: usize = 5 + 1 + 16;
 /// Records that are written in one go.
 const WRITE_AHEAD: usize = 64 << 10;
+/// Who reads and writes no more at once gives its room back at rest.
+const LITTLE: usize = 8 << 10;
 /// Room for one read.
 const READ_LEAST: usize = 4 << 10;
 const READ_MOST: usize = 64 << 10;
@@ -93,12 +95,14 @@ pub(crate) struct Tls<S> {
     /// Records that came and are not decrypted: less than one, between polls.
     incoming: ReadBuffer,
     /// Records on their way.
-    outgoing: BytesMut,
+    outgoing: Outgoing,
     /// What is decrypted and not taken.
     plain: BytesMut,
     /// Small parts of a record, gathered.
     gathered: Vec<u8>,
     read_size: usize,
+    /// Most bytes that were read or written at once since the connection was last at rest.
+    most: usize,
     open: bool,
     /// Nothing can be read or written any more.
     failed: bool,
@@ -177,10 +181,11 @@ impl<S: Side> Tls<S> {
             side,
             inner,
             incoming,
-            outgoing: BytesMut::new(),
+            outgoing: Outgoing::default(),
             plain: BytesMut::new(),
             gathered: Vec::new(),
             read_size: READ_LEAST,
+            most: 0,
             open: false,
             failed: false,
             asked: false,
@@ -255,6 +260,7 @@ impl<S: Side> Tls<S> {
                 Err(io::Error::new(io::ErrorKind::UnexpectedEof, message))
             };
         }
+        self.most = self.most.max(read);
         if read >= self.read_size / 2 {
             self.read_size = (self.read_size * 2).min(READ_MOST);
         }
@@ -315,7 +321,7 @@ impl<S: Side> Tls<S> {
                     match text {
                         Some(text) => {
                             let least = text.len() + text.len().div_ceil(RECORD) * RECORD_OVERHEAD;
-                            grow(&mut self.outgoing, least, |room| match traffic.encrypt(text, room) {
+                            self.outgoing.put(least, |room| match traffic.encrypt(text, room) {
                                 Err(EncryptError::InsufficientSize(size)) => Err(Some(size.required_size)),
                                 Err(EncryptError::EncryptExhausted) => Err(None),
                                 Ok(len) => Ok(len),
@@ -373,11 +379,12 @@ impl<S: Side> Tls<S> {
     /// Hands the records to the carrier.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while !self.outgoing.is_empty() {
-            let written = ready!(self.inner.poll_write(cx, &[IoSlice::new(&self.outgoing)]))?;
+            self.most = self.most.max(self.outgoing.len());
+            let written = ready!(self.inner.poll_write(cx, &[IoSlice::new(self.outgoing.bytes())]))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.outgoing.advance(written);
+            self.outgoing.consume(written);
         }
         Poll::Ready(Ok(()))
     }
@@ -416,33 +423,62 @@ impl<S: Side> Tls<S> {
 }
 
 /// Appends what TLS itself has to say.
-fn encode<D>(mut data: EncodeTlsData<'_, D>, out: &mut BytesMut) -> io::Result<()> {
-    grow(out, 0, |room| match data.encode(room) {
+fn encode<D>(mut data: EncodeTlsData<'_, D>, out: &mut Outgoing) -> io::Result<()> {
+    out.put(0, |room| match data.encode(room) {
         Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
         Err(EncodeError::AlreadyEncoded) => Err(None),
         Ok(len) => Ok(len),
     })
 }
 
-/// Lets `write` fill the room behind `out`, of which there are `least` bytes and more when it asks for them.
-fn grow(
-    out: &mut BytesMut,
-    least: usize,
-    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
-) -> io::Result<()> {
-    let start = out.len();
-    let mut room = least;
-    loop {
-        out.resize(start + room, 0);
-        match write(&mut out[start..]) {
-            Ok(len) => {
-                out.truncate(start + len);
-                return Ok(());
+/// Bytes that are written into, and taken from the front. Room that was made is not made, nor zeroed, again.
+#[derive(Default)]
+struct Outgoing {
+    room: Vec<u8>,
+    start: usize,
+    end: usize,
+}
+
+impl Outgoing {
+    fn bytes(&self) -> &[u8] {
+        &self.room[self.start..self.end]
+    }
+
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    fn consume(&mut self, len: usize) {
+        self.start += len;
+        if self.is_empty() {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Lets `write` fill the room behind, of which there are `least` bytes and more when it asks for them.
+    fn put(
+        &mut self,
+        least: usize,
+        mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
+    ) -> io::Result<()> {
+        let mut room = least;
+        loop {
+            if self.room.len() < self.end + room {
+                self.room.resize(self.end + room, 0);
             }
-            Err(Some(required)) if required > room => room = required,
-            Err(_) => {
-                out.truncate(start);
-                return Err(failed(Reason::TLS_FAILED, "the keys of the TLS connection are used up"));
+            match write(&mut self.room[self.end..self.end + room]) {
+                Ok(len) => {
+                    self.end += len;
+                    return Ok(());
+                }
+                Err(Some(required)) if required > room => room = required,
+                Err(_) => {
+                    return Err(failed(Reason::TLS_FAILED, "the keys of the TLS connection are used up"));
+                }
             }
         }
     }
@@ -503,7 +539,7 @@ impl<S: Side> Transport for Tls<S> {
             self.failed = true;
             let UnbufferedStatus { discard, state } = self.side.process(&mut self.incoming.bytes);
             if let Ok(ConnectionState::WriteTraffic(mut traffic)) = state {
-                let _ = grow(&mut self.outgoing, 64, |room| match traffic.queue_close_notify(room) {
+                let _ = self.outgoing.put(64, |room| match traffic.queue_close_notify(room) {
                     Err(EncryptError::InsufficientSize(size)) => Err(Some(size.required_size)),
                     Err(EncryptError::EncryptExhausted) => Err(None),
                     Ok(len) => Ok(len),
@@ -518,6 +554,24 @@ impl<S: Side> Transport for Tls<S> {
 
     fn is_provisional(&self) -> bool {
         self.asked
+    }
+
+    fn rest(&mut self) {
+        if std::mem::take(&mut self.most) > LITTLE {
+            // Whoever sends much will do so again, and room that comes from the system anew costs more than its encryption.
+            return;
+        }
+        if self.incoming.bytes.is_empty() {
+            self.incoming = ReadBuffer::default();
+        }
+        if self.outgoing.is_empty() {
+            self.outgoing = Outgoing::default();
+        }
+        if self.plain.is_empty() {
+            self.plain = BytesMut::new();
+        }
+        self.gathered = Vec::new();
+        self.inner.rest();
     }
 
     fn pollable(&mut self) -> Option<&mut dyn Pollable> {
