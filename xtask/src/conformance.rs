@@ -17,7 +17,7 @@ use crate::{support, web};
 const TIMED: &str = "cancel_times";
 
 pub(crate) const CASES: &str = "tests/conformance/cases.json";
-const CREDENTIALS: &str = "tests/conformance/credentials.json";
+const CREDENTIALS: &str = "target/credentials.json";
 
 /// Which side offers a version of the protocol that the other does not know.
 #[derive(Clone, Copy, PartialEq)]
@@ -257,6 +257,8 @@ fn certificates(project: &Project, server: &Server) -> Outcome<Table> {
 
 /// What each language says of tokens: those that are right, wrong, late, and made by functions.
 fn credentials(project: &Project, server: &Server) -> Outcome<Table> {
+    // Made now: some of the tokens end in minutes.
+    run(project.command("target/debug/valkyrie-conformance-tokens").arg(project.path(CREDENTIALS)))?;
     let cases = names(&read_json(&project.path(CREDENTIALS))?);
     let browsers =
         crate::setup::BROWSERS.iter().map(|(name, ..)| (*name, "ws")).filter(|_| web::exists(project));

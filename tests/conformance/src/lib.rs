@@ -7,4 +7,4 @@ mod runner;
 mod server;
 
 pub use runner::{Outcome, Settings, run};
-pub use server::{Absent, absent_udp, identity, methods, private_server, versions};
+pub use server::{Absent, absent_udp, identity, issuer, methods, private_server, versions};

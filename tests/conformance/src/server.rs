@@ -11,10 +11,11 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use serde_json::Value;
 use valkyrie_bridge::Methods;
 use valkyrie_sdk::{
-    Authenticator, BoxFuture, CallInfo, Code, Gate, Peer, Principal, Reason, Refusal, Server, ServerBuilder,
-    Status,
+    Authenticator, BoxFuture, CallInfo, Code, Gate, Jwt, JwtAlgorithm, JwtBuilder, Peer, Principal, Reason,
+    Refusal, Server, ServerBuilder, Status,
     access::{Access, Policy},
 };
 
@@ -53,7 +54,10 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
     let builder = builder.identity(certificates.as_str(), key.as_str()).open_to_all(true);
     let builder = methods.register(builder);
     let builder = if wants_tokens {
-        builder.authenticator(Tokens).gate(Arc::new(Subjects(Access::new(Policy::from_toml(POLICY)?))))
+        let authenticators: Vec<Box<dyn Authenticator>> = vec![Box::new(Tokens), Box::new(issuer()?)];
+        builder
+            .authenticator(authenticators)
+            .gate(Arc::new(Subjects(Access::new(Policy::from_toml(POLICY)?))))
     } else {
         builder
     };
@@ -84,6 +88,23 @@ impl Authenticator for Tokens {
         };
         Box::pin(std::future::ready(principal))
     }
+}
+
+/// The issuer of core/sdk/tests/jwt.json, as its rows without a `config` want it.
+///
+/// # Errors
+/// INVALID_CONFIGURATION for keys that are none.
+pub fn issuer() -> Result<Jwt, Status> {
+    let table: Value = serde_json::from_str(include_str!("../../../core/sdk/tests/jwt.json"))
+        .map_err(|error| Status::new(Code::Internal, error.to_string()))?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let mut builder = JwtBuilder::new(text(&table["issuer"]), text(&table["audience"]));
+    for (name, algorithm) in
+        [("ed", JwtAlgorithm::EdDsa), ("ec", JwtAlgorithm::Es256), ("rsa", JwtAlgorithm::Rs256)]
+    {
+        builder = builder.key_pem(name, algorithm, text(&table["keys"][name]["pem"]));
+    }
+    builder.build()
 }
 
 /// What subjects may do there.
