@@ -33,7 +33,7 @@ def memory_kib() -> int:
 
 def now(endpoint: str) -> dict[str, int]:
     gc.collect()
-    # The runtime's one thread closes what was dropped in the order in which it is told: before this client, which waits.
+    # The runtime's one thread closes what was dropped in the order in which it is told: this client, which waits, last.
     with valkyrie.sync.connect(endpoint):
         pass
     return {

@@ -9,7 +9,7 @@ use crate::package::{self, FRESH};
 use crate::step::{During, Outcome, Project, failed, output, run};
 
 /// The waist stays narrow.
-const MOST_FUNCTIONS: usize = 40;
+const MOST_FUNCTIONS: usize = 44;
 
 /// Where the tests and examples are compiled.
 const PROGRAMS: &str = "target/package/c-programs";
@@ -174,10 +174,9 @@ mod tests {
     fn every_function_of_the_header_says_its_thread_and_its_owner() {
         let declared =
             HEADER.lines().filter(|line| line.contains(" valkyrie_") || line.contains("*valkyrie_"));
-        let declared =
-            declared.filter(|line| line.contains('(') && !line.starts_with([' ', '#', '/'])).count();
-        // Those that `functions` finds, and the type of the callback.
-        assert_eq!(rules(HEADER), Ok(declared - 1));
+        let declared = declared.filter(|line| line.contains('(') && !line.starts_with([' ', '#', '/']));
+        // The types of callbacks are none.
+        assert_eq!(rules(HEADER), Ok(declared.filter(|line| !line.starts_with("typedef")).count()));
     }
 
     #[test]
