@@ -91,13 +91,13 @@ fn check(project: &Project) -> Outcome {
     Ok(format!("{weighed} sizes, import ms: {}, {files} paths of {} packages", times.join(", "), owned.len()))
 }
 
-/// What `dist/` has of this version.
+/// The packages of this version in `dist/`; the lists of crates that lie there are of programs, which nothing installs.
 fn artefacts(project: &Project) -> Outcome<Vec<PathBuf>> {
     let dist = project.path(DIST);
     let version = format!("-{}", project.version());
     let mut found: Vec<PathBuf> =
         std::fs::read_dir(&dist).during(DIST)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
-    found.retain(|path| file_name(path).contains(&version));
+    found.retain(|path| file_name(path).contains(&version) && !file_name(path).ends_with(".cdx.json"));
     found.sort();
     Ok(found)
 }
