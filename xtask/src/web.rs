@@ -91,8 +91,15 @@ pub(crate) fn package(project: &Project) -> Outcome {
     let sealed = module(project, &stage, "valkyrie_sealed", &["--features", "sealed"])?;
     let added = sealed.brotli.saturating_sub(sizes.brotli);
     budgets::within(project, "browser_sealed_brotli_bytes", "what sealed sessions add to a page", added)?;
-    let face = std::fs::read_to_string(stage.join("index.js")).during("index.js")?;
-    let face = face.replace("./pkg/valkyrie.js", "./pkg/valkyrie_sealed.js");
+    let mut face = std::fs::read_to_string(stage.join("index.js")).during("index.js")?;
+    for (from, to) in
+        [("./pkg/valkyrie.js", "./pkg/valkyrie_sealed.js"), ("const SEALS = false;", "const SEALS = true;")]
+    {
+        if !face.contains(from) {
+            return failed(format!("index.js has no {from:?}, which sealed.js has otherwise"));
+        }
+        face = face.replace(from, to);
+    }
     std::fs::write(stage.join("sealed.js"), face).during("sealed.js")?;
     npm_install(project, "web", &[npm_pack(project, &stage)?])?;
     Ok(format!(

@@ -223,6 +223,15 @@ pub fn connect_sealed(
     connect_with(slot, builder, token, asks)
 }
 
+/// Here too, so that one face fits both modules: bundlers look for every name that it has.
+#[cfg(not(feature = "sealed"))]
+#[wasm_bindgen]
+pub fn connect_sealed(slot: u32) -> u32 {
+    let message = "sealed sessions are in another module: import 'valkyrie-sdk-web/sealed'";
+    complete(slot, Err(Status::from_reason(Reason::INVALID_CONFIGURATION, message)));
+    0
+}
+
 fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> ClientBuilder {
     let connector = Arc::new(PageConnector);
     let mut builder = Client::builder()
