@@ -2,8 +2,11 @@
 //! verifies a chain says the reason of the row, and nobody else gets through.
 #![cfg(all(feature = "quic", feature = "websocket"))]
 
+mod anyone;
+
 use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
 
+use anyone::Anyone;
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme,
     client::ResolvesClientCert,
@@ -224,44 +227,5 @@ fn raw_client(address: &str, identity: Arc<CertifiedKey>) -> String {
             Ok(_) => {}
             Err(error) => return format!("{error:?}"),
         }
-    }
-}
-
-/// Verifies nothing.
-#[derive(Debug)]
-struct Anyone;
-
-impl rustls::client::danger::ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        Ok(rustls::client::danger::HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        default_provider().signature_verification_algorithms.supported_schemes()
     }
 }

@@ -1,6 +1,7 @@
 //! TLS as users have it: tls://, wss://, quic:// and sealed sessions between a real client and a real server.
 #![cfg(all(feature = "quic", feature = "websocket"))]
 
+mod anyone;
 mod random;
 
 use std::{
@@ -12,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use anyone::Anyone;
 use random::Random;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tokio::{
@@ -453,51 +455,16 @@ async fn certificate_of(endpoint: &str) -> Vec<u8> {
 
 /// A connection to a port of TLS that verifies nobody.
 fn greeted(address: &str) -> (rustls::ClientConnection, std::net::TcpStream) {
-    #[derive(Debug)]
-    struct Anyone(Vec<rustls::SignatureScheme>);
-    use rustls::{DigitallySignedStruct, client::danger::*, pki_types::*};
-    impl ServerCertVerifier for Anyone {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, rustls::Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, rustls::Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-            self.0.clone()
-        }
-    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
     let mut config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Anyone(schemes)))
+        .with_custom_certificate_verifier(Arc::new(Anyone))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"valkyrie/1".to_vec()];
     let mut socket = std::net::TcpStream::connect(address).unwrap();
-    let name = ServerName::try_from("localhost").unwrap();
+    let name = rustls::pki_types::ServerName::try_from("localhost").unwrap();
     let mut tls = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
     while tls.is_handshaking() {
         tls.complete_io(&mut socket).unwrap();

@@ -394,10 +394,11 @@ impl Door {
         let refused = |access: &Access| access.policy_error().map(|status| status.message().to_owned());
         let mut version = self.access.policy().rules().version().to_owned();
         let (mut told, mut lost, mut failing) = (None, 0, None);
+        let mut looks = tokio::time::interval(LOOK_AGAIN);
         loop {
             let asked = tokio::select! {
                 () = reload.asked() => true,
-                () = tokio::time::sleep(LOOK_AGAIN) => false,
+                _ = looks.tick() => false,
             };
             if asked {
                 // What is wrong with it is told below.

@@ -233,7 +233,8 @@ async fn tokens_a_policy_and_an_audit_over_tls() {
     secrets
         .extend(folder.read("server.key").lines().filter(|line| !line.starts_with('-')).map(str::to_owned));
     for token in &tokens {
-        secrets.extend(token.split('.').skip(1).map(str::to_owned));
+        let signed = token.split_once('.').map_or("", |(_header, rest)| rest);
+        secrets.extend(signed.split('.').filter(|part| !part.is_empty()).map(str::to_owned));
     }
     for secret in &secrets {
         assert!(!log.contains(secret.as_str()) && !audit.contains(secret.as_str()), "{secret}: {log}{audit}");
