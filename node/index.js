@@ -7,6 +7,7 @@ const { types } = require('node:util');
 const native = require('./native.js');
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
+const IDEMPOTENT = 4; // beside the priority's number
 const SECURITIES = ['insecure', 'tls', 'mtls'];
 const LEVELS = ['error', 'warn', 'info', 'debug'];
 // Messages taken from the core at once; credit goes back to the server when they are taken.
@@ -21,11 +22,12 @@ async function connect(endpoint, options = {}) {
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const security = securityOf(options);
+  const serviceConfig = serviceConfigOf(options.serviceConfig);
   let handle;
   const asking = {};
   try {
     await operation((slot) => {
-      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, security);
+      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, security, serviceConfig);
       if (handle !== null && security.asksForTokens) answer(handle.id(), options.token, asking);
       return handle === null;
     }, checkSignal(options.signal));
@@ -119,14 +121,14 @@ class Client {
     checkMethod(method);
     checkOptions(options);
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
-    const priority = priorityOf(options.priority);
+    const how = howOf(options);
     const [keys, values] = pairsOf(options.metadata);
     const signal = checkSignal(options.signal);
     let handle = null;
     let refused;
     if (signal?.aborted !== true) {
       refused = operation((slot) => {
-        handle = this.#handle.open(slot, method, timeoutMs, priority, keys, values);
+        handle = this.#handle.open(slot, method, timeoutMs, how, keys, values);
         if (handle !== null) settle(slot);
         return handle === null;
       });
@@ -153,22 +155,22 @@ class Client {
     checkOptions(options);
     const bytes = toBytes(message);
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
-    const priority = priorityOf(options.priority);
+    const how = howOf(options);
     const { metadata } = options;
     const signal = checkSignal(options.signal);
     try {
       const response = await ((metadata === undefined && signal === undefined
-        ? gather(this.#id, method, bytes, timeoutMs, priority)
-        : undefined) ?? this.#single(method, bytes, timeoutMs, priority, metadata, signal));
+        ? gather(this.#id, method, bytes, timeoutMs, how)
+        : undefined) ?? this.#single(method, bytes, timeoutMs, how, metadata, signal));
       return messageOnly ? response.message : response;
     } catch (error) {
       throw traced(error);
     }
   }
 
-  #single(method, bytes, timeoutMs, priority, metadata, signal) {
+  #single(method, bytes, timeoutMs, how, metadata, signal) {
     const [keys, values] = pairsOf(metadata);
-    return operation((slot) => this.#handle.call(slot, method, bytes, timeoutMs, priority, keys, values), signal);
+    return operation((slot) => this.#handle.call(slot, method, bytes, timeoutMs, how, keys, values), signal);
   }
 }
 
@@ -427,7 +429,7 @@ function deferred(resolve, reject) {
 }
 
 // The promise of a call that was gathered, undefined for one that has to cross alone.
-function gather(client, method, message, timeoutMs, priority) {
+function gather(client, method, message, timeoutMs, how) {
   if (message.length > GATHERED_MESSAGE_MAX) return undefined;
   const number = methods.get(method) ?? name(method);
   if (number === undefined) return undefined;
@@ -437,13 +439,13 @@ function gather(client, method, message, timeoutMs, priority) {
     process.nextTick(flush);
   } else if (end > GATHERED_BYTES) {
     flush();
-    return gather(client, method, message, timeoutMs, priority);
+    return gather(client, method, message, timeoutMs, how);
   }
   const promise = new Promise(deferred);
   const word = gathered >> 2;
   gatheredWords[word] = take(waiter);
   gatheredWords[word + 1] = number;
-  gatheredWords[word + 2] = priority;
+  gatheredWords[word + 2] = how;
   gatheredWords[word + 3] = message.length;
   gatheredDoubles[(gathered >> 3) + 2] = client;
   gatheredDoubles[(gathered >> 3) + 3] = timeoutMs;
@@ -643,6 +645,12 @@ function securityOf(options) {
   };
 }
 
+function serviceConfigOf(value) {
+  if (value === undefined || typeof value === 'string') return value;
+  if (typeof value !== 'object' || value === null) throw wrongType('serviceConfig', 'a string of JSON or an object', value);
+  return `${JSON.stringify(value)}`;
+}
+
 // A string is PEM text, `{ file }` the path of a file of it.
 function pemOf(value, name) {
   if (value === undefined) return undefined;
@@ -656,6 +664,11 @@ function pemOf(value, name) {
 function flagOf(value, name) {
   if (value !== undefined && typeof value !== 'boolean') throw wrongType(name, 'a boolean', value);
   return value === true;
+}
+
+// What a call is sent as, in one number.
+function howOf(options) {
+  return priorityOf(options.priority) + (flagOf(options.idempotent, 'idempotent') ? IDEMPOTENT : 0);
 }
 
 function priorityOf(value) {

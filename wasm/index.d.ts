@@ -62,6 +62,11 @@ export interface ConnectOptions {
    * reason `CREDENTIALS_UNAVAILABLE` and its message, which must hold no secret; so does silence for
    * {@link connectTimeoutMs}. A token travels encrypted or within the machine only. */
   token?: string | (() => string | Promise<string>) | undefined;
+  /** What the client does about failures: retries and their budget, circuit breakers, throttling, balancing, and which
+   * methods are idempotent. JSON with the keys of docs/policies.md, or an object with them, such as
+   * `{ methods: [{ names: ['/store.Items/*'], idempotent: true }] }`. Without one, or a key of it, the defaults there hold.
+   * One that is wrong rejects with reason `INVALID_CONFIGURATION`, and says line, key and what to write instead. */
+  serviceConfig?: string | object | undefined;
   /** Gives up connecting; the promise rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }
@@ -77,6 +82,9 @@ export interface CallOptions {
   metadata?: MetadataInit | undefined;
   /** Priority class. Default `normal`. */
   priority?: Priority | undefined;
+  /** Whether a unary call may be executed twice, so that it is tried again though a server may have seen it (gRFC A6).
+   * Default `false`, or what {@link ConnectOptions.serviceConfig} says of the method. Streams are not tried again. */
+  idempotent?: boolean | undefined;
   /** Cancels the call, at the server too; what is pending rejects with the signal's reason, an `AbortError` unless
    * another was given. */
   signal?: AbortSignal | undefined;

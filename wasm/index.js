@@ -7,6 +7,7 @@ import init, * as core from './pkg/valkyrie.js';
 export { Metadata, StatusError };
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
+const IDEMPOTENT = 4; // beside the priority's number
 // Messages taken from the core at once; credit goes back to the server when they are taken.
 const RECV_BATCH = 64;
 const PRIVATE = Symbol('valkyrie-sdk-web');
@@ -60,6 +61,7 @@ export async function connect(endpoint, options = {}) {
   const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const sealed = sealedOf(options);
+  const serviceConfig = serviceConfigOf(options.serviceConfig);
   const { token } = options;
   const asks = typeof token === 'function';
   if (token !== undefined && typeof token !== 'string' && !asks) {
@@ -74,8 +76,8 @@ export async function connect(endpoint, options = {}) {
     await operation((slot) => {
       const text = asks ? undefined : token;
       id = sealed
-        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, ...sealed)
-        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks);
+        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, serviceConfig, ...sealed)
+        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, serviceConfig);
       if (asks && id !== 0) answer(id, token, asking);
     }, signal);
   } catch (error) {
@@ -121,8 +123,8 @@ const NOT_HERE = { systemRoots: true, revocationLists: true, minSecurity: true }
 
 /** The arguments of a sealed session; undefined without one. */
 function sealedOf(options) {
-  const { sealed = false, trustedCertificates, serverName, identity } = options;
-  if (typeof sealed !== 'boolean') throw wrongType('sealed', 'a boolean', sealed);
+  const { trustedCertificates, serverName, identity } = options;
+  const sealed = flagOf(options.sealed, 'sealed');
   for (const name in NOT_HERE) {
     if (options[name] !== undefined) throw new TypeError(`${name} is not for a page`);
   }
@@ -171,12 +173,12 @@ export class Client {
     checkOptions(options);
     const bytes = toBytes(message);
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
-    const priority = priorityOf(options.priority);
+    const how = howOf(options);
     const metadata = packed(options.metadata);
     const signal = checkSignal(options.signal);
     try {
       return await operation(
-        (slot) => core.call(this.#id, slot, method, bytes, timeoutMs, priority, metadata),
+        (slot) => core.call(this.#id, slot, method, bytes, timeoutMs, how, metadata),
         signal,
         this,
       );
@@ -198,14 +200,14 @@ export class Client {
     checkMethod(method);
     checkOptions(options);
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
-    const priority = priorityOf(options.priority);
+    const how = howOf(options);
     const metadata = packed(options.metadata);
     const signal = checkSignal(options.signal);
     let id = 0;
     let refused;
     if (signal?.aborted !== true) {
       refused = operation((slot) => {
-        id = core.open(this.#id, slot, method, timeoutMs, priority, metadata);
+        id = core.open(this.#id, slot, method, timeoutMs, how, metadata);
         if (id !== 0) settle(slot);
       });
       refused.catch(ignore);
@@ -500,6 +502,22 @@ function milliseconds(value, name) {
   if (typeof value !== 'number') throw wrongType(name, 'a number', value);
   if (!(value >= 0)) throw new RangeError(`${name} is ${value}, not a number of milliseconds from 0`);
   return value;
+}
+
+function serviceConfigOf(value) {
+  if (value === undefined || typeof value === 'string') return value;
+  if (typeof value !== 'object' || value === null) throw wrongType('serviceConfig', 'a string of JSON or an object', value);
+  return `${JSON.stringify(value)}`;
+}
+
+function flagOf(value, name) {
+  if (value !== undefined && typeof value !== 'boolean') throw wrongType(name, 'a boolean', value);
+  return value === true;
+}
+
+// What a call is sent as, in one number.
+function howOf(options) {
+  return priorityOf(options.priority) + (flagOf(options.idempotent, 'idempotent') ? IDEMPOTENT : 0);
 }
 
 function priorityOf(value = 'normal') {

@@ -82,6 +82,18 @@ static void structures_of_other_versions(const char *endpoint, const valkyrie_cl
     options.known.struct_size = offsetof(valkyrie_call_options, timeout_ms);
     CHECK(call_with(client, &options.known, said) == 0 && atoll(said) < 3600000);
     options.known.metadata_len = 0;
+    /* What ends before idempotent has none. */
+    options.known.idempotent = 42;
+    options.known.struct_size = offsetof(valkyrie_call_options, idempotent);
+    CHECK(call_with(client, &options.known, said) == 0 && atoll(said) > 3600000);
+    options.known.struct_size = sizeof options;
+    CHECK(call_with(client, &options.known, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(strstr(said, "idempotent is 42, not 0 or 1") != NULL);
+    options.known.idempotent = 1;
+    options.known.reserved = 1;
+    CHECK(call_with(client, &options.known, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(strstr(said, "reserved of the call options is 1") != NULL);
+    options.known.reserved = 0;
     /* A newer program that asks for nothing new, and one that does. */
     options.known.struct_size = sizeof options;
     CHECK(call_with(client, &options.known, said) == 0 && atoll(said) > 3600000);
@@ -109,6 +121,11 @@ static void structures_of_other_versions(const char *endpoint, const valkyrie_cl
     valkyrie_client_free(other);
     wanted.later[0] = 1;
     CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    /* A program whose structure ended behind token_user_data. */
+    wanted.known.service_config = (const char *)1;
+    wanted.known.struct_size = offsetof(valkyrie_client_options, service_config);
+    CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == 0);
+    valkyrie_client_free(other);
     /* A program of the first version, whose structure ended behind trusted_certificates. */
     wanted.known.min_security = 99;
     wanted.known.struct_size = offsetof(valkyrie_client_options, revocation_lists);

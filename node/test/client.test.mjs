@@ -109,6 +109,18 @@ test('a gathered call keeps its method, its time limit and its priority, however
   assert.deepEqual(bad.map(({ status }) => status), ['fulfilled', 'rejected', 'fulfilled']);
 });
 
+test('a gathered call says whether it may be executed twice', async () => {
+  const retry = { max_attempts: 2, attempt_timeout_ms: 1_000 };
+  const other = await connect(server.tcp, { serviceConfig: { methods: [{ names: ['/test/hang'], retry }] } });
+  const asked = [true, false].map(async (idempotent) => {
+    const token = `gathered-${idempotent}`;
+    await assert.rejects(other.call('/test/hang', token, { idempotent }), { code: 'DEADLINE_EXCEEDED' });
+    return JSON.parse(await client.call('/test/hang_stats', token)).started;
+  });
+  assert.deepEqual(await Promise.all(asked), [2, 1]);
+  await other.close();
+});
+
 test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', async () => {
   const wrong = [
     [42],
@@ -122,6 +134,7 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     ['/echo', 'x', { timeoutMs: '5' }],
     ['/echo', 'x', { timeoutMs: 5n }],
     ['/echo', 'x', { priority: 1 }],
+    ['/echo', 'x', { idempotent: 1 }],
     ['/echo', 'x', { metadata: 'a=b' }],
     ['/echo', 'x', { metadata: { a: 1 } }],
     ['/echo', 'x', { metadata: [['a']] }],
@@ -134,6 +147,8 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
   }
   await assert.rejects(connect(42), TypeError);
   for (const options of [
+    { serviceConfig: 42 },
+    { serviceConfig: null },
     { trustedCertificates: 42 },
     { trustedCertificates: {} },
     { trustedCertificates: Buffer.from('PEM') },

@@ -132,6 +132,67 @@ async def in_child(client):
 asyncio.run(main())
 """
 
+# Tokens of a function and of asyncio's loop, in both processes; all that is logged goes to standard error.
+TOKENS = """
+import asyncio, itertools, logging, os, signal, sys
+import valkyrie, valkyrie.sync
+
+logging.basicConfig(level=logging.DEBUG)
+class Whole(logging.Formatter):
+    def format(self, record):
+        return repr(record.__dict__)
+logging.getLogger().handlers[0].setFormatter(Whole())
+endpoint, asked = sys.argv[1], []
+
+def token():
+    asked.append(os.getpid())
+    return "good canary-7f3a"
+
+def who(client):
+    return client.call("/test/principal").decode()
+
+async def whose(client):
+    return (await client.call("/test/principal")).decode()
+
+private = valkyrie.sync.connect(endpoint).call("/test/private", b"tcp credentials").decode()
+client = valkyrie.sync.connect(private, token=token)
+fixed = valkyrie.sync.connect(private, token="good canary-7f3a")
+refused = valkyrie.sync.connect(private, token="bad canary-7f3a")
+
+def check():
+    assert who(client) == who(fixed) == "sub:canary-7f3a", who(client)
+    assert asked[-1] == os.getpid(), asked
+    async def looped():
+        async with valkyrie.connect(private, token=token) as own:
+            return await whose(own)
+    assert asyncio.run(looped()) == "sub:canary-7f3a"
+
+check()
+for number in range(5):
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            signal.alarm(60)
+            check()
+            status = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(status)  # The child's verdict; pytest's end is its parent's.
+    assert os.waitpid(pid, 0)[1] == 0, number
+    check()
+# Last, for the server makes an address pay for it.
+try:
+    refused.call("/test/principal")
+    raise AssertionError("it was taken")
+except valkyrie.Unauthenticated as error:
+    assert error.reason == "CREDENTIALS_REFUSED" and "canary" not in str(error), error
+print("ok", len(asked))
+"""
+
 
 def script(text: str, *arguments: str) -> str:
     command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-c", text, ENDPOINT, *arguments]
@@ -146,6 +207,14 @@ def test_200_forks_under_load() -> None:
 
 def test_a_fork_in_a_task() -> None:
     assert script(IN_A_TASK) == "ok\n"
+
+
+def test_tokens_survive_a_fork_and_are_in_no_record() -> None:
+    command = [sys.executable, "-P", "-W", "ignore::DeprecationWarning", "-c", TOKENS, ENDPOINT]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert (ended.returncode, ended.stdout) == (0, "ok 7\n"), ended.stderr
+    for words in ("connected to tcp://", "CREDENTIALS_REFUSED", "7f3a"):
+        assert (words in ended.stderr) == (words != "7f3a"), ended.stderr
 
 
 def test_multiprocessing() -> None:

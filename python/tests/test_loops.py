@@ -188,6 +188,49 @@ def test_a_large_message_is_lent_and_given_back(run: Any) -> None:
     run(main())
 
 
+def test_token_functions_under_trio() -> None:
+    asked: list[str] = []
+
+    def token() -> str:
+        asked.append(trio.lowlevel.current_task().name)
+        return "good trio"
+
+    async def later() -> str:
+        await trio.lowlevel.checkpoint()
+        return token()
+
+    async def fails() -> str:
+        raise LookupError("no token today")
+
+    async def brief() -> str:
+        await trio.lowlevel.checkpoint()
+        asked.append("brief")
+        return "brief 2000 trio"
+
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            private = (await client.call("/test/private", b"tcp credentials")).decode()
+        for source in (token, later, "good trio"):
+            async with valkyrie.connect(private, token=source) as client:
+                assert await client.call("/test/principal") == b"sub:trio"
+        assert len(asked) == 2
+        with pytest.raises(valkyrie.Unauthenticated) as refused:
+            async with valkyrie.connect(private, token=fails) as client:
+                await client.call("/test/principal")
+        assert refused.value.reason == "CREDENTIALS_UNAVAILABLE"
+        assert isinstance(refused.value.__cause__, LookupError)
+        # Asked again before the last token ends, while a stream goes on.
+        async with valkyrie.connect(private, token=brief) as client, client.open("/echo") as stream:
+            while asked.count("brief") < 3:
+                await stream.send(b"x")
+                assert await stream.recv() == b"x"
+
+    for _ in range(2):
+        asked.clear()
+        trio.run(main)
+        assert _native.in_flight() == 0
+
+
 @pytest.mark.filterwarnings("error")
 def test_trio() -> None:
     async def main() -> None:

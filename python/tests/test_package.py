@@ -106,6 +106,19 @@ def test_a_client_serves_several_loops() -> None:
     assert sorted(answers) == [str(n).encode() for n in range(8)]
 
 
+def test_the_blocking_face_takes_a_service_config_and_idempotent_calls() -> None:
+    token = f"blocking{os.getpid()}".encode()
+    config = {"methods": [{"names": ["*"], "retry": {"max_attempts": 2}}]}
+    with valkyrie.sync.connect(ENDPOINT, service_config=config) as client:
+        again = client.call_with_response("/test/flaky", token, metadata={"n": "1"}, idempotent=True)
+        assert again.message == b"2"
+        with pytest.raises(valkyrie.Unavailable, match="asked 1"):
+            client.call("/test/flaky", token + b"once", metadata={"n": "1"})
+    with pytest.raises(valkyrie.InvalidArgument, match="line 1: retries: there is no such key") as wrong:
+        valkyrie.sync.connect(ENDPOINT, service_config='{"retries": 3}')
+    assert wrong.value.reason == "INVALID_CONFIGURATION"
+
+
 def test_errors_are_the_languages_own() -> None:
     async def main() -> None:
         async with valkyrie.connect(ENDPOINT) as client:
@@ -120,6 +133,8 @@ def test_errors_are_the_languages_own() -> None:
                 await client.call("/echo", b"", timeout=0)
             with pytest.raises(ValueError, match="priority"):
                 await client.call("/echo", b"", priority="urgent")
+            with pytest.raises(TypeError, match="idempotent"):
+                await client.call("/echo", b"", idempotent="yes")  # type: ignore[arg-type]
             with pytest.raises(TypeError, match="bytes"):
                 await client.call("/echo", "text")  # type: ignore[arg-type]
         with pytest.raises(ConnectionError):
@@ -137,6 +152,8 @@ def test_errors_are_the_languages_own() -> None:
             {"server_name": 42},
             {"sealed": 1},
             {"min_security": 2},
+            {"service_config": 42},
+            {"service_config": b"{}"},
         ]
         for options in wrong:
             for connect in (valkyrie.connect, valkyrie.sync.connect):

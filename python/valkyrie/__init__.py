@@ -31,12 +31,12 @@ from ._errors import (
     Unimplemented,
     Unknown,
 )
-from ._values import Metadata, MetadataLike, Pem, Response
+from ._values import Metadata, MetadataLike, Pem, Response, as_service_config
 
 # What a type checker takes for true, without the import of typing.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from . import sync
     from ._aio import Client, Connecting, Stream
@@ -98,6 +98,7 @@ def connect(
     sealed: bool = False,
     min_security: str | None = None,
     token: str | Callable[[], str | Awaitable[str]] | None = None,
+    service_config: str | Mapping[str, object] | None = None,
 ) -> Connecting:
     """A client for ``endpoint``: ``tcp://host:port``, ``unix:///path``, ``ws://host:port``, and encrypted
     ``tls://host:port``, ``wss://host:port``, ``quic://host:port``.
@@ -126,6 +127,12 @@ def connect(
     which must hold no secret; so does silence for ``connect_timeout``. A token travels encrypted or within the machine
     only. A child of a fork connects anew.
 
+    ``service_config`` says what the client does about failures: retries and their budget, circuit breakers, throttling,
+    balancing, and which methods are idempotent. It is JSON with the keys of docs/policies.md, or a mapping with them,
+    such as ``{"methods": [{"names": ["/store.Items/*"], "idempotent": True}]}``. Without one, or a key of it, the
+    defaults there hold. One that is wrong raises ``InvalidArgument``, ``reason`` ``INVALID_CONFIGURATION``, and says
+    line, key and what to write instead.
+
     Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers,
     ``Unauthenticated`` when a certificate is refused; its ``reason`` says why.
     """
@@ -143,6 +150,7 @@ def connect(
         sealed=sealed,
         min_security=min_security,
         token=token,
+        service_config=as_service_config(service_config),
     )
     return Connecting(operation, token if callable(token) else None)
 

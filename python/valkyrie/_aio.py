@@ -69,13 +69,17 @@ class Client:
         timeout: float | None = None,
         metadata: MetadataLike | None = None,
         priority: str | None = None,
+        idempotent: bool = False,
     ) -> _native.Operation[bytes]:
         """One message out, one message back: a coroutine, which begins when it is awaited or made a task.
 
         ``timeout`` in seconds; the client's (5.0) without one, ``math.inf`` for no limit. Cancelling the task cancels
         the call and the server's handler. Raises ``StatusError`` and its subclasses.
+
+        ``idempotent``: the call may be executed twice, so that it is tried again though a server may have seen it (gRFC
+        A6). Default ``False``, or what the ``service_config`` says of the method. Streams are not tried again.
         """
-        return _native.call(self._handle, method, message, timeout, metadata, priority)
+        return _native.call(self._handle, method, message, timeout, metadata, priority, idempotent)
 
     async def call_with_response(
         self,
@@ -85,9 +89,11 @@ class Client:
         timeout: float | None = None,
         metadata: MetadataLike | None = None,
         priority: str | None = None,
+        idempotent: bool = False,
     ) -> Response:
         """As ``call``, with the metadata and trailers that came with the answer."""
-        return response(await _native.call_whole(self._handle, method, message, timeout, metadata, priority))
+        whole = _native.call_whole(self._handle, method, message, timeout, metadata, priority, idempotent)
+        return response(await whole)
 
     def open(
         self,

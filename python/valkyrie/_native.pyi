@@ -65,6 +65,7 @@ def connect(
     sealed: bool,
     min_security: str | None,
     token: object,
+    service_config: str | None,
 ) -> Operation[int]: ...
 def call(
     client: int,
@@ -73,6 +74,7 @@ def call(
     timeout: float | None,
     metadata: MetadataLike | None,
     priority: str | None,
+    idempotent: bool,
 ) -> Operation[bytes]: ...
 def call_whole(
     client: int,
@@ -81,6 +83,7 @@ def call_whole(
     timeout: float | None,
     metadata: MetadataLike | None,
     priority: str | None,
+    idempotent: bool,
 ) -> Operation[tuple[bytes, _Entries, _Entries]]: ...
 def open(
     client: int, method: str, timeout: float | None, metadata: MetadataLike | None, priority: str | None

@@ -62,6 +62,17 @@ def as_message(message: str | bytes | bytearray | memoryview) -> bytes | bytearr
     return message.encode() if isinstance(message, str) else message
 
 
+def as_service_config(config: str | Mapping[str, object] | None) -> str | None:
+    """A mapping is written as JSON."""
+    if config is None or isinstance(config, str):
+        return config
+    if not isinstance(config, Mapping):
+        raise TypeError(f"service_config is a str of JSON or a mapping, not {type(config).__name__}")
+    import json
+
+    return json.dumps(dict(config))
+
+
 def response(value: tuple[bytes, list[tuple[str, bytes]], list[tuple[str, bytes]]]) -> Response:
     message, metadata, trailers = value
     return Response(message, Metadata(metadata), Metadata(trailers))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 from . import _native
 from ._errors import ClientClosed, StatusError
-from ._values import Metadata, MetadataLike, Pem, Response, as_message, response
+from ._values import Metadata, MetadataLike, Pem, Response, as_message, as_service_config, response
 
 __all__ = ["Client", "Stream", "connect"]
 
@@ -29,6 +29,7 @@ def connect(
     sealed: bool = False,
     min_security: str | None = None,
     token: str | Callable[[], str] | None = None,
+    service_config: str | Mapping[str, object] | None = None,
 ) -> Client:
     """Connects; see ``valkyrie.connect``.
 
@@ -47,6 +48,7 @@ def connect(
         sealed=sealed,
         min_security=min_security,
         token=token,
+        service_config=as_service_config(service_config),
     )
     if not callable(token):
         return Client(connecting.wait())
@@ -79,9 +81,10 @@ class Client:
         timeout: float | None = None,
         metadata: MetadataLike | None = None,
         priority: str | None = None,
+        idempotent: bool = False,
     ) -> bytes:
         """One message out, one message back; see ``valkyrie.Client.call``."""
-        return _native.call(self._handle, method, message, timeout, metadata, priority).wait()
+        return _native.call(self._handle, method, message, timeout, metadata, priority, idempotent).wait()
 
     def call_with_response(
         self,
@@ -91,9 +94,11 @@ class Client:
         timeout: float | None = None,
         metadata: MetadataLike | None = None,
         priority: str | None = None,
+        idempotent: bool = False,
     ) -> Response:
         """As ``call``, with the metadata and trailers that came with the answer."""
-        return response(_native.call_whole(self._handle, method, message, timeout, metadata, priority).wait())
+        whole = _native.call_whole(self._handle, method, message, timeout, metadata, priority, idempotent)
+        return response(whole.wait())
 
     def open(
         self,

@@ -111,6 +111,7 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     ['/echo', 'x', { timeoutMs: '5' }],
     ['/echo', 'x', { timeoutMs: 5n }],
     ['/echo', 'x', { priority: 1 }],
+    ['/echo', 'x', { idempotent: 1 }],
     ['/echo', 'x', { metadata: 'a=b' }],
     ['/echo', 'x', { metadata: { a: 1 } }],
     ['/echo', 'x', { metadata: [['a']] }],
@@ -121,7 +122,7 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     await rejects(client.call('/echo', 'x', options), RangeError);
   }
   await rejects(connect(42), TypeError);
-  for (const options of [{ trustedCertificates: 'PEM' }, { sealed: true }, { sealed: 1 }, { systemRoots: true }, { minSecurity: 'tls' }]) {
+  for (const options of [{ serviceConfig: 42 }, { serviceConfig: null }, { trustedCertificates: 'PEM' }, { sealed: true }, { sealed: 1 }, { systemRoots: true }, { revocationLists: 'PEM' }, { minSecurity: 'tls' }]) {
     await rejects(connect(endpoint, options), TypeError);
   }
   await rejects(connect(endpoint, { connectTimeoutMs: 'x' }), TypeError);

@@ -10,7 +10,7 @@
 // gives its endpoint; `await server('stop')` cuts it off.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFile, readdir } from 'node:fs/promises';
+import { readFile, readdir, rm } from 'node:fs/promises';
 import { join, relative, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { file, launch, newPage, serve } from './browser.mjs';
@@ -60,18 +60,22 @@ async function answer(path) {
 }
 
 let child;
+let left = [];
 let address = '127.0.0.1:0';
 
 async function server(what) {
   if (what === 'stop') {
     child.kill('SIGKILL');
     await once(child, 'exit');
+    // It had no time to take them away.
+    await Promise.all(left.map((path) => rm(path, { force: true })));
     return undefined;
   }
   const env = { ...process.env, VALKYRIE_CONFORMANCE_BIND: address };
   child = spawn(process.env.VALKYRIE_TEST_SERVER, { env, stdio: ['pipe', 'pipe', 'inherit'] });
   const [line] = await once(createInterface(child.stdout), 'line');
-  const { ws } = JSON.parse(line);
+  const { ws, unix, certificates } = JSON.parse(line);
+  left = [unix.slice('unix://'.length), certificates];
   address = new URL(ws).host;
   return ws;
 }
@@ -97,5 +101,9 @@ try {
 } finally {
   await browser.close();
   pages.close();
-  child?.kill();
+  if (child && child.exitCode === null && child.signalCode === null) {
+    // The end of its standard input is what ends it well.
+    child.stdin.end();
+    await once(child, 'exit');
+  }
 }

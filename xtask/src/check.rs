@@ -24,6 +24,12 @@ pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("vectors", "the decoder written from PROTOCOL.md alone reads every vector", &[], || {
         vectors(project)
     });
+    add_left(steps, project);
+}
+
+/// The last step of the tests.
+pub(crate) fn add_left<'a>(steps: &mut Steps<'a>, project: &'a Project) {
+    steps.add("left", "nothing of ours is left in the temporary folder", &[], || project.nothing_left());
 }
 
 /// What reading the sources can show.
@@ -114,7 +120,11 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         "the tests of Python, Node and C again, with the server inside the library",
         &["python", "node", "c"],
         || {
-            let python = pytest(project, echo_variables())?;
+            let python = pytest(
+                project,
+                echo_variables(),
+                &["-k", &format!("not {}", CREDENTIALS.join(" and not "))],
+            )?;
             let node = node_tests(project, project.command("node").env("VALKYRIE_TEST_ENDPOINT", ECHO), &[])?;
             Ok(format!("{python}, {node}, {}", c::check_without_server(project)?))
         },
@@ -214,9 +224,13 @@ fn faults(project: &Project) -> Outcome {
 }
 
 fn vectors(project: &Project) -> Outcome {
-    let mut last = String::new();
-    run_and_read(project.command("python3").arg("tests/vectors/decode.py"), |line| last = line.to_owned())?;
-    Ok(last)
+    let mut told = Vec::new();
+    for stranger in ["tests/vectors/decode.py", "tests/vectors/policies.py"] {
+        let mut last = String::new();
+        run_and_read(project.command("python3").arg(stranger), |line| last = line.to_owned())?;
+        told.push(last);
+    }
+    Ok(told.join(", "))
 }
 
 /// Runs ruff over the Python sources that are ours.
@@ -244,14 +258,18 @@ fn python(project: &Project) -> Outcome {
     stubtest.current_dir(&fresh).args(["-P", "-m", "mypy.stubtest", "valkyrie"]);
     run(stubtest.env("PYTHONPATH", site_packages(project)?))?;
     let server = Server::start(project)?;
-    pytest(project, server.variables("tcp"))
+    pytest(project, server.variables("tcp"), &[])
 }
 
 /// Runs Python's tests with the installed wheel.
-fn pytest(project: &Project, variables: Variables) -> Outcome {
+/// Tests of Python whose server checks credentials, as the one inside the library does not.
+const CREDENTIALS: [&str; 2] =
+    ["test_tokens_survive_a_fork_and_are_in_no_record", "test_token_functions_under_trio"];
+
+fn pytest(project: &Project, variables: Variables, more: &[&str]) -> Outcome {
     let fresh = project.path(FRESH).join("python");
     let mut note = String::new();
-    let mut pytest = Command::new(fresh.join("bin/python"));
+    let mut pytest = project.command(fresh.join("bin/python"));
     pytest.current_dir(&fresh).args([
         "-P",
         "-m",
@@ -261,7 +279,11 @@ fn pytest(project: &Project, variables: Variables) -> Outcome {
         "no:cacheprovider",
         "--import-mode=importlib",
     ]);
-    pytest.arg(project.path("python/tests")).env("PYTHONPATH", site_packages(project)?).envs(variables);
+    pytest
+        .args(more)
+        .arg(project.path("python/tests"))
+        .env("PYTHONPATH", site_packages(project)?)
+        .envs(variables);
     let certificates = project.path("target/debug/valkyrie-conformance-certificates");
     pytest.env("VALKYRIE_CONFORMANCE_CERTIFICATE_SERVER", certificates);
     run_and_read(&mut pytest, |line| {
@@ -471,13 +493,18 @@ pub(crate) fn deny(project: &Project) -> Outcome {
         let what = ["cargo-deny@0.20.2", "--no-default-features", "--root", "target/tools"];
         run(project.cargo(["install", "--locked"]).args(what))?;
     }
+    // What fuzzes is not shipped, so that its licences are its own matter; what it runs is looked at as everything is.
+    let fuzz =
+        ["--manifest-path", "tests/fuzz/Cargo.toml", "--config", "deny.toml", "--all-features", "check"];
     run(project.command(TOOL).args(["--all-features", "check", "licenses", "bans", "sources"]))?;
+    run(project.command(TOOL).args(fuzz).args(["bans", "sources"]))?;
     if !succeeds(project.command(TOOL).args(["fetch", "db"])) {
         return Err(Stop::Skipped(
             "the advisory database cannot be reached; licences and sources are in order".into(),
         ));
     }
     run(project.command(TOOL).args(["--all-features", "check", "advisories"]))?;
+    run(project.command(TOOL).args(fuzz).arg("advisories"))?;
     Ok("licences, sources, advisories".into())
 }
 

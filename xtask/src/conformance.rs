@@ -18,6 +18,8 @@ const TIMED: &str = "cancel_times";
 
 pub(crate) const CASES: &str = "tests/conformance/cases.json";
 const CREDENTIALS: &str = "target/credentials.json";
+/// What of the cases of certificates is a page's: it reads no other files than the project's.
+const PAGES: &str = "target/certificates.json";
 
 /// Which side offers a version of the protocol that the other does not know.
 #[derive(Clone, Copy, PartialEq)]
@@ -102,7 +104,9 @@ const COLUMNS: [Column; 44] = [
 
 /// The heads of the columns, such as `python/tcp`.
 pub(crate) fn columns() -> Vec<String> {
-    COLUMNS.iter().map(Column::head).collect()
+    let tables = ["certificates", "credentials"].into_iter();
+    let tables = tables.flat_map(|name| languages().map(move |language| format!("{language}/{name}")));
+    COLUMNS.iter().map(Column::head).chain(tables).collect()
 }
 
 /// Adds the step that fills the matrix.
@@ -191,10 +195,11 @@ impl Drop for Server {
     }
 }
 
-/// What a runner said about one case.
-struct Cell {
-    ok: bool,
-    detail: String,
+/// What a runner said about one case, or why it was not asked.
+enum Cell {
+    Passed(String),
+    Failed(String),
+    Absent(String),
 }
 
 /// By the case's name.
@@ -236,48 +241,70 @@ fn matrix(project: &Project) -> Outcome {
     report(project, &[transports, certificates(project, &server)?, credentials(project, &server)?])
 }
 
-/// What each language says of every certificate of tests/certificates, and of peers that speak something else.
+/// What each language says of every certificate of tests/certificates, of peers that speak something else, and of records that
+/// a wire changed.
 fn certificates(project: &Project, server: &Server) -> Outcome<Table> {
     let shows = Server::run(project.command("target/debug/valkyrie-conformance-certificates"))?;
     let path = shows.endpoint("cases");
     let cases = names(&read_json(Path::new(&path))?);
-    let mut columns = Vec::new();
-    let mut heads = Vec::new();
-    for language in ["rust", "python", "node", "c"] {
-        let head = format!("{language}/certificates");
-        columns.push(said(&head, || {
-            let mut runner = runner(project, language)?;
-            runner.envs(server.variables("tcp")).env("VALKYRIE_CONFORMANCE_CASES", &path);
-            Ok(runner)
-        }));
-        heads.push(head);
+    let pages = read_json(Path::new(&shows.endpoint("pages")))?;
+    let (absent, pages): (Vec<Value>, Vec<Value>) = pages
+        .as_array()
+        .cloned()
+        .unwrap_or_default()
+        .into_iter()
+        .partition(|case| case["absent"].is_string());
+    std::fs::write(project.path(PAGES), Value::from(pages).to_string()).during(PAGES)?;
+    let mut table = everywhere(project, server, "certificates", cases, [Path::new(&path), Path::new(PAGES)]);
+    for (cells, head) in table.columns.iter_mut().zip(&table.heads) {
+        if head.split_once('/').is_some_and(|(language, _)| is_browser(language)) {
+            let text = |case: &Value, key: &str| case[key].as_str().unwrap_or_default().to_owned();
+            cells.extend(absent.iter().map(|case| (text(case, "case"), Cell::Absent(text(case, "absent")))));
+        }
     }
-    Ok(Table { cases, heads, columns })
+    Ok(table)
 }
 
-/// What each language says of tokens: those that are right, wrong, late, and made by functions.
+/// What each language says of tokens: those that are right, wrong, late, and made by functions; and what each principal of a
+/// policy may call.
 fn credentials(project: &Project, server: &Server) -> Outcome<Table> {
     // Made now: some of the tokens end in minutes.
-    run(project.command("target/debug/valkyrie-conformance-tokens").arg(project.path(CREDENTIALS)))?;
-    let cases = names(&read_json(&project.path(CREDENTIALS))?);
-    let browsers =
-        crate::setup::BROWSERS.iter().map(|(name, ..)| (*name, "ws")).filter(|_| web::exists(project));
-    let languages = ["rust", "python", "node", "c"].map(|language| (language, "tcp"));
+    let path = project.path(CREDENTIALS);
+    run(project.command("target/debug/valkyrie-conformance-tokens").arg(&path))?;
+    let cases = names(&read_json(&path)?);
+    Ok(everywhere(project, server, "credentials", cases, [&path, Path::new(CREDENTIALS)]))
+}
+
+/// A table with a column for each language. The cases are in two files: of programs, and of pages, which lies in the project.
+fn everywhere(
+    project: &Project,
+    server: &Server,
+    name: &str,
+    cases: Vec<String>,
+    [programs, pages]: [&Path; 2],
+) -> Table {
     let (mut columns, mut heads) = (Vec::new(), Vec::new());
-    for (language, scheme) in languages.into_iter().chain(browsers) {
-        let head = format!("{language}/credentials");
+    for language in languages().filter(|language| !is_browser(language) || web::exists(project)) {
+        let head = format!("{language}/{name}");
         columns.push(said(&head, || {
             let mut runner = runner(project, language)?;
-            let path = match is_browser(language) {
-                true => format!("/page/{CREDENTIALS}").into(),
-                false => project.path(CREDENTIALS),
+            match is_browser(language) {
+                // What a page decides on about certificates is a sealed session.
+                true => runner
+                    .envs(server.variables_of("ws", name == "certificates"))
+                    .env("VALKYRIE_CONFORMANCE_CASES", Path::new("/page").join(pages)),
+                false => runner.envs(server.variables("tcp")).env("VALKYRIE_CONFORMANCE_CASES", programs),
             };
-            runner.envs(server.variables(scheme)).env("VALKYRIE_CONFORMANCE_CASES", path);
             Ok(runner)
         }));
         heads.push(head);
     }
-    Ok(Table { cases, heads, columns })
+    Table { cases, heads, columns }
+}
+
+/// Every language, and the package for pages in each browser.
+fn languages() -> impl Iterator<Item = &'static str> {
+    ["rust", "python", "node", "c"].into_iter().chain(BROWSERS.iter().map(|(browser, ..)| *browser))
 }
 
 /// The names of cases.
@@ -297,7 +324,8 @@ fn said(head: &str, runner: impl FnOnce() -> Outcome<Command>) -> Cells {
         read_lines(&mut runner, |line| match serde_json::from_str::<Value>(line) {
             Ok(said) if said["case"].is_string() => {
                 let text = |key: &str| said[key].as_str().unwrap_or_default().to_owned();
-                cells.insert(text("case"), Cell { ok: said["ok"] == true, detail: text("detail") });
+                let cell = if said["ok"] == true { Cell::Passed } else { Cell::Failed };
+                cells.insert(text("case"), cell(text("detail")));
             }
             _ => println!("{line}"),
         })
@@ -357,6 +385,7 @@ struct Table {
 fn report(project: &Project, tables: &[Table]) -> Outcome {
     let (mut text, mut ok, mut all) = (String::new(), 0, 0);
     let (mut wrong, mut rows) = (Vec::new(), Vec::new());
+    let mut reasons: Vec<&str> = Vec::new();
     for Table { cases, heads, columns } in tables {
         let width = cases.iter().map(|case| case.len()).max().unwrap_or(0);
         text += &format!("| {:width$} | {} |\n", "case", heads.join(" | "));
@@ -370,14 +399,17 @@ fn report(project: &Project, tables: &[Table]) -> Outcome {
             text += &format!("| {case:width$} |");
             for (cells, head) in columns.iter().zip(heads) {
                 let mark = match cells.get(case) {
-                    Some(Cell { ok: true, .. }) => "ok",
-                    Some(Cell { detail, .. }) => {
+                    Some(Cell::Passed(_)) => "ok".to_owned(),
+                    Some(Cell::Failed(detail)) => {
                         wrong.push(format!("{head} {case}: {detail}"));
-                        "FAILED"
+                        "FAILED".to_owned()
                     }
-                    None => "MISSING",
+                    Some(Cell::Absent(reason)) => {
+                        format!("no ({})", support::number_of(&mut reasons, reason))
+                    }
+                    None => "MISSING".to_owned(),
                 };
-                all += 1;
+                all += usize::from(!mark.starts_with("no"));
                 ok += usize::from(mark == "ok");
                 let column = head.len();
                 text += &format!(" {mark:column$} |");
@@ -397,10 +429,16 @@ fn report(project: &Project, tables: &[Table]) -> Outcome {
             }
         }
     }
+    if !reasons.is_empty() {
+        text += "Why not:\n\n";
+        for (number, reason) in reasons.iter().enumerate() {
+            text += &format!("{}. {reason}\n", number + 1);
+        }
+    }
     println!("\n{text}");
     println!("from a call's cancel to the end of its handler (case {TIMED}):");
     for (cells, head) in tables.iter().flat_map(|table| table.columns.iter().zip(&table.heads)) {
-        if let Some(Cell { ok: true, detail }) = cells.get(TIMED) {
+        if let Some(Cell::Passed(detail)) = cells.get(TIMED) {
             println!("   {head:24} {detail}");
         }
     }

@@ -34,7 +34,7 @@ struct Server {
 
 impl Server {
     fn start(project: &Project) -> Outcome<Server> {
-        let mut command = Command::new(installed_program(project, "valkyrie-server"));
+        let mut command = project.command(installed_program(project, "valkyrie-server"));
         command.args(["start", "--bind", "127.0.0.1:0", "--drain-timeout-ms", DRAIN_MS]);
         let mut child = command
             .args(["--log-level", "error"])

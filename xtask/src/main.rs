@@ -92,6 +92,7 @@ fn main() -> ExitCode {
             check::add_packages(&mut steps, &project);
             demo::add(&mut steps, &project);
             conformance::add(&mut steps, &project);
+            check::add_left(&mut steps, &project);
         }
         ["test", "--quick"] => check::add_quick(&mut steps, &project),
         ["demo"] => {

@@ -74,6 +74,15 @@ pub(crate) fn check_results(project: &Project) -> Outcome {
     if cells == 0 { failed("no case of any feature was run") } else { Ok(format!("{cells} results")) }
 }
 
+/// The number of a reason in the list of them, in which it is from now on.
+pub(crate) fn number_of<'a>(reasons: &mut Vec<&'a str>, reason: &'a str) -> usize {
+    let known = reasons.iter().position(|known| *known == reason);
+    known.unwrap_or_else(|| {
+        reasons.push(reason);
+        reasons.len() - 1
+    }) + 1
+}
+
 fn features(project: &Project) -> Outcome<Vec<Value>> {
     match read_json(&project.path(FEATURES))? {
         Value::Array(features) => Ok(features),
@@ -159,12 +168,7 @@ fn document(project: &Project) -> Outcome {
                 (true, None) if items.is_empty() => "yes".to_owned(),
                 (true, None) => items.join(" "),
                 (false, Some(reason)) if !reason.is_empty() => {
-                    let known = reasons.iter().position(|known| *known == reason);
-                    let number = known.unwrap_or(reasons.len());
-                    if known.is_none() {
-                        reasons.push(reason);
-                    }
-                    format!("no ({})", number + 1)
+                    format!("no ({})", number_of(&mut reasons, reason))
                 }
                 (true, Some(_)) => {
                     return failed(format!("{place}: it is there, and a reason says why it is not"));
@@ -182,13 +186,16 @@ fn document(project: &Project) -> Outcome {
     let heads: Vec<&str> = LANGUAGES.iter().map(|(language, ..)| *language).collect();
     let mut text = format!(
         "# What each language has\n\nMade by `cargo xtask support` from `features.json`, which a check compares with \
-         the API of each language; `cargo xtask matrix`\nproves the cases that it names. Do not edit.\n\n\
+         the API of each language; `cargo xtask matrix`\nproves the cases that it names; `a column` are all cases of a table of it. Do not edit.\n\n\
          | feature | {} | cases |\n|---|{}---:|\n",
         heads.join(" | "),
         "---|".repeat(heads.len())
     );
     for (feature, row) in features.iter().zip(&table) {
-        let count = cases.iter().filter(|case| is_of(feature, case)).count();
+        let count = match feature["column"].is_string() {
+            true => "a column".to_owned(),
+            false => cases.iter().filter(|case| is_of(feature, case)).count().to_string(),
+        };
         text += &format!("| {} |{row} {count} |\n", name(feature));
     }
     text.push_str("\nWhy not:\n\n");

@@ -5,7 +5,7 @@
 //! connections have. `echo://private-1` and so on are what its method `/test/private` opened.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     io::{self, IoSlice},
     pin::{Pin, pin},
     sync::{
@@ -38,6 +38,9 @@ const DRAIN_MS: u64 = 10_000;
 const CAPACITY: usize = 256 << 10;
 /// Connections that wait to be accepted.
 const BACKLOG: usize = 128;
+/// Tokens of `/test/flaky` that are remembered, and how long one may be.
+const FLAKY_MAX: usize = 1024;
+const FLAKY_TOKEN_MAX: usize = 256;
 
 /// The echo core of one runtime, which has not begun before somebody connects.
 #[derive(Default)]
@@ -152,6 +155,8 @@ struct State {
     private: Box<Private>,
     hangs: watch::Sender<HashMap<Bytes, Hangs>>,
     barriers: Mutex<HashMap<Bytes, Arc<Barrier>>>,
+    /// How often each token was seen, of the last [`FLAKY_MAX`].
+    flaky: Mutex<VecDeque<(Bytes, u64)>>,
     /// Set only where a caller may end the server.
     control: OnceLock<ServerControl>,
 }
@@ -174,6 +179,7 @@ impl Methods {
             private: Box::new(private),
             hangs: watch::Sender::default(),
             barriers: Mutex::default(),
+            flaky: Mutex::default(),
             control: OnceLock::new(),
         }))
     }
@@ -210,6 +216,7 @@ impl Methods {
             .handler("/test/private", with_state(|state, call| Box::pin(private(state, call))))
             .handler("/test/hang", with_state(|state, call| Box::pin(hang(state, call))))
             .handler("/test/hang_stats", with_state(|state, call| Box::pin(hang_stats(state, call))))
+            .handler("/test/flaky", with_state(|state, call| Box::pin(flaky(state, call))))
             .handler("/test/held", with_state(|state, call| Box::pin(held(state, call))))
             .handler("/test/barrier", with_state(|state, call| Box::pin(barrier(state, call))))
             .handler("/test/shutdown", with_state(|state, call| Box::pin(shutdown(state, call))))
@@ -388,6 +395,35 @@ async fn hang_stats(state: Arc<State>, mut call: ServerCall) -> Result<Reply, St
     Ok(Reply::message(format!(
         r#"{{"started":{started},"dropped":{dropped},"running":{running},"dropped_us":{dropped_us}}}"#
     )))
+}
+
+/// Fails as often as its caller wants, and says how often it was asked.
+async fn flaky(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Status> {
+    let token = call.message().await?;
+    if token.len() > FLAKY_TOKEN_MAX {
+        return Err(invalid(format!("a token of {} bytes, at most {FLAKY_TOKEN_MAX}", token.len())));
+    }
+    let failures = number(&call, "n")?.unwrap_or(0);
+    let asked = {
+        let mut flaky = lock(&state.flaky);
+        match flaky.iter_mut().find(|(seen, _)| *seen == token) {
+            Some((_, asked)) => {
+                *asked += 1;
+                *asked
+            }
+            None => {
+                if flaky.len() == FLAKY_MAX {
+                    flaky.pop_front();
+                }
+                flaky.push_back((token, 1));
+                1
+            }
+        }
+    };
+    match asked > failures {
+        true => Ok(Reply::message(asked.to_string())),
+        false => Err(Status::new(Code::Unavailable, format!("asked {asked}"))),
+    }
 }
 
 /// What a private server holds for its callers, without what it holds for this call.

@@ -20,6 +20,7 @@ use tokio::{
 use valkyrie_sdk::{
     Bytes, Client, ClientBuilder, Level, Log, Metadata, Pem, Priority, Reason, Record, RecvStream, Response,
     Security, SendStream, Sink, Status, Submission, TokenSource, TokioRuntime, expecting_to_lead,
+    policy::ServiceConfig,
 };
 
 use crate::{
@@ -56,6 +57,8 @@ pub struct ClientOptions {
     pub min_security: Option<Security>,
     /// What says whom the client calls for. Default: nothing.
     pub token: Option<TokenOption>,
+    /// What the client does about failures: JSON with the keys of docs/policies.md. Default: theirs.
+    pub service_config: Option<String>,
 }
 
 /// Where a client has its tokens from.
@@ -90,6 +93,7 @@ impl Default for ClientOptions {
             sealed: false,
             min_security: None,
             token: None,
+            service_config: None,
         }
     }
 }
@@ -103,11 +107,16 @@ pub struct CallOptions {
     pub metadata: Metadata,
     /// Priority class. Default normal.
     pub priority: Priority,
+    /// Whether a unary call may be executed twice. Default false, or what the service config says of the method.
+    pub idempotent: bool,
 }
 
 impl From<CallOptions> for valkyrie_sdk::CallOptions {
     fn from(options: CallOptions) -> Self {
-        let mut out = Self::new().with_metadata(options.metadata).with_priority(options.priority);
+        let mut out = Self::new()
+            .with_metadata(options.metadata)
+            .with_priority(options.priority)
+            .with_idempotent(options.idempotent);
         out.timeout = options.timeout_ms.map(milliseconds);
         out
     }
@@ -390,6 +399,9 @@ impl ClientEntry {
         }
         if let Some(TokenOption::Source(source)) = &options.token {
             builder = builder.token_source(source.clone());
+        }
+        if let Some(config) = &options.service_config {
+            builder = builder.service_config(ServiceConfig::parse(config)?);
         }
         if let Some(runtime) = TokioRuntime::current() {
             builder = builder.runtime(Arc::new(runtime));

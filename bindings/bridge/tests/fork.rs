@@ -27,6 +27,13 @@ struct Server {
     certificates: Bytes,
 }
 
+impl Drop for Server {
+    /// Its thread goes on until the process ends.
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.unix.trim_start_matches("unix://"));
+    }
+}
+
 struct Held(Sender<()>);
 
 impl Drop for Held {

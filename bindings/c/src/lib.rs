@@ -9,6 +9,7 @@
 mod table;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     ffi::{CStr, CString, c_char, c_void},
     future::poll_fn,
@@ -164,6 +165,9 @@ pub struct valkyrie_client_options {
     pub token_source: valkyrie_token_source,
     /// What token_source gets.
     pub token_user_data: *mut c_void,
+    /// What the client does about failures: JSON with the keys of docs/policies.md, ended by NUL; NULL means their defaults.
+    /// One that is wrong fails the connect with reason INVALID_CONFIGURATION, and says line, key and what to write instead.
+    pub service_config: *const c_char,
 }
 
 /// Options of a call: begin with VALKYRIE_CALL_OPTIONS_INIT. NULL instead of them means every default.
@@ -180,6 +184,11 @@ pub struct valkyrie_call_options {
     pub metadata: *const Entry,
     /// How many entries, at most 128.
     pub metadata_len: usize,
+    /// 1: a unary call that may be executed twice, so that it is tried again though a server may have seen it (gRFC A6). 0
+    /// means what service_config says of the method, which is no by default. Streams are not tried again.
+    pub idempotent: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What valkyrie_operation_start begins: make it with VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_…) and fill in what that
@@ -488,6 +497,18 @@ unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a str, Status
     text.to_str().map_err(|_| invalid(format!("{name} is not UTF-8")))
 }
 
+/// A method, as text; bytes that are no UTF-8 are no method either, which the core says.
+///
+/// # Safety
+/// As for [`text`].
+unsafe fn method<'a>(pointer: *const c_char, name: &str) -> Result<Cow<'a, str>, Status> {
+    if pointer.is_null() {
+        return Err(invalid(format!("{name} is NULL")));
+    }
+    // SAFETY: it is not NULL, and the caller passes a string that ends in NUL.
+    Ok(unsafe { CStr::from_ptr(pointer) }.to_string_lossy())
+}
+
 /// # Safety
 /// `bytes.data` has `bytes.len` readable bytes, or is NULL.
 unsafe fn copy(bytes: valkyrie_bytes, name: &str) -> Result<Bytes, Status> {
@@ -555,6 +576,7 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
         offset_of!(valkyrie_client_options, trusted_certificates),
         offset_of!(valkyrie_client_options, revocation_lists),
         offset_of!(valkyrie_client_options, token),
+        offset_of!(valkyrie_client_options, service_config),
     ];
     // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
     let options = unsafe { grown(options, "client options", &starts)? };
@@ -578,6 +600,9 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
         };
         if !options.server_name.is_null() {
             out.server_name = Some(text(options.server_name, "server_name")?.to_owned());
+        }
+        if !options.service_config.is_null() {
+            out.service_config = Some(text(options.service_config, "service_config")?.to_owned());
         }
     }
     out.system_roots = flag(options.system_roots, "system_roots")?;
@@ -716,7 +741,11 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
     if options.is_null() {
         return Ok(out);
     }
-    let starts = [offset_of!(valkyrie_call_options, timeout_ms), offset_of!(valkyrie_call_options, metadata)];
+    let starts = [
+        offset_of!(valkyrie_call_options, timeout_ms),
+        offset_of!(valkyrie_call_options, metadata),
+        offset_of!(valkyrie_call_options, idempotent),
+    ];
     // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
     let options = unsafe { grown(options, "call options", &starts)? };
     out.priority = match options.priority {
@@ -726,6 +755,10 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
         other => return Err(invalid(format!("priority {other} is not 0 to 2"))),
     };
     out.timeout_ms = (options.timeout_ms != 0).then_some(options.timeout_ms);
+    out.idempotent = flag(options.idempotent, "idempotent")?;
+    if options.reserved != 0 {
+        return Err(invalid(format!("reserved of the call options is {}, not 0", options.reserved)));
+    }
     if options.metadata_len > 0 {
         if options.metadata.is_null() {
             return Err(invalid("metadata is NULL with a length"));
@@ -1034,12 +1067,12 @@ pub unsafe extern "C" fn valkyrie_client_call(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let (client, method) = (self::client(client)?, text(method, "method")?);
+            let (client, method) = (self::client(client)?, self::method(method, "method")?);
             let (message, options) = (copy(message, "message")?, call_options(options)?);
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
-            *out = reply(run(|queue| bridge::call(client, queue, method, message, options))?)?;
+            *out = reply(run(|queue| bridge::call(client, queue, &method, message, options))?)?;
             Ok(())
         })
     }
@@ -1109,10 +1142,10 @@ pub unsafe extern "C" fn valkyrie_operation_start(
                     accept(queue, entry, |_| bridge::close(client, completes_in))?
                 }
                 VALKYRIE_OPERATION_CALL => {
-                    let (client, method) = (self::client(asked.client)?, target()?);
+                    let (client, method) = (self::client(asked.client)?, method(asked.target, "target")?);
                     let options = call_options(asked.call_options)?;
                     let message = copy(asked.message, "message")?;
-                    accept(queue, entry, |_| bridge::call(client, completes_in, method, message, options))?
+                    accept(queue, entry, |_| bridge::call(client, completes_in, &method, message, options))?
                 }
                 VALKYRIE_OPERATION_SEND => {
                     let (stream, message) = (stream(asked.call)?, copy(asked.message, "message")?);
@@ -1250,13 +1283,13 @@ pub unsafe extern "C" fn valkyrie_client_open(
     // SAFETY: every pointer is as the head of the header asks.
     unsafe {
         guard(error, || {
-            let (client, method) = (self::client(client)?, text(method, "method")?);
+            let (client, method) = (self::client(client)?, self::method(method, "method")?);
             let options = call_options(options)?;
             if out.is_null() {
                 return Err(invalid("out is NULL"));
             }
             let queue = QUEUE.try_with(Arc::clone).unwrap_or_else(|_| Queue::blocking());
-            let stream = bridge::open(client, &queue, method, options)?;
+            let stream = bridge::open(client, &queue, &method, options)?;
             let call = Call { stream, ready: VecDeque::new(), end: None };
             *out = table::insert(Object::Call(Box::new(call))).map_err(|_| {
                 bridge::stream_free(stream);

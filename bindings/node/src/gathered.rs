@@ -2,9 +2,9 @@
 //!
 //! ```text
 //! calls  = record *
-//! record = slot, method, priority, len (u32), client, timeout_ms (f64), message, padding to 8 bytes
+//! record = slot, method, how, len (u32), client, timeout_ms (f64), message, padding to 8 bytes
 //! ```
-//! In native order. One copy: what was gathered, once for all of its messages.
+//! `how` is what [`crate::call_options`] reads. In native order. One copy: what was gathered, once for all of its messages.
 
 use bytes::Bytes;
 use valkyrie_bridge::Handle;
@@ -16,7 +16,7 @@ pub(crate) struct Call {
     pub(crate) slot: u32,
     /// Index of the method among those that JavaScript has named.
     pub(crate) method: usize,
-    pub(crate) priority: u32,
+    pub(crate) how: u32,
     pub(crate) client: Handle,
     pub(crate) timeout_ms: f64,
     pub(crate) message: Bytes,
@@ -38,7 +38,7 @@ pub(crate) fn calls(bytes: &[u8]) -> impl Iterator<Item = Call> {
         Some(Call {
             slot: word(0),
             method: word(1) as usize,
-            priority: word(2),
+            how: word(2),
             client: Handle::from_raw(double(2) as u64),
             timeout_ms: double(3),
             message: bytes.slice(begin..end),

@@ -173,6 +173,7 @@ impl Loop {
 
     /// Begins to connect; `None` means refused, and the refusal waits to be drained.
     #[napi]
+    #[allow(clippy::too_many_arguments, reason = "as Client::call")]
     pub fn connect(
         &self,
         env: Env,
@@ -181,11 +182,13 @@ impl Loop {
         timeout_ms: f64,
         connect_timeout_ms: f64,
         security: Security,
+        service_config: Option<String>,
     ) -> Option<Client> {
         let mut options = ClientOptions::default();
         options.timeout_ms = milliseconds(timeout_ms).unwrap_or(options.timeout_ms);
         options.connect_timeout_ms = milliseconds(connect_timeout_ms).unwrap_or(options.connect_timeout_ms);
         security.into_options(&mut options);
+        options.service_config = service_config;
         match bridge::connect(&self.shared.queue, &endpoint, options) {
             Ok((handle, op)) => {
                 self.shared.accepted(env, slot, Ok(op));
@@ -236,7 +239,7 @@ impl Loop {
         let calls = gathered::calls(&gathered[..gathered.len().min(len as usize)]).map(|call| {
             slot.set(call.slot);
             let method = methods.get(call.method).map_or("", String::as_str);
-            let options = call_options(call.timeout_ms, call.priority, Metadata::new());
+            let options = call_options(call.timeout_ms, call.how, Metadata::new());
             (call.client, method, call.message, options)
         });
         let mut refused = false;
@@ -412,12 +415,12 @@ impl Client {
         method: String,
         message: &[u8],
         timeout_ms: f64,
-        priority: u32,
+        how: u32,
         keys: Option<Vec<String>>,
         values: Option<Vec<Buffer>>,
     ) -> bool {
         let op = metadata(keys, values).and_then(|metadata| {
-            let options = call_options(timeout_ms, priority, metadata);
+            let options = call_options(timeout_ms, how, metadata);
             bridge::call(self.handle, &self.shared.queue, &method, Bytes::copy_from_slice(message), options)
         });
         self.shared.accepted(env, slot, op)
@@ -432,12 +435,12 @@ impl Client {
         slot: u32,
         method: String,
         timeout_ms: f64,
-        priority: u32,
+        how: u32,
         keys: Option<Vec<String>>,
         values: Option<Vec<Buffer>>,
     ) -> Option<Stream> {
         let stream = metadata(keys, values).and_then(|metadata| {
-            let options = call_options(timeout_ms, priority, metadata);
+            let options = call_options(timeout_ms, how, metadata);
             bridge::open(self.handle, &self.shared.queue, &method, options)
         });
         match stream {
@@ -520,13 +523,14 @@ fn milliseconds(value: f64) -> Option<u64> {
     (!value.is_nan()).then(|| value.ceil() as u64)
 }
 
-fn call_options(timeout_ms: f64, priority: u32, metadata: Metadata) -> CallOptions {
-    let priority = match priority {
+/// `how` is the number of the priority, and 4 more for a call that is idempotent.
+fn call_options(timeout_ms: f64, how: u32, metadata: Metadata) -> CallOptions {
+    let priority = match how & 3 {
         0 => Priority::Critical,
         1 => Priority::Normal,
         _ => Priority::Bulk,
     };
-    CallOptions { timeout_ms: milliseconds(timeout_ms), metadata, priority }
+    CallOptions { timeout_ms: milliseconds(timeout_ms), metadata, priority, idempotent: how & 4 != 0 }
 }
 
 fn metadata(keys: Option<Vec<String>>, values: Option<Vec<Buffer>>) -> std::result::Result<Metadata, Status> {

@@ -21,7 +21,7 @@ use crate::{
 };
 
 #[pyfunction]
-#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security, token))]
+#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security, token, service_config))]
 #[expect(clippy::too_many_arguments, reason = "they are Python's options")]
 fn connect(
     py: Python<'_>,
@@ -36,6 +36,7 @@ fn connect(
     sealed: &Bound<'_, PyAny>,
     min_security: Option<&Bound<'_, PyAny>>,
     token: Option<&Bound<'_, PyAny>>,
+    service_config: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
     let endpoint = text(endpoint, "endpoint is a str such as 'tcp://host:port'")?.to_str()?.to_owned();
     let mut options = ClientOptions::default();
@@ -52,6 +53,9 @@ fn connect(
     options.sealed = flag(sealed, "sealed")?;
     options.min_security = min_security.map(security_in).transpose()?;
     options.token = token.map(token_in).transpose()?;
+    if let Some(config) = service_config {
+        options.service_config = Some(text(config, "service_config is a str")?.to_str()?.to_owned());
+    }
     log::ask_level(py)?;
     Ok(Operation::new(Start::Connect { endpoint, options }))
 }
@@ -69,7 +73,7 @@ fn unary(
 }
 
 #[pyfunction]
-#[pyo3(signature = (client, method, message, timeout, metadata, priority))]
+#[pyo3(signature = (client, method, message, timeout, metadata, priority, idempotent))]
 fn call(
     client: u64,
     method: &Bound<'_, PyAny>,
@@ -77,12 +81,13 @@ fn call(
     timeout: Option<&Bound<'_, PyAny>>,
     metadata: Option<&Bound<'_, PyAny>>,
     priority: Option<&Bound<'_, PyAny>>,
+    idempotent: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
-    unary(client, method, message, options_in(timeout, metadata, priority)?, false)
+    unary(client, method, message, options_in(timeout, metadata, priority, idempotent)?, false)
 }
 
 #[pyfunction]
-#[pyo3(signature = (client, method, message, timeout, metadata, priority))]
+#[pyo3(signature = (client, method, message, timeout, metadata, priority, idempotent))]
 fn call_whole(
     client: u64,
     method: &Bound<'_, PyAny>,
@@ -90,8 +95,9 @@ fn call_whole(
     timeout: Option<&Bound<'_, PyAny>>,
     metadata: Option<&Bound<'_, PyAny>>,
     priority: Option<&Bound<'_, PyAny>>,
+    idempotent: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
-    unary(client, method, message, options_in(timeout, metadata, priority)?, true)
+    unary(client, method, message, options_in(timeout, metadata, priority, idempotent)?, true)
 }
 
 /// What a method must be, for a message.
@@ -106,9 +112,10 @@ fn open(
     metadata: Option<&Bound<'_, PyAny>>,
     priority: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<u64> {
-    let options = options_in(timeout, metadata, priority)?;
-    let method = text(method, METHOD)?.to_str()?;
-    operation::with_blocking_queue(|queue| bridge::open(Handle::from_raw(client), queue, method, options))
+    let options = options_in(timeout, metadata, priority, None)?;
+    // No surrogate is part of a method, which the core says.
+    let method = text(method, METHOD)?.to_string_lossy();
+    operation::with_blocking_queue(|queue| bridge::open(Handle::from_raw(client), queue, &method, options))
         .map(Handle::to_raw)
         .map_err(|status| raised(py, &status))
 }

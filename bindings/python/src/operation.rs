@@ -63,7 +63,7 @@ impl Start {
             }
             Self::Call { client, method, message, options, whole: all } => {
                 whole = all;
-                bridge::call(client, queue, method.bind(py).to_str()?, message, options)
+                bridge::call(client, queue, &method.bind(py).to_string_lossy(), message, options)
             }
             Self::Send { stream, message } => bridge::send(stream, queue, message),
             Self::HalfClose { stream } => bridge::half_close(stream, queue),

@@ -260,6 +260,7 @@ pub(crate) fn options_in(
     timeout: Option<&Bound<'_, PyAny>>,
     metadata: Option<&Bound<'_, PyAny>>,
     priority: Option<&Bound<'_, PyAny>>,
+    idempotent: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<CallOptions> {
     let mut options = CallOptions::default();
     if let Some(timeout) = timeout {
@@ -273,6 +274,9 @@ pub(crate) fn options_in(
         options.priority = Priority::from_name(name).ok_or_else(|| {
             PyValueError::new_err(format!("priority {name:?} is not 'critical', 'normal' or 'bulk'"))
         })?;
+    }
+    if let Some(idempotent) = idempotent {
+        options.idempotent = flag(idempotent, "idempotent")?;
     }
     Ok(options)
 }

@@ -12,7 +12,7 @@ use std::{
 use js_sys::Function;
 use valkyrie_sdk::{
     CallOptions, Client, ClientBuilder, Level, Log, Priority, Reason, Record, Records, Response, Sink,
-    Status, Submission, Token,
+    Status, Submission, Token, policy::ServiceConfig,
 };
 use wasm_bindgen::prelude::*;
 
@@ -190,8 +190,9 @@ pub fn connect(
     connect_timeout_ms: f64,
     token: Option<String>,
     asks: bool,
+    service_config: Option<String>,
 ) -> u32 {
-    connect_with(slot, builder(endpoint, timeout_ms, connect_timeout_ms), token, asks)
+    connect_with(slot, builder(endpoint, timeout_ms, connect_timeout_ms), token, asks, service_config)
 }
 
 /// As [`connect`], by a sealed session. All of them PEM, but for the name that the server's certificate must be for.
@@ -205,6 +206,7 @@ pub fn connect_sealed(
     connect_timeout_ms: f64,
     token: Option<String>,
     asks: bool,
+    service_config: Option<String>,
     trusted_certificates: Option<String>,
     server_name: Option<String>,
     certificates: Option<String>,
@@ -220,7 +222,7 @@ pub fn connect_sealed(
     if let (Some(certificates), Some(key)) = (certificates, key) {
         builder = builder.identity(certificates, key);
     }
-    connect_with(slot, builder, token, asks)
+    connect_with(slot, builder, token, asks, service_config)
 }
 
 /// Here too, so that one face fits both modules: bundlers look for every name that it has.
@@ -249,7 +251,13 @@ fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> Client
     builder
 }
 
-fn connect_with(slot: u32, mut builder: ClientBuilder, token: Option<String>, asks: bool) -> u32 {
+fn connect_with(
+    slot: u32,
+    mut builder: ClientBuilder,
+    token: Option<String>,
+    asks: bool,
+    service_config: Option<String>,
+) -> u32 {
     let requests = asks.then(|| Arc::new(Requests::new()));
     if let Some(token) = token {
         builder = builder.token(token);
@@ -257,7 +265,8 @@ fn connect_with(slot: u32, mut builder: ClientBuilder, token: Option<String>, as
     if let Some(requests) = &requests {
         builder = builder.token_source(requests.clone());
     }
-    match builder.connect_lazily() {
+    let config = service_config.map_or(Ok(ServiceConfig::default()), |config| ServiceConfig::parse(&config));
+    match config.and_then(|config| builder.service_config(config).connect_lazily()) {
         Ok(client) => {
             let connecting = client.clone();
             run(slot, async move { connecting.ready().await.map(|()| Value::Done) });
@@ -301,7 +310,8 @@ fn end_requests(client: u32) {
     }
 }
 
-/// Begins a unary call. `timeout_ms` NaN: the default; infinite: none. `metadata`: what [`pack::metadata`] reads.
+/// Begins a unary call. `timeout_ms` NaN: the default; infinite: none. `how`: the number of the priority, and 4
+/// more for a call that is idempotent. `metadata`: what [`pack::metadata`] reads.
 #[wasm_bindgen]
 pub fn call(
     client: u32,
@@ -309,10 +319,10 @@ pub fn call(
     method: &str,
     message: Vec<u8>,
     timeout_ms: f64,
-    priority: u32,
+    how: u32,
     metadata: Option<Vec<u8>>,
 ) {
-    let prepared = client_and_options(client, timeout_ms, priority, metadata);
+    let prepared = client_and_options(client, timeout_ms, how, metadata);
     match prepared {
         Ok((client, options)) => {
             let submission = client.submit(method, message.into(), options, slot.into(), unary());
@@ -338,10 +348,10 @@ pub fn open(
     slot: u32,
     method: String,
     timeout_ms: f64,
-    priority: u32,
+    how: u32,
     metadata: Option<Vec<u8>>,
 ) -> u32 {
-    match client_and_options(client, timeout_ms, priority, metadata) {
+    match client_and_options(client, timeout_ms, how, metadata) {
         Ok((client, options)) => {
             let stream = Stream::open(client, method, options);
             boundary(|boundary| {
@@ -438,15 +448,16 @@ where
 fn client_and_options(
     client: u32,
     timeout_ms: f64,
-    priority: u32,
+    how: u32,
     metadata: Option<Vec<u8>>,
 ) -> Result<(Client, CallOptions), Status> {
     let client = find(client)?;
-    let mut options = CallOptions::new().with_priority(match priority {
+    let priority = match how & 3 {
         0 => Priority::Critical,
         1 => Priority::Normal,
         _ => Priority::Bulk,
-    });
+    };
+    let mut options = CallOptions::new().with_priority(priority).with_idempotent(how & 4 != 0);
     if let Some(metadata) = metadata {
         options = options.with_metadata(pack::metadata(metadata)?);
     }

@@ -125,6 +125,11 @@ impl Runtime for PageRuntime {
     fn timer(&self) -> Box<dyn Timer> {
         Box::new(PageTimer::new())
     }
+
+    fn seed(&self) -> u64 {
+        // The standard library has no source of random bytes here.
+        (js_sys::Math::random() * u64::MAX as f64) as u64
+    }
 }
 
 pub(crate) fn now() -> Time {

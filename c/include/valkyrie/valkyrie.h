@@ -31,8 +31,8 @@
 /* No time limit. */
 #define VALKYRIE_NO_TIMEOUT UINT64_MAX
 /* Initial values of the options; every other field is its default when zero. */
-#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL }
-#define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0 }
+#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL, NULL }
+#define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0, 0, 0 }
 #define VALKYRIE_OPERATION_INIT(kind) { sizeof(valkyrie_operation), (kind), NULL, NULL, NULL, { NULL, 0 }, NULL, NULL }
 
 /*
@@ -308,6 +308,11 @@ typedef struct {
    What token_source gets.
    */
   void *token_user_data;
+  /*
+   What the client does about failures: JSON with the keys of docs/policies.md, ended by NUL; NULL means their defaults.
+   One that is wrong fails the connect with reason INVALID_CONFIGURATION, and says line, key and what to write instead.
+   */
+  const char *service_config;
 } valkyrie_client_options;
 
 /*
@@ -362,6 +367,15 @@ typedef struct {
    How many entries, at most 128.
    */
   uintptr_t metadata_len;
+  /*
+   1: a unary call that may be executed twice, so that it is tried again though a server may have seen it (gRFC A6). 0
+   means what service_config says of the method, which is no by default. Streams are not tried again.
+   */
+  uint32_t idempotent;
+  /*
+   Zero.
+   */
+  uint32_t reserved;
 } valkyrie_call_options;
 
 /*

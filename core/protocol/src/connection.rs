@@ -501,6 +501,11 @@ impl Connection {
         self.streams.len()
     }
 
+    /// Whether the stream was opened by this side and nothing of it was sent: the peer cannot know of it.
+    pub fn is_unsent(&mut self, key: StreamKey) -> bool {
+        self.streams.get(key).is_some_and(|stream| stream.local && stream.id == 0)
+    }
+
     /// Message bytes that were read and that nobody has taken.
     pub fn unread_bytes(&self) -> u64 {
         self.received - self.consumed
@@ -528,6 +533,11 @@ impl Connection {
         } else {
             ConnectionState::Handshaking
         }
+    }
+
+    /// Whether the peer's HELLO was read and accepted, however the connection went on.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted
     }
 
     /// Whether either side takes no new streams, or this one has none left.
@@ -1616,8 +1626,12 @@ impl Connection {
 
     fn refuse_message(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
         let local = self.streams.get(key).is_some_and(|stream| stream.local);
-        let most = self.config.limits.max_message_bytes;
-        let status = Status::from_error_code(code, format!("message exceeds limit {most}"));
+        let limits = &self.config.limits;
+        let message = match code {
+            ErrorCode::MESSAGE_SIZE => format!("message exceeds limit {}", limits.max_message_bytes),
+            _ => format!("the connection holds more than {} bytes unread", limits.max_buffered_bytes),
+        };
+        let status = Status::from_error_code(code, message);
         if local {
             self.reset_and_tell(key, code, status);
         } else {

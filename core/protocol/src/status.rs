@@ -245,6 +245,10 @@ reasons! {
     FORKED = 308 => Unavailable;
     /// The caller calls more often than it may; the status says how long to wait.
     RATE_LIMITED = 309 => ResourceExhausted;
+    /// The client's circuit breaker lets no call to the server pass now.
+    BREAKER_OPEN = 310 => Unavailable;
+    /// The client holds calls back, since its servers refuse too many.
+    THROTTLED = 311 => Unavailable;
 
     /// The handler panicked.
     HANDLER_PANICKED = 400 => Internal;
@@ -347,6 +351,8 @@ struct Rare {
 pub struct Status {
     code: Code,
     reason: Reason,
+    /// Known on the caller's side only; it does not travel.
+    unprocessed: bool,
     message: Cow<'static, str>,
     rare: Option<Box<Rare>>,
 }
@@ -354,12 +360,12 @@ pub struct Status {
 impl Status {
     /// A status of the application's own: a code and a message, no reason of the library's.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, reason: Reason::NONE, message: message.into(), rare: None }
+        Self { code, reason: Reason::NONE, unprocessed: false, message: message.into(), rare: None }
     }
 
     /// A status of the library's: the reason gives the code.
     pub fn from_reason(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code: reason.code(), reason, message: message.into(), rare: None }
+        Self { code: reason.code(), reason, unprocessed: false, message: message.into(), rare: None }
     }
 
     /// What went wrong, coarsely.
@@ -407,6 +413,18 @@ impl Status {
     /// Whether another attempt may help: the default retryable code is `UNAVAILABLE` alone.
     pub fn is_retryable(&self) -> bool {
         self.code == Code::Unavailable
+    }
+
+    /// Whether the call provably did not reach a handler: it never left this side, or the server said so. Repeating it is
+    /// safe then, whatever it does (gRFC A6, transparent retries).
+    pub fn is_unprocessed(&self) -> bool {
+        self.unprocessed
+    }
+
+    /// The same status of a call that provably did not reach a handler.
+    pub fn as_unprocessed(mut self) -> Self {
+        self.unprocessed = true;
+        self
     }
 
     /// The same status with another code; the reason stays.

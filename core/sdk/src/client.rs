@@ -1,29 +1,21 @@
-//! The client: one endpoint, one connection that is made when needed and made again when lost, and the calls on it.
+//! The client: what it is built from, and the calls that it makes.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    io,
-    ops::RangeInclusive,
-    pin::Pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll, Waker},
-    time::Duration,
-};
+use std::{collections::HashMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use valkyrie_protocol::{Limits, Opened, Reason, Status, StreamKey, Time};
+use valkyrie_protocol::{Limits, Opened, Reason, Status, Time};
 
 use crate::{
-    BoxFuture, CallOptions, ConnectionInfo, Connector, DEFAULT_CONNECT_TIMEOUT_MS, DEFAULT_METHOD,
-    DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Level, Log, Peer, RecvStream, Response, Runtime, Security,
+    BoxFuture, CallOptions, ConnectionInfo, Connectivity, Connector, DEFAULT_CONNECT_TIMEOUT_MS,
+    DEFAULT_METHOD, DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Log, RecvStream, Response, Runtime, Security,
     SendStream, Token, TokenSource, ValkyrieClient,
-    connection::{Guest, Link, Side, Terms, cancelled, lock, status_in},
+    call::{Call, Pending, Receiver, Request},
+    connection::{Link, Terms},
     credentials::Credentials,
-    flight::Flight,
-    lead::{self, Lead},
-    log::{Logger, of_connection},
-    runtime::{race, sleep_until},
+    lead::Lead,
+    log::Logger,
+    policy::ServiceConfig,
+    pool::{Ask, Dialer, Pool},
     stream::halves,
 };
 
@@ -31,7 +23,6 @@ use crate::{
 use crate::{
     Pem,
     tls::{ClientTls, Identity},
-    transport::tls::Sealed,
 };
 
 /// How long [`Client::close`] lets calls in flight go on.
@@ -51,6 +42,7 @@ pub struct ClientBuilder {
     min_security: Option<Security>,
     tokens: Option<Arc<dyn TokenSource>>,
     interceptors: Vec<Arc<dyn Interceptor>>,
+    service_config: ServiceConfig,
     runtime: Option<Arc<dyn Runtime>>,
     connectors: HashMap<String, Arc<dyn Connector>>,
 }
@@ -62,7 +54,8 @@ impl ClientBuilder {
     }
 
     /// Where to connect: `tcp://host:port`, `tls://host:port`, `quic://host:port`, `ws://host:port/path`, `wss://host:port/path`,
-    /// `unix:///path`, `memory:name`. Required.
+    /// `unix:///path`, `memory:name`. Several, with commas between them, are servers of one service, which share the calls as
+    /// [`ClientBuilder::service_config`] says. Required.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = Some(endpoint.into());
         self
@@ -158,6 +151,12 @@ impl ClientBuilder {
         self
     }
 
+    /// How calls are retried, held back and shared among servers. Default: as [`ServiceConfig`] says for each of its fields.
+    pub fn service_config(mut self, config: ServiceConfig) -> Self {
+        self.service_config = config;
+        self
+    }
+
     /// How long the task of a connection looks for an answer before it sleeps, in microseconds: 0, never, by default. 10 to
     /// 50 save the time of falling asleep and waking up where a call takes less than that. The thread does nothing else
     /// meanwhile; spins in vain make spins rare. Over tcp and unix.
@@ -217,49 +216,51 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// As [`ClientBuilder::build`] for what is written wrong.
-    pub fn connect_lazily(mut self) -> Result<Client, Status> {
+    pub fn connect_lazily(self) -> Result<Client, Status> {
         let invalid = |message: &'static str| Status::from_reason(Reason::INVALID_CONFIGURATION, message);
-        let endpoint = self
-            .endpoint
-            .take()
-            .ok_or_else(|| invalid("no endpoint; call .endpoint(\"tcp://host:port\")"))?;
-        let endpoint = Endpoint::parse(&endpoint)?;
+        let Some(endpoint) = &self.endpoint else {
+            return Err(invalid("no endpoint; call .endpoint(\"tcp://host:port\")"));
+        };
+        let endpoints = Endpoint::parse_all(endpoint)?;
         if self.timeout_ms == Some(0) || self.connect_timeout_ms == Some(0) {
             return Err(invalid("a timeout of 0 ms lets no call succeed; leave it out for the default"));
         }
-        let connector = self.make_connector(&endpoint)?;
-        self.check_security(&endpoint)?;
+        // Told after what is wrong with the endpoints themselves.
+        let secure = endpoints.iter().try_for_each(|endpoint| self.check_security(endpoint));
         let runtime = match self.runtime {
             Some(runtime) => runtime,
             None => default_runtime()?,
         };
-        let connect_timeout =
-            Duration::from_millis(self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS));
+        let timeout = Duration::from_millis(self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS));
         #[cfg(feature = "tls")]
         let sealed = self.tls.sealed;
         #[cfg(not(feature = "tls"))]
         let sealed = false;
-        let credentials = match self.tokens {
-            Some(source) => Some(Credentials::new(
-                source,
-                &endpoint,
-                sealed,
-                runtime.clone(),
-                connect_timeout,
-                self.terms.log.clone(),
-            )?),
-            None => None,
-        };
-        Ok(Client(Arc::new(Inner {
-            endpoint,
-            timeout: Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS)),
-            connect_timeout,
-            credentials,
-            interceptors: self.interceptors,
-            terms: self.terms,
-            connector,
+        let log = self.terms.log.clone();
+        let credentials = self.tokens.map(|source| Credentials::new(source, runtime.clone(), timeout, log));
+        #[cfg(feature = "tls")]
+        let tls = ClientTls { log: self.terms.log.clone(), ..self.tls };
+        let dialer = Dialer {
             runtime,
-            state: Mutex::new(State::Idle),
+            terms: self.terms,
+            timeout,
+            credentials,
+            connectors: self.connectors,
+            #[cfg(feature = "tls")]
+            tls,
+        };
+        let backends =
+            endpoints.iter().map(|endpoint| dialer.backend(endpoint.clone())).collect::<Result<_, _>>()?;
+        secure?;
+        if dialer.credentials.is_some() {
+            endpoints.iter().try_for_each(|endpoint| Credentials::check(endpoint, sealed))?;
+        }
+        let [endpoint, ..] = &endpoints[..] else { return Err(invalid("no endpoint")) };
+        Ok(Client(Arc::new(Inner {
+            endpoint: endpoint.clone(),
+            timeout: Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS)),
+            interceptors: self.interceptors,
+            pool: Arc::new(Pool::new(dialer, backends, self.service_config)),
         })))
     }
 }
@@ -297,24 +298,6 @@ impl ClientBuilder {
             },
         ))
     }
-
-    fn make_connector(&mut self, endpoint: &Endpoint) -> Result<Arc<dyn Connector>, Status> {
-        let connector = match self.connectors.remove(endpoint.scheme()) {
-            Some(connector) => connector,
-            None => crate::transport::connector(
-                endpoint,
-                #[cfg(feature = "tls")]
-                &self.tls,
-                &self.terms.limits,
-            )?,
-        };
-        #[cfg(feature = "tls")]
-        if self.tls.sealed {
-            let security = self.tls.build(endpoint)?;
-            return Ok(Arc::new(Sealed { carrier: connector, security }));
-        }
-        Ok(connector)
-    }
 }
 
 #[cfg(feature = "native")]
@@ -333,7 +316,7 @@ fn default_runtime() -> Result<Arc<dyn Runtime>, Status> {
     Err(Status::from_reason(Reason::INVALID_CONFIGURATION, "no runtime; give one with .runtime(…)"))
 }
 
-/// Makes calls to one endpoint. Cheap to clone; clones share the connection. When the last clone is dropped, calls in
+/// Makes calls to one service. Cheap to clone; clones share the connections. When the last clone is dropped, calls in
 /// flight end with CANCELLED.
 #[derive(Clone)]
 pub struct Client(Arc<Inner>);
@@ -341,26 +324,13 @@ pub struct Client(Arc<Inner>);
 struct Inner {
     endpoint: Endpoint,
     timeout: Duration,
-    connect_timeout: Duration,
-    credentials: Option<Arc<Credentials>>,
     interceptors: Vec<Arc<dyn Interceptor>>,
-    terms: Terms,
-    connector: Arc<dyn Connector>,
-    runtime: Arc<dyn Runtime>,
-    state: Mutex<State>,
-}
-
-enum State {
-    Idle,
-    /// Every call that needs the connection waits for it.
-    Dialing(Arc<Flight<Arc<Link>>>),
-    Ready(Arc<Link>),
-    Closed(Option<Arc<Link>>),
+    pool: Arc<Pool>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let State::Ready(link) = &*lock(&self.state) {
+        for link in self.pool.close() {
             link.abort(Status::from_reason(Reason::CLIENT_CLOSED, "the client was dropped"));
         }
     }
@@ -374,27 +344,13 @@ pub trait Sink: Send + Sync {
 
 /// A call begun with [`Client::submit`]. Dropping it does nothing.
 #[derive(Clone)]
-pub struct Submission(Arc<Mutex<Stage>>);
-
-enum Stage {
-    /// Waits for a connection.
-    Waiting,
-    Cancelled,
-    Open(Arc<Link>, StreamKey),
-    Over,
-}
+pub struct Submission(Option<Arc<Call>>);
 
 impl Submission {
     /// Gives the call up: it completes with CANCELLED unless it is complete. Idempotent.
     pub fn cancel(&self) {
-        let mut stage = lock(&self.0);
-        match std::mem::replace(&mut *stage, Stage::Over) {
-            Stage::Waiting | Stage::Cancelled => *stage = Stage::Cancelled,
-            Stage::Open(link, key) => {
-                drop(stage);
-                link.cancel_unary(key);
-            }
-            Stage::Over => {}
+        if let Some(call) = &self.0 {
+            call.cancel();
         }
     }
 }
@@ -413,7 +369,7 @@ impl Client {
         Self::builder().endpoint(endpoint).build().await
     }
 
-    /// Where the client connects.
+    /// Where the client connects: the first of several.
     pub fn endpoint(&self) -> &Endpoint {
         &self.0.endpoint
     }
@@ -423,7 +379,7 @@ impl Client {
     /// # Errors
     /// Why none could be made; CLIENT_CLOSED after close.
     pub async fn ready(&self) -> Result<(), Status> {
-        self.link().await.map(drop)
+        self.0.pool.link(Ask::new(true)).await.map(drop).map_err(|unpicked| unpicked.status)
     }
 
     /// Sends a message to the default method, `/echo`, and gives the answer.
@@ -456,12 +412,10 @@ impl Client {
         mut options: CallOptions,
     ) -> Result<Response, Status> {
         self.intercept(method, &mut options)?;
-        let deadline = self.deadline(options.timeout.or(Some(self.0.timeout)));
-        let link = self.link_before(deadline).await?;
-        let call = opened(method, options, deadline, Some(message.into()), true);
-        let answer = Arc::new(Answer::default());
-        let key = link.unary(call, 0, answer.clone())?;
-        Pending { link, key, answer, over: false }.await
+        let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
+        let (course, method) = self.0.pool.course(method, options.idempotent, deadline);
+        let request = request(method, message.into(), options, deadline);
+        Pending(Call::begin(&self.0.pool, course, request, Receiver::Future(None))).await
     }
 
     /// Opens a stream of any shape. Without a timeout in `options` it has none.
@@ -474,7 +428,7 @@ impl Client {
         mut options: CallOptions,
     ) -> Result<(SendStream, RecvStream), Status> {
         self.intercept(method, &mut options)?;
-        let deadline = self.deadline(options.timeout);
+        let deadline = self.deadline(self.timeout(method, &options));
         let link = self.link_before(deadline).await?;
         let stream = link.stream(opened(method, options, deadline, None, false))?;
         Ok(halves(stream, false))
@@ -491,7 +445,7 @@ impl Client {
         mut options: CallOptions,
     ) -> Result<RecvStream, Status> {
         self.intercept(method, &mut options)?;
-        let deadline = self.deadline(options.timeout);
+        let deadline = self.deadline(self.timeout(method, &options));
         let link = self.link_before(deadline).await?;
         let stream = link.stream(opened(method, options, deadline, Some(message.into()), true))?;
         Ok(halves(stream, true).1)
@@ -507,51 +461,33 @@ impl Client {
         token: u64,
         sink: Arc<dyn Sink>,
     ) -> Submission {
+        let pool = &self.0.pool;
         if let Err(status) = self.intercept(method, &mut options) {
-            let submission = Submission(Arc::new(Mutex::new(Stage::Waiting)));
-            submission.refuse(status, token, &*sink);
-            return submission;
+            sink.complete(token, Err(status));
+            return Submission(None);
         }
-        let deadline = self.deadline(options.timeout.or(Some(self.0.timeout)));
-        let call = opened(method, options, deadline, Some(message), true);
-        let submission = Submission(Arc::new(Mutex::new(Stage::Waiting)));
-        let ready = match &*lock(&self.0.state) {
-            State::Ready(link) if link.is_usable() => Some(link.clone()),
-            _ => None,
-        };
-        match ready {
-            Some(link) => submission.begin(&link, call, token, sink),
-            None => {
-                let (client, submission) = (self.clone(), submission.clone());
-                self.0.runtime.spawn(Box::pin(async move {
-                    match client.link_before(deadline).await {
-                        Ok(link) => submission.begin(&link, call, token, sink),
-                        Err(status) => submission.refuse(status, token, &*sink),
-                    }
-                }));
-            }
-        }
-        submission
+        let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
+        let (course, method) = pool.course(method, options.idempotent, deadline);
+        let request = request(method, message, options, deadline);
+        Submission(Some(Call::begin(pool, course, request, Receiver::Sink(token, sink))))
     }
 
     /// Ends gracefully: calls in flight may finish within 5 s, then the connection closes. Later calls fail with
     /// CLIENT_CLOSED. Idempotent.
     pub async fn close(&self) {
-        let link = match std::mem::replace(&mut *lock(&self.0.state), State::Closed(None)) {
-            State::Ready(link) | State::Closed(Some(link)) => link,
-            _ => return,
-        };
-        // Kept, so that a second close waits as well.
-        *lock(&self.0.state) = State::Closed(Some(link.clone()));
-        link.close(self.0.runtime.now().after(CLOSE_TIMEOUT), "the client is closing");
-        link.closed().await;
+        let links = self.0.pool.close();
+        for link in &links {
+            link.close(self.0.pool.runtime().now().after(CLOSE_TIMEOUT), "the client is closing");
+        }
+        for link in &links {
+            link.closed().await;
+        }
     }
 
     /// Ends at once: calls in flight end with CANCELLED. Idempotent.
     pub fn close_now(&self) {
-        let before = std::mem::replace(&mut *lock(&self.0.state), State::Closed(None));
-        if let State::Ready(link) | State::Closed(Some(link)) = before {
-            link.abort(closed());
+        for link in self.0.pool.close() {
+            link.abort(Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed"));
         }
     }
 
@@ -564,73 +500,55 @@ impl Client {
     /// How long it is no use to ask again, when it is better to wait: without a connection over tcp or unix, where such
     /// waits do not come one soon after the other, and where others drive.
     pub fn lead(&self, detached: impl FnOnce(i32) -> Box<dyn Send>) -> Result<Lead, Duration> {
-        let link = match &*lock(&self.0.state) {
-            State::Ready(link) => link.clone(),
-            _ => return Err(Duration::ZERO),
-        };
-        Lead::take(link, detached)
+        Lead::take(self.0.pool.only_link().ok_or(Duration::ZERO)?, detached)
     }
 
-    /// The client's connections: none or one.
+    /// The client's connections.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
-        match &*lock(&self.0.state) {
-            State::Ready(link) => vec![link.info()],
-            _ => Vec::new(),
-        }
+        self.0.pool.links().iter().map(|link| link.info()).collect()
+    }
+
+    /// Where the client stands with its servers now.
+    pub fn connectivity(&self) -> Connectivity {
+        self.0.pool.connectivity()
+    }
+
+    /// Waits until the client no longer stands as in `seen`, and says how it does. Steps that followed each other at once may
+    /// be passed over.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping the future.
+    pub async fn connectivity_other_than(&self, seen: Connectivity) -> Connectivity {
+        self.0.pool.connectivity_other_than(seen).await
     }
 
     fn intercept(&self, method: &str, options: &mut CallOptions) -> Result<(), Status> {
         self.0.interceptors.iter().try_for_each(|interceptor| interceptor.before(method, options))
     }
 
+    fn timeout(&self, method: &str, options: &CallOptions) -> Option<Duration> {
+        options.timeout.or_else(|| self.0.pool.config().method(method).timeout)
+    }
+
     fn deadline(&self, timeout: Option<Duration>) -> Option<Time> {
-        timeout.filter(|timeout| *timeout != Duration::MAX).map(|timeout| self.0.runtime.now().after(timeout))
+        let now = || self.0.pool.runtime().now();
+        timeout.filter(|timeout| *timeout != Duration::MAX).map(|timeout| now().after(timeout))
     }
 
     async fn link_before(&self, deadline: Option<Time>) -> Result<Arc<Link>, Status> {
-        if let State::Ready(link) = &*lock(&self.0.state)
-            && link.is_usable()
-        {
-            return Ok(link.clone());
+        match self.0.pool.ready() {
+            Some(link) => Ok(link),
+            None => match self.0.pool.link_before(deadline).await {
+                Ok(picked) => Ok(picked.link),
+                Err(unpicked) => Err(unpicked.status),
+            },
         }
-        let Some(deadline) = deadline else { return self.link().await };
-        let passed = || {
-            Status::from_reason(
-                Reason::DEADLINE_EXCEEDED,
-                "the deadline passed before there was a connection",
-            )
-        };
-        if deadline <= self.0.runtime.now() {
-            return Err(passed());
-        }
-        race(self.link(), sleep_until(&*self.0.runtime, deadline)).await.unwrap_or_else(|| Err(passed()))
-    }
-
-    /// The connection, dialled when there is none that takes calls. Every caller joins the same attempt.
-    async fn link(&self) -> Result<Arc<Link>, Status> {
-        let (dial, attempt) = {
-            let mut state = lock(&self.0.state);
-            match &*state {
-                State::Closed(_) => return Err(closed()),
-                State::Ready(link) if link.is_usable() => return Ok(link.clone()),
-                State::Dialing(dial) => (dial.clone(), None),
-                State::Ready(_) | State::Idle => {
-                    let dial = Arc::<Flight<Arc<Link>>>::default();
-                    *state = State::Dialing(dial.clone());
-                    (dial.clone(), Some(Attempt { inner: self.0.clone(), dial }))
-                }
-            }
-        };
-        if let Some(attempt) = attempt {
-            // With nothing locked: a runtime that has ended drops the task here.
-            self.0.runtime.spawn(Box::pin(attempt.run()));
-        }
-        dial.wait().await
     }
 }
 
-fn closed() -> Status {
-    Status::from_reason(Reason::CLIENT_CLOSED, "the client is closed")
+fn request(method: Bytes, message: Bytes, options: CallOptions, deadline: Option<Time>) -> Request {
+    let CallOptions { metadata, priority, .. } = options;
+    Request { method, metadata, priority, deadline, message }
 }
 
 fn opened(
@@ -650,201 +568,6 @@ fn opened(
         deadline,
         message,
         end,
-    }
-}
-
-/// A dial in progress. Dropped with its runtime, it tells everybody who waits.
-struct Attempt {
-    inner: Arc<Inner>,
-    dial: Arc<Flight<Arc<Link>>>,
-}
-
-impl Attempt {
-    async fn run(self) {
-        let inner = &self.inner;
-        let result = match &inner.credentials {
-            None => self.connect(None).await,
-            Some(credentials) => match credentials.token().await {
-                Ok(token) => self.connect(Some(token)).await,
-                Err(status) => Err(status),
-            },
-        };
-        self.log(&result);
-        self.settle(result);
-    }
-
-    async fn connect(&self, token: Option<Token>) -> Result<Arc<Link>, Status> {
-        let inner = &self.inner;
-        let deadline = inner.runtime.now().after(inner.connect_timeout);
-        let connecting = inner.connector.connect(&inner.endpoint);
-        match race(connecting, sleep_until(&*inner.runtime, deadline)).await {
-            Some(Ok(transport)) => {
-                let peer = Peer::new(inner.endpoint.to_string());
-                let provisional = transport.is_provisional();
-                let (guest, side) = (Guest::new(transport, peer), Side::Client(token));
-                let (link, driver) = Link::new(guest, &inner.terms, inner.runtime.clone(), side);
-                inner.runtime.spawn(Box::pin(lead::seat(driver)));
-                let greeted = match provisional {
-                    true => race(link.greeted(), sleep_until(&*inner.runtime, deadline)).await,
-                    false => Some(Ok(())),
-                };
-                let greeted = greeted.unwrap_or_else(|| Err(self.too_late()));
-                if let Err(status) = &greeted {
-                    link.abort(status.clone());
-                } else if let Some(credentials) = &inner.credentials {
-                    inner.runtime.spawn(Box::pin(credentials.clone().keep_fresh(link.clone())));
-                }
-                greeted.map(|()| link)
-            }
-            Some(Err(error)) => Err(connect_failed(&inner.endpoint, &error)),
-            None => Err(self.too_late()),
-        }
-    }
-
-    fn too_late(&self) -> Status {
-        let Inner { endpoint, connect_timeout, .. } = &*self.inner;
-        let message = format!("no connection to {endpoint} within {} ms", connect_timeout.as_millis());
-        Status::from_reason(Reason::CONNECT_TIMEOUT, message)
-    }
-
-    fn log(&self, result: &Result<Arc<Link>, Status>) {
-        let level = if result.is_ok() { Level::Info } else { Level::Warn };
-        let Some(log) = self.inner.terms.log.wants(level) else { return };
-        let endpoint = &self.inner.endpoint.to_string();
-        log.log(match result {
-            Ok(_) => of_connection(level, &["connected to ", endpoint], None, endpoint),
-            Err(status) => of_connection(level, &[status.message()], Some(status.reason()), endpoint),
-        });
-    }
-
-    fn settle(&self, mut result: Result<Arc<Link>, Status>) {
-        {
-            let mut state = lock(&self.inner.state);
-            match &*state {
-                State::Dialing(dial) if Arc::ptr_eq(dial, &self.dial) => {
-                    *state = match &result {
-                        Ok(link) => State::Ready(link.clone()),
-                        Err(_) => State::Idle,
-                    };
-                }
-                _ => {
-                    if let Ok(link) = &result {
-                        link.abort(closed());
-                        result = Err(closed());
-                    }
-                }
-            }
-        }
-        self.dial.resolve(result);
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if !self.dial.is_resolved() {
-            self.settle(Err(Status::from_reason(
-                Reason::CONNECT_FAILED,
-                "the runtime stopped while connecting",
-            )));
-        }
-    }
-}
-
-fn connect_failed(endpoint: &Endpoint, error: &io::Error) -> Status {
-    if let Some(status) = status_in(error) {
-        let message = format!("cannot connect to {endpoint}: {}", status.message());
-        return Status::from_reason(status.reason(), message);
-    }
-    let reason = match error.kind() {
-        io::ErrorKind::NotFound if endpoint.scheme() != "unix" => Reason::NAME_RESOLUTION,
-        _ => Reason::CONNECT_FAILED,
-    };
-    Status::from_reason(reason, format!("cannot connect to {endpoint}: {error}"))
-}
-
-impl Submission {
-    fn begin(&self, link: &Arc<Link>, call: Opened, token: u64, sink: Arc<dyn Sink>) {
-        let mut stage = lock(&self.0);
-        let refused = match &*stage {
-            Stage::Cancelled => cancelled(),
-            _ => match link.unary(call, token, sink.clone()) {
-                Ok(key) => {
-                    *stage = Stage::Open(link.clone(), key);
-                    return;
-                }
-                Err(status) => status,
-            },
-        };
-        *stage = Stage::Over;
-        drop(stage);
-        sink.complete(token, Err(refused));
-    }
-
-    fn refuse(&self, status: Status, token: u64, sink: &dyn Sink) {
-        let before = std::mem::replace(&mut *lock(&self.0), Stage::Over);
-        let status = if matches!(before, Stage::Cancelled) { cancelled() } else { status };
-        sink.complete(token, Err(status));
-    }
-}
-
-/// Where the result of a call that a future waits for arrives.
-#[derive(Default)]
-struct Answer(Mutex<AnswerState>);
-
-#[derive(Default)]
-struct AnswerState {
-    result: Option<Result<Response, Status>>,
-    waker: Option<Waker>,
-}
-
-impl Sink for Answer {
-    fn complete(&self, _token: u64, result: Result<Response, Status>) {
-        let waker = {
-            let mut state = lock(&self.0);
-            state.result = Some(result);
-            state.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-}
-
-/// A unary call on its way. Dropping it cancels the call.
-struct Pending {
-    link: Arc<Link>,
-    key: StreamKey,
-    answer: Arc<Answer>,
-    over: bool,
-}
-
-impl Future for Pending {
-    type Output = Result<Response, Status>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = &mut *self;
-        let mut state = lock(&this.answer.0);
-        match state.result.take() {
-            Some(result) => {
-                this.over = true;
-                Poll::Ready(result)
-            }
-            None => {
-                match &mut state.waker {
-                    Some(waker) => waker.clone_from(cx.waker()),
-                    none => *none = Some(cx.waker().clone()),
-                }
-                Poll::Pending
-            }
-        }
-    }
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if !self.over {
-            self.link.cancel_unary(self.key);
-        }
     }
 }
 

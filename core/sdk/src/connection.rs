@@ -382,10 +382,29 @@ impl Link {
         lock(&self.state).protocol.streams()
     }
 
+    /// Why it ended before the peer had said HELLO, but for a peer that left without a byte.
+    #[cfg(feature = "native")]
+    pub(crate) fn failed(&self) -> Option<Status> {
+        let state = lock(&self.state);
+        let status = state.closed.clone().filter(|_| !state.protocol.is_greeted())?;
+        let left = status.reason() == Reason::CONNECTION_LOST && self.bytes_in.load(Relaxed) == 0;
+        (!left).then_some(status)
+    }
+
     /// Whether new calls may be opened.
     pub(crate) fn is_usable(&self) -> bool {
         let state = lock(&self.state);
         state.closed.is_none() && state.abort.is_none() && !state.protocol.is_draining()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        lock(&self.state).closed.is_some()
+    }
+
+    /// Why it is over, when nothing was ever heard on it.
+    pub(crate) fn is_mute(&self) -> Option<Status> {
+        let heard = self.bytes_in.load(Relaxed) > 0;
+        lock(&self.state).closed.clone().filter(|_| !heard)
     }
 
     fn wake_driver(mut state: MutexGuard<'_, State>) {
@@ -404,10 +423,10 @@ impl Link {
     fn open_slot(&self, call: Opened, slot: Slot) -> Result<StreamKey, (Slot, Status)> {
         let mut state = lock(&self.state);
         if let Some(status) = state.closed.as_ref().or(state.abort.as_ref()) {
-            return Err((slot, status.clone()));
+            return Err((slot, status.clone().as_unprocessed()));
         }
         match state.protocol.open(call) {
-            Err(status) => Err((slot, status)),
+            Err(status) => Err((slot, status.as_unprocessed())),
             Ok(key) => {
                 self.calls.fetch_add(1, Relaxed);
                 state.put(key, slot);
@@ -795,7 +814,8 @@ impl State {
                     }
                 }
                 Event::Ended { key, outcome } => self.end(key, outcome, actions),
-                Event::Reset { key, status, .. } => {
+                Event::Reset { key, status, unprocessed } => {
+                    let status = if unprocessed { status.as_unprocessed() } else { status };
                     self.end(key, Err(status), actions);
                     self.give_up_unstarted(key, actions);
                 }
@@ -831,13 +851,14 @@ impl State {
 
     /// The connection is over: everybody who waits is told.
     fn close(&mut self, status: Status, actions: &mut Actions) {
-        for slot in &mut self.slots {
-            match slot.take() {
-                Some((_, Slot::Unary { token, sink, .. })) => {
-                    actions.completed.push((sink, token, Err(status.clone())));
-                }
-                Some((_, Slot::Stream(cell))) => cell.end(Err(status.clone()), actions),
-                None => {}
+        for (key, slot) in self.slots.iter_mut().filter_map(Option::take) {
+            let status = match self.protocol.is_unsent(key) {
+                true => status.clone().as_unprocessed(),
+                false => status.clone(),
+            };
+            match slot {
+                Slot::Unary { token, sink, .. } => actions.completed.push((sink, token, Err(status))),
+                Slot::Stream(cell) => cell.end(Err(status), actions),
             }
         }
         self.queued.clear();

@@ -33,27 +33,29 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// Tokens for `endpoint`; `sealed` is whether connections are encrypted whatever carries them.
+    /// Whether tokens may go to `endpoint`; `sealed` is whether connections are encrypted whatever carries them.
     ///
     /// # Errors
     /// INSECURE_CREDENTIALS where anybody on the way could read them.
+    pub(crate) fn check(endpoint: &Endpoint, sealed: bool) -> Result<(), Status> {
+        if sealed || may_carry_tokens(endpoint) {
+            return Ok(());
+        }
+        Err(Status::from_reason(
+            Reason::INSECURE_CREDENTIALS,
+            format!(
+                "a token would travel unencrypted to {endpoint}: use tls://, wss://, quic:// or .sealed(true)"
+            ),
+        ))
+    }
+
     pub(crate) fn new(
         source: Arc<dyn TokenSource>,
-        endpoint: &Endpoint,
-        sealed: bool,
         runtime: Arc<dyn Runtime>,
         timeout: Duration,
         log: Logger,
-    ) -> Result<Arc<Self>, Status> {
-        if !sealed && !may_carry_tokens(endpoint) {
-            return Err(Status::from_reason(
-                Reason::INSECURE_CREDENTIALS,
-                format!(
-                    "a token would travel unencrypted to {endpoint}: use tls://, wss://, quic:// or .sealed(true)"
-                ),
-            ));
-        }
-        Ok(Arc::new(Self { source, runtime, timeout, log, asking: Mutex::default() }))
+    ) -> Arc<Self> {
+        Arc::new(Self { source, runtime, timeout, log, asking: Mutex::default() })
     }
 
     /// A new token, or the one that is being asked for.

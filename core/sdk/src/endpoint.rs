@@ -66,6 +66,24 @@ impl Endpoint {
         }
     }
 
+    /// Parses a list of endpoints, with commas between them. In the path of `unix://` a comma ends it only where a scheme follows.
+    ///
+    /// # Errors
+    /// As [`Endpoint::parse`], for the first that is wrong.
+    pub fn parse_all(text: &str) -> Result<Vec<Self>, Status> {
+        let mut parts: Vec<String> = Vec::new();
+        for part in text.split(',') {
+            match parts.last_mut() {
+                Some(last) if last.starts_with("unix://") && !part.contains("://") => {
+                    last.push(',');
+                    last.push_str(part);
+                }
+                _ => parts.push(part.to_owned()),
+            }
+        }
+        parts.iter().map(|part| Self::parse(part)).collect()
+    }
+
     /// The part before `://`, in lower case: `tcp`.
     pub fn scheme(&self) -> &str {
         &self.scheme
@@ -117,6 +135,19 @@ mod tests {
         ] {
             let endpoint = Endpoint::parse(text).unwrap();
             assert_eq!((endpoint.scheme(), endpoint.address()), (scheme, address));
+        }
+    }
+
+    #[test]
+    fn reads_lists() {
+        let read = |text: &str| -> Vec<String> {
+            Endpoint::parse_all(text).unwrap().iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(read("tcp://a:1"), ["tcp://a:1"]);
+        assert_eq!(read("a:1,b:2,ws://c"), ["tcp://a:1", "tcp://b:2", "ws://c"]);
+        assert_eq!(read("unix:///a,b,tcp://c:1"), ["unix:///a,b", "tcp://c:1"]);
+        for text in ["", "tcp://a:1,", ",tcp://a:1", "tcp://a:1,,b:1", "tcp://a:1, tcp://b:1"] {
+            assert_eq!(Endpoint::parse_all(text).unwrap_err().reason(), Reason::INVALID_ENDPOINT, "{text}");
         }
     }
 

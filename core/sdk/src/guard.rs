@@ -55,7 +55,7 @@ impl Guard {
     /// Whether connections of a peer's address are closed as they come, for the credentials that were refused before.
     pub(crate) fn is_barred(&self, peer: &Peer, now: Time) -> bool {
         self.authenticator.is_some()
-            && address(peer).is_some_and(|address| lock(&self.penalties).is_barred(address, now))
+            && address(&peer.endpoint).is_some_and(|address| lock(&self.penalties).is_barred(address, now))
     }
 
     /// Asks the gate, if there is one.
@@ -131,7 +131,7 @@ impl Deciding {
             log.log(of_connection(Level::Warn, &sentence, Some(Reason::CREDENTIALS_REFUSED), endpoint));
         }
         let refused_first = link.decided(outcome.ok());
-        if refused_first && let Some(address) = address(&link.peer) {
+        if refused_first && let Some(address) = address(&link.peer.endpoint) {
             lock(&router.guard.penalties).refused(address, link.runtime.now());
         }
     }
@@ -185,8 +185,8 @@ impl Penalties {
 }
 
 /// The address behind a peer's endpoint; of an IPv6 address its network, which is one customer's.
-fn address(peer: &Peer) -> Option<IpAddr> {
-    let (_, authority) = peer.endpoint.split_once("://")?;
+pub(crate) fn address(endpoint: &str) -> Option<IpAddr> {
+    let (_, authority) = endpoint.split_once("://")?;
     Some(match authority.parse::<SocketAddr>().ok()?.ip().to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
         address => address,
@@ -204,7 +204,7 @@ mod tests {
     #[test]
     fn the_third_refusal_bars_an_address_for_a_second() {
         let mut penalties = Penalties::default();
-        let peer = address(&Peer::new("tcp://192.0.2.1:5")).unwrap();
+        let peer = address("tcp://192.0.2.1:5").unwrap();
         penalties.refused(peer, at(0));
         penalties.refused(peer, at(10));
         assert!(!penalties.is_barred(peer, at(11)));
@@ -226,10 +226,9 @@ mod tests {
         }
         assert_eq!(penalties.0.len(), Penalties::MOST);
         assert!(penalties.0.contains_key(&IpAddr::from(9_999u32.to_be_bytes())));
-        let of = |text: &str| address(&Peer::new(text));
-        assert_eq!(of("quic://[2001:db8::1]:1"), of("quic://[2001:db8::ffff:2]:2"));
-        assert_ne!(of("quic://[2001:db8::1]:1"), of("quic://[2001:db8:0:1::1]:1"));
-        assert_eq!(of("tcp://[::ffff:192.0.2.1]:1"), of("ws://192.0.2.1:2"));
-        assert_eq!((of("unix:"), of("memory:")), (None, None));
+        assert_eq!(address("quic://[2001:db8::1]:1"), address("quic://[2001:db8::ffff:2]:2"));
+        assert_ne!(address("quic://[2001:db8::1]:1"), address("quic://[2001:db8:0:1::1]:1"));
+        assert_eq!(address("tcp://[::ffff:192.0.2.1]:1"), address("ws://192.0.2.1:2"));
+        assert_eq!((address("unix:"), address("memory:")), (None, None));
     }
 }

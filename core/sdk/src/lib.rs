@@ -26,11 +26,14 @@
 
 #[cfg(feature = "access")]
 pub mod access;
+mod call;
 mod channels;
 mod client;
 mod connection;
 mod credentials;
 mod endpoint;
+#[cfg(feature = "native")]
+mod failures;
 mod flight;
 #[cfg_attr(not(feature = "native"), expect(dead_code, reason = "a server needs the native part"))]
 mod guard;
@@ -42,6 +45,8 @@ mod lead;
 mod listen;
 mod log;
 mod options;
+pub mod policy;
+mod pool;
 mod router;
 mod runtime;
 mod security;
@@ -74,6 +79,7 @@ pub use jwt::{JwksFetch, Jwt, JwtAlgorithm, JwtBuilder, StaticTokens};
 pub use lead::{Interest, Lead, expecting_to_lead};
 pub use log::{Level, Log, Record, Records};
 pub use options::{CallOptions, Response};
+pub use pool::Connectivity;
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
 pub use runtime::{Runtime, Timer};

@@ -27,7 +27,21 @@ use crate::{
 const PORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// A connection that has not said its protocol yet, and becomes one that has.
-pub(crate) type Arriving = BoxFuture<'static, io::Result<Guest>>;
+pub(crate) struct Arriving {
+    /// Where it comes from, as an endpoint.
+    pub(crate) from: String,
+    pub(crate) guest: BoxFuture<'static, io::Result<Guest>>,
+}
+
+/// The error of whom left without a byte, as those do who look whether somebody listens.
+fn left() -> io::Error {
+    io::ErrorKind::UnexpectedEof.into()
+}
+
+/// Whether it is [`left`]'s.
+pub(crate) fn left_at_once(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof && error.get_ref().is_none()
+}
 
 /// What is bound.
 pub(crate) trait Bound: Send {
@@ -108,7 +122,7 @@ pub(crate) struct Doorman {
 }
 
 impl Doorman {
-    pub(crate) async fn admit(&self, arriving: Arriving) -> io::Result<Guest> {
+    pub(crate) async fn admit(&self, arriving: BoxFuture<'static, io::Result<Guest>>) -> io::Result<Guest> {
         let guest = arriving.await?;
         #[cfg(feature = "tls")]
         let guest = match &self.unseal {
@@ -142,7 +156,7 @@ async fn unsealed(mut guest: Guest, config: std::sync::Arc<rustls::ServerConfig>
     if guest.read.bytes.is_empty() {
         let first = std::future::poll_fn(|cx| guest.transport.poll_read(cx, &mut guest.read)).await?;
         if first == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(left());
         }
     }
     if guest.read.bytes.first() != Some(&TLS_HANDSHAKE) {
@@ -205,7 +219,7 @@ pub(crate) fn bind<'a>(
             }
             #[cfg(feature = "quic")]
             "quic" => {
-                let tls = doors.security(&endpoint)?.config(&[tls::ALPN])?;
+                let tls = doors.security(&endpoint)?;
                 let mut addresses = tokio::net::lookup_host(endpoint.authority()).await.map_err(failed)?;
                 let address = addresses.next().ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
                 let listening = quic::bind(address, tls, limits)?;
@@ -255,7 +269,8 @@ impl Bound for Box<dyn Listener> {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>> {
         Box::pin(async move {
             let accepted = std::future::poll_fn(|cx| self.as_mut().poll_accept(cx)).await?;
-            Ok(Box::pin(async { Ok(Guest::new(accepted.0, accepted.1)) }) as Arriving)
+            let from = accepted.1.endpoint.clone();
+            Ok(Arriving { from, guest: Box::pin(async { Ok(Guest::new(accepted.0, accepted.1)) }) })
         })
     }
 }
@@ -270,9 +285,12 @@ const TLS_SPOKEN: &[&[u8]] = &[
     #[cfg(feature = "websocket")]
     tls::ALPN_HTTP,
 ];
-/// TLS handshakes at once on one port, each of which costs a signature; others wait, as long as a newcomer may.
+/// TLS handshakes at once on one port, each of which costs a signature; others wait.
 #[cfg(feature = "tls")]
 const MAX_HANDSHAKES: usize = 256;
+/// How long they do, of the 5 s that a newcomer has.
+#[cfg(feature = "tls")]
+const HANDSHAKE_WAIT: std::time::Duration = std::time::Duration::from_secs(4);
 
 struct Tcp {
     listener: TcpListener,
@@ -308,7 +326,12 @@ impl Bound for Tcp {
                 #[cfg(feature = "websocket")]
                 origins: self.origins.clone(),
             };
-            Ok(Box::pin(door.pass(stream, from)) as Arriving)
+            #[cfg(feature = "tls")]
+            let is_tls = door.tls.is_some();
+            #[cfg(not(feature = "tls"))]
+            let is_tls = false;
+            let scheme = if is_tls { "tls" } else { "tcp" };
+            Ok(Arriving { from: format!("{scheme}://{from}"), guest: Box::pin(door.pass(stream, from)) })
         })
     }
 }
@@ -333,7 +356,7 @@ impl Door {
         stream.set_nodelay(true)?;
         let mut first = [0];
         if stream.peek(&mut first).await? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            return Err(left());
         }
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.tls {
@@ -357,7 +380,11 @@ impl Door {
 
     #[cfg(feature = "tls")]
     async fn secure(&self, tls: &TlsDoor, stream: TcpStream, from: SocketAddr) -> io::Result<Guest> {
-        let running = tls.handshakes.acquire().await.map_err(io::Error::other)?;
+        let Ok(running) = tokio::time::timeout(HANDSHAKE_WAIT, tls.handshakes.acquire()).await else {
+            let why = format!("{MAX_HANDSHAKES} handshakes of TLS run on the port");
+            return Err(tls::failed(Reason::QUEUE_FULL, why));
+        };
+        let running = running.map_err(io::Error::other)?;
         let socket = Box::new(Socket::Attached(stream));
         let secured = records::accept(socket, ReadBuffer::default(), tls.config.clone()).await?;
         drop(running);
@@ -393,7 +420,9 @@ impl Bound for Unix {
             let (stream, _) = self.listener.accept().await?;
             let uid = stream.peer_cred().ok().map(|cred| cred.uid());
             let peer = Peer { uid, ..Peer::new("unix:") };
-            Ok(Box::pin(async { Ok(Guest::new(Box::new(Socket::Attached(stream)), peer)) }) as Arriving)
+            let from = peer.endpoint.clone();
+            let guest = Guest::new(Box::new(Socket::Attached(stream)), peer);
+            Ok(Arriving { from, guest: Box::pin(async { Ok(guest) }) })
         })
     }
 }
@@ -443,7 +472,8 @@ impl Bound for Quic {
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>> {
         Box::pin(async {
             let handshake = self.listening.accept().await?;
-            Ok(Box::pin(handshake.finish()) as Arriving)
+            let from = format!("quic://{}", handshake.from);
+            Ok(Arriving { from, guest: Box::pin(handshake.finish()) })
         })
     }
 

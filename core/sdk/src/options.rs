@@ -15,6 +15,9 @@ pub struct CallOptions {
     pub metadata: Metadata,
     /// Priority class. Default: normal.
     pub priority: Priority,
+    /// Whether the call may be executed twice, so that it can be tried again though a server may have seen it. Default false, or
+    /// what the service config says of the method.
+    pub idempotent: bool,
 }
 
 impl CallOptions {
@@ -32,6 +35,12 @@ impl CallOptions {
     /// With metadata, replacing what was there.
     pub fn with_metadata(mut self, metadata: Metadata) -> Self {
         self.metadata = metadata;
+        self
+    }
+
+    /// As one that may be executed twice, or not.
+    pub fn with_idempotent(mut self, idempotent: bool) -> Self {
+        self.idempotent = idempotent;
         self
     }
 

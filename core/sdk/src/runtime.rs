@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    hash::{BuildHasher, RandomState},
     task::{Context, Poll},
 };
 
@@ -17,6 +18,12 @@ pub trait Runtime: Send + Sync + 'static {
     fn now(&self) -> Time;
     /// A timer that is not set.
     fn timer(&self) -> Box<dyn Timer>;
+    /// Another number each time, for the waits of a client and its choice among servers: two clients that fail together shall
+    /// not come back together. Nobody gains by guessing it. Default: that of the standard library's hash maps, which is always the
+    /// same where the system has no source of random bytes.
+    fn seed(&self) -> u64 {
+        RandomState::new().hash_one(0)
+    }
 }
 
 /// One resettable timer.

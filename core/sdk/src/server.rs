@@ -1,6 +1,7 @@
 //! The server: listeners, the connections they accept, and a graceful end.
 
 use std::{
+    io,
     net::SocketAddr,
     ops::RangeInclusive,
     sync::{
@@ -17,11 +18,13 @@ use tokio::{
 use valkyrie_protocol::{Limits, Reason, Status};
 
 use crate::{
-    Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, MessageHandler, Runtime, Security,
+    Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, Log, MessageHandler, Runtime, Security,
     TokioRuntime, ValkyrieServer,
     connection::{Link, Side, Terms, lock},
+    failures::Failures,
     guard::{Closed, Guard},
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
+    log::Logger,
     router::Router,
     table::{Phase, Table},
 };
@@ -47,6 +50,7 @@ pub struct ServerBuilder {
     guard: Guard,
     open_to_all: bool,
     listeners: Vec<Box<dyn Listener>>,
+    log: Logger,
 }
 
 impl Default for ServerBuilder {
@@ -62,6 +66,7 @@ impl Default for ServerBuilder {
             guard: Guard::default(),
             open_to_all: false,
             listeners: Vec::new(),
+            log: Logger::default(),
         }
     }
 }
@@ -134,6 +139,15 @@ impl ServerBuilder {
     /// servers whose TLS is there for secrecy, and whose clients' certificates or handlers decide on the rest. Default false.
     pub fn open_to_all(mut self, open: bool) -> Self {
         self.open_to_all = open;
+        self
+    }
+
+    /// Takes what goes wrong at the server's ports, for a host to log: connections that failed before they stood
+    /// ([`ServerControl::failures`]), each address once in a minute with how many it left out, of 1,024 addresses; and files of
+    /// certificates, keys and revocation lists that changed and cannot be used. All of it is of level
+    /// [`Warn`](crate::Level::Warn), but for files that can be used again. Default: nobody, which costs nothing.
+    pub fn log(mut self, log: Arc<dyn Log>) -> Self {
+        self.log = Logger(Some(log));
         self
     }
 
@@ -221,6 +235,10 @@ impl ServerBuilder {
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }
+        #[cfg(feature = "tls")]
+        {
+            self.doors.tls.log = self.log.clone();
+        }
         let doorman = self.doors.doorman()?;
         let mut bound: Vec<Box<dyn Bound>> = Vec::new();
         for (endpoint, bind) in &self.binds {
@@ -238,6 +256,7 @@ impl ServerBuilder {
                 runtime: Arc::new(runtime),
                 terms: self.terms,
                 doorman,
+                failures: Failures::new(self.log),
                 max_connections: self.max_connections.min(most_connections()),
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
                 links: Table::default(),
@@ -271,6 +290,7 @@ struct Shared {
     runtime: Arc<dyn Runtime>,
     terms: Terms,
     doorman: Doorman,
+    failures: Failures,
     max_connections: usize,
     drain_timeout: Duration,
     links: Table<Arc<Link>>,
@@ -397,6 +417,15 @@ impl ServerControl {
         }
     }
 
+    /// How many connections failed before they stood since the start, by reason, the lowest number first: a handshake of TLS with
+    /// the reason that clients know ([`Reason::CERTIFICATE_UNTRUSTED`] and those behind it), what is not encrypted enough with
+    /// TLS_REQUIRED, bytes that are not ours with BAD_MAGIC, a page of a foreign origin with PERMISSION_DENIED, and who was not
+    /// ready in 5 s with CONNECT_TIMEOUT. QUEUE_FULL is for those that a limit refused: connections, descriptors, or handshakes at once; and
+    /// CREDENTIALS_REFUSED for addresses whose tokens were refused before. Who connects and leaves without a byte is not counted.
+    pub fn failures(&self) -> Vec<(Reason, u64)> {
+        self.0.failures.counts()
+    }
+
     /// Every connection.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         self.0.links.all().iter().map(|link| link.info()).collect()
@@ -426,13 +455,18 @@ impl Shared {
                     let open = self.links.len() + self.opening.load(Relaxed);
                     if open >= self.max_connections {
                         self.refused.fetch_add(1, Relaxed);
+                        let most = self.max_connections;
+                        let full =
+                            full(format!("there are {most} connections, and the server takes no more"));
+                        self.failures.note(&arriving.from, &full, self.runtime.now());
                         continue;
                     }
                     self.opening.fetch_add(1, Relaxed);
                     tokio::spawn(Opening(self.clone()).serve(arriving));
                 }
                 // Out of descriptors, or a connection that died in the queue: those that stand go on (F53).
-                Err(_) => {
+                Err(error) => {
+                    self.failures.note("", &not_accepted(&error), self.runtime.now());
                     tokio::time::sleep(rest).await;
                     rest = (rest * 2).min(ACCEPT_BACKOFF.1);
                 }
@@ -488,6 +522,22 @@ impl Shared {
     }
 }
 
+/// A limit is reached.
+fn full(why: String) -> Status {
+    Status::from_reason(Reason::QUEUE_FULL, why)
+}
+
+/// Why the system hands no connection over.
+fn not_accepted(error: &io::Error) -> Status {
+    // EMFILE and ENFILE: of the process, and of the system.
+    match error.raw_os_error() {
+        Some(23 | 24) => full(format!("a connection waits, for no descriptor is left: {error}")),
+        _ => {
+            Status::from_reason(Reason::CONNECTION_LOST, format!("a connection cannot be accepted: {error}"))
+        }
+    }
+}
+
 /// A listener whose port may not be free yet.
 struct Listening(Arc<Shared>);
 
@@ -518,18 +568,39 @@ impl Drop for Opening {
 impl Opening {
     async fn serve(self, arriving: Arriving) {
         let shared = self.0.clone();
+        let Arriving { from, guest } = arriving;
         let mut phase = shared.phase.subscribe();
         let opened = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| *phase == Phase::Stopping) => return,
-            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.doorman.admit(arriving)) => opened,
+            opened = tokio::time::timeout(SNIFF_TIMEOUT, shared.doorman.admit(guest)) => opened,
         };
+        let (failures, now) = (&shared.failures, shared.runtime.now());
         // A stranger that says nothing, or not enough, is closed without a word.
-        let Ok(Ok(guest)) = opened else { return };
-        if shared.router.guard.is_barred(&guest.peer, shared.runtime.now()) {
+        let guest = match opened {
+            Ok(Ok(guest)) => guest,
+            Ok(Err(error)) => {
+                if !listen::left_at_once(&error) {
+                    failures.note_error(&from, &error, now);
+                }
+                return;
+            }
+            Err(_) => {
+                let why = format!("it was not ready in {} s", SNIFF_TIMEOUT.as_secs());
+                failures.note(&from, &Status::from_reason(Reason::CONNECT_TIMEOUT, why), now);
+                return;
+            }
+        };
+        if shared.router.guard.is_barred(&guest.peer, now) {
             shared.refused.fetch_add(1, Relaxed);
+            let why = "the last credentials of the address were refused: it is to wait";
+            failures.note(&from, &Status::from_reason(Reason::CREDENTIALS_REFUSED, why), now);
             return;
         }
+        if let Some((code, why)) = &guest.refused {
+            failures.note(&from, &Status::from_reason(code.reason(), *why), now);
+        }
+        let is_refused = guest.refused.is_some();
         let side = Side::Server(shared.router.clone());
         let (link, driver) = Link::new(guest, &shared.terms, shared.runtime.clone(), side);
         let phase = shared.links.insert(link.id, link.clone());
@@ -544,7 +615,11 @@ impl Opening {
         driver.await;
         let info = link.info();
         shared.calls_before.fetch_add(info.calls, Relaxed);
-        if *shared.phase.borrow() != Phase::Serving {
+        let serving = *shared.phase.borrow() == Phase::Serving;
+        if let Some(status) = link.failed().filter(|_| serving && !is_refused) {
+            shared.failures.note(&from, &status, shared.runtime.now());
+        }
+        if !serving {
             shared.calls_cut.fetch_add(info.streams as u64, Relaxed);
         }
         shared.links.remove(link.id);

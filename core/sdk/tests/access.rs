@@ -8,13 +8,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde_json::Value;
 use valkyrie_sdk::{
-    Client, ClientBuilder, Code, EchoHandler, Principal, Reason, Reply, ServerBuilder, ServerControl,
-    StaticTokens, Status, Time,
+    CallOptions, Client, ClientBuilder, Code, EchoHandler, Principal, Reason, Reply, ServerBuilder,
+    ServerControl, StaticTokens, Status, Time,
     access::{Access, Audit, Policy},
     handler_fn,
 };
@@ -352,6 +352,30 @@ async fn a_server_without_a_policy_refuses_every_method_but_health() {
         }
         assert_eq!(client.call("/valkyrie.Health/Check", "").await.unwrap().message, "serving");
     }
+    control.shutdown_now();
+}
+
+/// A call that may be executed twice waits as long as the limit says, and is made then; one attempt alone is told so.
+#[tokio::test]
+async fn a_limits_pushback_is_obeyed() {
+    let limits = "[[limits]]\nprincipals = ['sub:a']\nmethods = ['/echo']\nper_second = 10\nburst = 1\n";
+    let access = Arc::new(Access::new(Policy::from_toml(&(allowing("/echo") + limits)).unwrap()));
+    let (endpoint, control) = serve("pushback", &access).await;
+    let client = client(&endpoint, Some("a")).await;
+    let began = Instant::now();
+    for _ in 0..4 {
+        let options = CallOptions::new().with_idempotent(true);
+        assert_eq!(client.call_with("/echo", "hello", options).await.unwrap().message, "hello");
+    }
+    // One at once, and each other a tenth of a second after the one before.
+    assert!(began.elapsed() >= Duration::from_millis(300), "{:?}", began.elapsed());
+    let status = loop {
+        if let Err(status) = client.call("/echo", "hello").await {
+            break status;
+        }
+    };
+    assert_eq!(status.reason(), Reason::RATE_LIMITED);
+    assert!(status.pushback().is_some_and(|wait| wait <= Duration::from_millis(100)), "{status:?}");
     control.shutdown_now();
 }
 

@@ -10,8 +10,8 @@ use std::{
 
 use tokio::sync::Notify;
 use valkyrie_sdk::{
-    Bytes, CallOptions, Class, Client, Code, ConnectionInfo, EchoHandler, Metadata, Priority, Reason, Reply,
-    Security, Server, ServerBuilder, ServerControl, Status, handler_fn,
+    Bytes, CallOptions, Class, Client, ClientBuilder, Code, ConnectionInfo, EchoHandler, Metadata, Priority,
+    Reason, Reply, Security, Server, ServerBuilder, ServerControl, Status, handler_fn, policy::ServiceConfig,
 };
 
 /// Handlers that a test watches.
@@ -124,12 +124,18 @@ fn identity() -> &'static (String, String) {
 }
 
 async fn connect(endpoint: &str) -> Result<Client, Status> {
-    Client::builder()
-        .endpoint(endpoint)
-        .trusted_certificates(identity().0.as_str())
-        .min_security(Security::Insecure)
-        .build()
-        .await
+    builder(endpoint).build().await
+}
+
+fn builder(endpoint: &str) -> ClientBuilder {
+    let builder = Client::builder().endpoint(endpoint).trusted_certificates(identity().0.as_str());
+    builder.min_security(Security::Insecure)
+}
+
+/// Calls have one attempt each: what became of it is their outcome.
+fn one_attempt() -> ServiceConfig {
+    let text = r#"{"methods": [{"names": ["*"], "retry": {"max_attempts": 1, "transparent": false}}]}"#;
+    ServiceConfig::parse(text).unwrap()
 }
 
 /// The same tests over every kind of carrier.
@@ -598,7 +604,7 @@ async fn one_permit(bind: &str) -> (ServerControl, Client) {
     let (endpoint, control) = (server.endpoints().remove(0), server.control());
     tokio::spawn(async move { server.start().await });
     let client = Client::builder().endpoint(endpoint).trusted_certificates(certificates.as_str());
-    let client = client.min_security(Security::Insecure);
+    let client = client.min_security(Security::Insecure).service_config(one_attempt());
     (control, client.timeout_ms(60_000).build().await.unwrap())
 }
 
@@ -713,7 +719,7 @@ async fn more_calls_than_streams_wait_their_turn(bind: String) {
 // spec: W9-02, W11-13
 async fn a_shutdown_lets_calls_finish_and_refuses_new_ones(bind: String) {
     let (endpoints, control, _) = serve(&[&bind]).await;
-    let client = connect(&endpoints[0]).await.unwrap();
+    let client = builder(&endpoints[0]).service_config(one_attempt()).build().await.unwrap();
     let (mut send, mut recv) = client.open("/echo", CallOptions::new()).await.unwrap();
     send.send("before").await.unwrap();
     assert_eq!(recv.recv().await.unwrap().unwrap(), "before");

@@ -3,10 +3,12 @@
 #![cfg(all(feature = "quic", feature = "websocket"))]
 
 mod anyone;
+mod kept;
 
 use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
 
 use anyone::Anyone;
+use kept::{Kept, field};
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme,
     client::ResolvesClientCert,
@@ -16,7 +18,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use valkyrie_certificates::{Certificates, Made, Row, Side, rows};
-use valkyrie_sdk::{Client, ClientBuilder, EchoHandler, Reason, ServerBuilder, ServerControl, Status};
+use valkyrie_sdk::{Client, ClientBuilder, EchoHandler, Level, Reason, ServerBuilder, ServerControl, Status};
 
 const SCHEMES: [&str; 3] = ["tls", "wss", "quic"];
 
@@ -50,6 +52,31 @@ async fn serve(what: &str, builder: ServerBuilder) -> (Vec<String>, ServerContro
     (endpoints, control)
 }
 
+/// What a server says of the handshakes that failed, once it knows all that did: every connection, with the one reason, and one
+/// record for all of them, for they come from one address.
+async fn said(what: &str, control: &ServerControl, kept: &Kept) -> Reason {
+    let all = control.stats().connections_total;
+    let counted = async {
+        while control.failures().iter().map(|(_, count)| count).sum::<u64>() < all {
+            tokio::task::yield_now().await;
+        }
+    };
+    bounded(what, counted).await;
+    let counts = control.failures();
+    let &[(reason, count)] = counts.as_slice() else { panic!("{what}: {counts:?}") };
+    let records = kept.take();
+    let [record] = records.as_slice() else { panic!("{what}: {records:?}") };
+    assert_eq!(
+        (count, record.level, record.target),
+        (all, Level::Warn, "valkyrie.server"),
+        "{what}: {counts:?}"
+    );
+    assert_eq!((field(record, "reason"), field(record, "left_out")), (reason.name(), "0"), "{what}");
+    assert!(field(record, "peer").contains("://127.0.0.1:"), "{what}: {record:?}");
+    assert!(!record.message.contains("-----") && record.message.is_ascii(), "{what}: {record:?}");
+    reason
+}
+
 fn of(endpoints: &[String], scheme: &str) -> String {
     endpoints.iter().find(|endpoint| endpoint.starts_with(&format!("{scheme}:"))).unwrap().clone()
 }
@@ -71,7 +98,9 @@ async fn clients_say_what_is_wrong_with_a_servers_certificate() {
     let (certificates, mut wrong, mut looked_at) = (Certificates::new(), Vec::new(), 0);
     for row in rows().iter().filter(|row| row.side == Side::Server) {
         let made = certificates.make(row);
+        let kept = Kept::default();
         let builder = ServerBuilder::new().identity(made.chain.clone(), made.key.clone()).open_to_all(true);
+        let builder = builder.log(Arc::new(kept.clone()));
         let (endpoints, control) = if row.raw {
             let refused = builder.bind("tls://127.0.0.1:0").handler("/echo", EchoHandler).build().await;
             assert_eq!(
@@ -94,6 +123,11 @@ async fn clients_say_what_is_wrong_with_a_servers_certificate() {
             looked_at += 1;
         }
         if let Some(control) = control {
+            match row.reason.as_str() {
+                "OK" => assert!(control.failures().is_empty() && kept.take().is_empty(), "{}", row.case),
+                // The client's alert says less than the client.
+                _ => assert_eq!(said(&row.case, &control, &kept).await, Reason::TLS_FAILED, "{}", row.case),
+            }
             control.shutdown_now();
         }
     }
@@ -109,7 +143,8 @@ async fn servers_refuse_what_is_wrong_with_a_clients_certificate() {
     for row in rows.iter().filter(|row| row.side == Side::Client) {
         let made = certificates.make(row);
         let builder = ServerBuilder::new().identity(own.chain.clone(), own.key.clone()).open_to_all(true);
-        let builder = builder.client_authorities(made.trusted.clone());
+        let kept = Kept::default();
+        let builder = builder.client_authorities(made.trusted.clone()).log(Arc::new(kept.clone()));
         let builder = match &made.revoked {
             Some(list) => builder.revocation_lists(list.clone()),
             None => builder,
@@ -142,6 +177,11 @@ async fn servers_refuse_what_is_wrong_with_a_clients_certificate() {
             assert!(seen.contains("AlertReceived"), "{}: a raw client saw {seen}", row.case);
         }
         assert_eq!(control.stats().calls_total > 0, row.reason == "OK", "{}", row.case);
+        match row.reason.as_str() {
+            "OK" => assert!(control.failures().is_empty() && kept.take().is_empty(), "{}", row.case),
+            // The server knows more than the client is told.
+            reason => assert_eq!(said(&row.case, &control, &kept).await.name(), reason, "{}", row.case),
+        }
         control.shutdown_now();
     }
     assert!(wrong.is_empty(), "{} of {looked_at}:\n{}", wrong.len(), wrong.join("\n"));

@@ -19,6 +19,7 @@ use valkyrie_sdk::{
     Reply, ServerBuilder, Sink, Status, Time, Transport,
     access::{Access, Policy},
     handler_fn,
+    policy::ServiceConfig,
 };
 
 /// Provoked by tests/tls.rs and tests/certificates.rs.
@@ -59,7 +60,9 @@ async fn answered_with(bytes: Vec<u8>) -> Status {
         // Open until the caller is done with it.
         let _ = socket.read_to_end(&mut Vec::new()).await;
     });
-    let client = Client::connect(&endpoint).await.unwrap();
+    let once = r#"{"methods": [{"names": ["*"], "retry": {"max_attempts": 1, "transparent": false}}]}"#;
+    let client = Client::builder().endpoint(endpoint).service_config(ServiceConfig::parse(once).unwrap());
+    let client = client.build().await.unwrap();
     let status = client.request("hello").await.unwrap_err();
     client.close_now();
     server.await.unwrap();
@@ -74,6 +77,18 @@ async fn reset_with(code: ErrorCode) -> Status {
 async fn go_away_with(code: ErrorCode) -> Status {
     let go_away = GoAway { last_stream: 0, code: code.number(), message: "as asked", extensions: Vec::new() };
     answered_with(frame(FrameType::GOAWAY, 0, |out| go_away.encode(out))).await
+}
+
+/// What a client that gives up as soon as this says so says at last to calls that are always UNAVAILABLE.
+async fn given_up(endpoint: &str, config: &str) -> Status {
+    let client = Client::builder().endpoint(endpoint).service_config(ServiceConfig::parse(config).unwrap());
+    let client = client.build().await.unwrap();
+    loop {
+        let status = client.call("/away", "").await.unwrap_err();
+        if status.reason() != Reason::NONE {
+            return status;
+        }
+    }
 }
 
 /// A transport that never gets there.
@@ -103,6 +118,7 @@ async fn errors_are_reachable() {
         .handler("/panic", handler_fn(|_| async { panic!("on purpose") }))
         .handler("/nothing", handler_fn(|_| async { Ok(Reply::end()) }))
         .handler("/own", handler_fn(|_| async { Err(Status::new(valkyrie_sdk::Code::NotFound, "no such")) }))
+        .handler("/away", handler_fn(|_| async { Err(Status::new(valkyrie_sdk::Code::Unavailable, "away")) }))
         .handler("/needs", handler_fn(|mut call| async move { call.message().await.map(Reply::message) }))
         .build()
         .await
@@ -222,6 +238,12 @@ async fn errors_are_reachable() {
         }
     }));
     reached.push((Reason::ENHANCE_CALM, go_away_with(ErrorCode::ENHANCE_CALM).await));
+
+    let breaker = r#"{"methods": [{"names": ["*"], "breaker": {"min_calls": 3}}]}"#;
+    reached.push((Reason::BREAKER_OPEN, given_up(&endpoint, breaker).await));
+    let throttle =
+        r#"{"methods": [{"names": ["*"], "breaker": {"enabled": false}}], "throttle": {"min_calls": 3}}"#;
+    reached.push((Reason::THROTTLED, given_up(&endpoint, throttle).await));
 
     reached.push((Reason::HANDLER_PANICKED, call("/panic").await));
     reached.push((Reason::MISSING_MESSAGE, call("/nothing").await));

@@ -2,6 +2,7 @@
 #![cfg(all(feature = "quic", feature = "websocket"))]
 
 mod anyone;
+mod kept;
 mod random;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 };
 
 use anyone::Anyone;
+use kept::{Kept, field};
 use random::Random;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use tokio::{
@@ -21,8 +23,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use valkyrie_sdk::{
-    Authenticator, BoxFuture, CallOptions, Client, ClientBuilder, Code, EchoHandler, Peer, Pem, Principal,
-    Reason, Refusal, Reply, Security, ServerBuilder, ServerControl, Status, handler_fn,
+    Authenticator, BoxFuture, CallOptions, Client, ClientBuilder, Code, EchoHandler, Level, Peer, Pem,
+    Principal, Reason, Refusal, Reply, Security, ServerBuilder, ServerControl, Status, handler_fn,
 };
 
 /// A hang is bounded far above anything that should take that long.
@@ -283,6 +285,86 @@ async fn plaintext_and_tls_tell_each_other_apart() {
     }
     control.shutdown().await;
     plain_control.shutdown().await;
+}
+
+/// Says it to a server and reads to the end. Too little for the server is all that it says.
+async fn stranger(endpoint: &str, says: &[u8]) {
+    let mut stranger = TcpStream::connect(endpoint.split_once("://").unwrap().1).await.unwrap();
+    stranger.write_all(says).await.unwrap();
+    if says.len() < 5 {
+        stranger.shutdown().await.unwrap();
+    }
+    // A server that has not read everything resets.
+    let _ = bounded("the end", stranger.read_to_end(&mut Vec::new())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_before_a_connection_stands_is_counted_and_told_once() {
+    const ORIGIN: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nOrigin: https://canary.example\r\n\r\n";
+    // A hello that offers nothing of TLS 1.3.
+    const OLD: &[u8] =
+        b"\x16\x03\x01\x00\x37\x01\x00\x00\x33\x03\x03................................\x00\x00\x02\xc0\x2f\
+        \x01\x00\x00\x08\x00\x0d\x00\x04\x00\x02\x04\x03";
+    let shown = Authority::new().leaf(|_| {});
+    for (scheme, says, reason) in [
+        ("tls", &b"canary-of-a-token \x1b[31m\r\n"[..], Reason::TLS_REQUIRED),
+        ("tls", b"GET /canary HTTP/1.1\r\n\r\n", Reason::TLS_REQUIRED),
+        ("tls", OLD, Reason::TLS_VERSION),
+        ("tls", b"\x16\x03\x01\x00\x06canary", Reason::TLS_FAILED),
+        ("tls", b"\x16\x03\x01\x20", Reason::CONNECTION_LOST),
+        ("tcp", b"\x16\x03\x01\x00\x06canary", Reason::TLS_FAILED),
+        ("tcp", b"canary-of-a-token \x1b[31m canary-of-a-token canary-of-a-token", Reason::BAD_MAGIC),
+        ("tcp", b"GET /canary HTTP/1.1\r\nHost: \x1b[31m\r\n\r\n", Reason::BAD_MAGIC),
+        ("tcp", ORIGIN, Reason::PERMISSION_DENIED),
+    ] {
+        let kept = Kept::default();
+        let builder = ServerBuilder::new().bind("tls://127.0.0.1:0").bind("127.0.0.1:0");
+        let builder = builder.identity(shown.chain.clone(), shown.key.clone()).log(Arc::new(kept.clone()));
+        let (endpoints, control) = start(builder).await;
+        for _ in 0..3 {
+            // Who only looks whether somebody listens is no failure.
+            stranger(of(&endpoints, scheme), b"").await;
+            stranger(of(&endpoints, scheme), says).await;
+        }
+        let what = format!("{scheme} {}", says.escape_ascii());
+        let counted = async {
+            while control.failures().iter().map(|(_, count)| count).sum::<u64>() < 3 {
+                tokio::task::yield_now().await;
+            }
+        };
+        bounded(&what, counted).await;
+        bounded("the shutdown", control.shutdown()).await;
+        assert_eq!(control.failures(), [(reason, 3)], "{what}");
+        let records = kept.take();
+        let [record] = records.as_slice() else { panic!("{what}: {records:?}") };
+        assert_eq!(
+            (record.level, field(record, "reason")),
+            (Level::Warn, reason.name()),
+            "{what}: {record:?}"
+        );
+        assert!(field(record, "peer").starts_with(&format!("{scheme}://127.0.0.1:")), "{record:?}");
+        assert!(!format!("{record:?}").contains("canary") && record.message.is_ascii(), "{record:?}");
+        assert!(!record.message.contains(char::is_control), "{record:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whom_a_limit_refuses_is_counted_and_told() {
+    let kept = Kept::default();
+    let builder = ServerBuilder::new().bind("127.0.0.1:0").max_connections(1).log(Arc::new(kept.clone()));
+    let (endpoints, control) = start(builder).await;
+    let client = Client::connect(of(&endpoints, "tcp")).await.unwrap();
+    assert_eq!(client.request("hello").await.unwrap(), "hello");
+    for _ in 0..5 {
+        stranger(of(&endpoints, "tcp"), b"").await;
+    }
+    assert_eq!((control.failures(), control.stats().connections_refused), (vec![(Reason::QUEUE_FULL, 5)], 5));
+    let records = kept.take();
+    let [record] = records.as_slice() else { panic!("{records:?}") };
+    assert_eq!(field(record, "reason"), "QUEUE_FULL", "{record:?}");
+    client.close().await;
+    control.shutdown().await;
 }
 
 /// A server of TLS that is not ours.

@@ -177,6 +177,14 @@ async fn metrics(state: State, _call: ServerCall) -> Result<Reply, Status> {
         counts.audit.failures,
     );
     metric("draining", "gauge", "1 while the server shuts down.", stats.draining.into());
+    let help = "Connections that failed before they stood, by reason.";
+    let _ = writeln!(
+        text,
+        "# HELP valkyrie_connections_failed_total {help}\n# TYPE valkyrie_connections_failed_total counter"
+    );
+    for (reason, count) in control(&state)?.failures() {
+        let _ = writeln!(text, "valkyrie_connections_failed_total{{reason=\"{}\"}} {count}", reason.name());
+    }
     let _ = writeln!(
         text,
         "# HELP valkyrie_build_info The server's version.\n# TYPE valkyrie_build_info gauge\n\

@@ -72,7 +72,7 @@ impl Config {
     /// What cannot be used, with its key.
     pub(crate) fn secured(&self) -> Result<(ServerBuilder, Option<Access>), ConfigError> {
         self.check_identity()?;
-        let mut builder = ServerBuilder::new().min_security(match self.min_security {
+        let mut builder = ServerBuilder::new().log(Arc::new(ToLog)).min_security(match self.min_security {
             MinSecurity::Insecure => Security::Insecure,
             MinSecurity::Tls => Security::Tls,
             MinSecurity::Mtls => Security::Mtls,

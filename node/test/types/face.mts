@@ -27,8 +27,12 @@ export async function uses(signal: AbortSignal): Promise<void> {
   await connect('tcp://127.0.0.1:1', { token: async () => 'text' });
   // @ts-expect-error a token is text
   await connect('tcp://127.0.0.1:1', { token: () => 42 });
+  await connect('tcp://127.0.0.1:1', { serviceConfig: '{}' });
+  await connect('tcp://127.0.0.1:1', { serviceConfig: { methods: [{ names: ['*'], idempotent: true }] } });
+  // @ts-expect-error a service config is text or an object
+  await connect('tcp://127.0.0.1:1', { serviceConfig: 42 });
   const priority: Priority = 'bulk';
-  const options: CallOptions = { timeoutMs: 5, signal, priority, metadata: { a: 'text', 'b-bin': new Uint8Array(1) } };
+  const options: CallOptions = { timeoutMs: 5, signal, priority, idempotent: true, metadata: { a: 'text', 'b-bin': new Uint8Array(1) } };
   const bytes: Uint8Array = await client.call('/echo', 'text', options);
   const text: string = new TextDecoder().decode(await client.request(bytes));
   const full: Response = await client.callWithResponse('/echo', bytes, { metadata: [['a', '1']] });
@@ -83,6 +87,8 @@ export async function refuses(client: Client): Promise<void> {
   await client.call('/echo', 'x', { timeoutMs: '5' });
   // @ts-expect-error there are three priorities
   await client.call('/echo', 'x', { priority: 'urgent' });
+  // @ts-expect-error idempotent is a boolean
+  await client.call('/echo', 'x', { idempotent: 'yes' });
   // @ts-expect-error a client comes from connect()
   new Client();
   // @ts-expect-error the reply is bytes

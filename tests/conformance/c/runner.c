@@ -181,6 +181,14 @@ static owned message_of(const test_case *one) {
     return out;
 }
 
+/* The caller frees it. */
+static char *method_of(const test_case *one) {
+    if (!raw(one, "method_hex")) return text(one, "method");
+    owned bytes = from_hex(raw(one, "method_hex"));
+    bytes.data[bytes.len] = 0;
+    return (char *)bytes.data;
+}
+
 static owned pattern(const test_case *one, size_t i) {
     owned out = {(uint8_t *)malloc(number(one, "size") + 1), number(one, "size")};
     memset(out.data, (int)(i % 251), out.len);
@@ -229,6 +237,7 @@ static void set_up(const test_case *one, call_setup *setup) {
     memset(setup, 0, sizeof *setup);
     setup->options = options;
     setup->options.timeout_ms = number(one, "timeout_ms");
+    setup->options.idempotent = (uint32_t)number(one, "idempotent");
     setup->source = text(one, "metadata");
     size_t count = split(setup->source, setup->entries, setup->values);
     if (raw(one, "metadata_size")) {
@@ -272,7 +281,7 @@ static got call(valkyrie_client *client, const test_case *one) {
     call_setup setup;
     valkyrie_message *response = NULL;
     valkyrie_error *error = NULL;
-    char *method = text(one, "method");
+    char *method = method_of(one);
     owned message = message_of(one);
     set_up(one, &setup);
     valkyrie_code code =
@@ -510,12 +519,11 @@ static int by_size(const void *a, const void *b) {
 
 /* ---- private servers ---- */
 
-/* Where a fresh server is; kind is "", or " credentials". */
+/* Where a fresh server is; kind is "", "credentials" or "access POLICY". */
 static void open_server(const char *kind, char *where, size_t size) {
     char scheme[64] = {0};
     valkyrie_message *response = NULL;
-    memcpy(scheme, endpoint, strcspn(endpoint, ":"));
-    strcat(scheme, kind);
+    snprintf(scheme, sizeof scheme, "%.*s%s%s", (int)strcspn(endpoint, ":"), endpoint, *kind ? " " : "", kind);
     if (valkyrie_client_call(shared, "/test/private", words(scheme), NULL, &response, NULL)) fail("no private server");
     valkyrie_bytes bytes = valkyrie_message_bytes(response);
     memset(where, 0, size);
@@ -523,11 +531,13 @@ static void open_server(const char *kind, char *where, size_t size) {
     valkyrie_message_free(response);
 }
 
-static valkyrie_client *private_server(void) {
+static valkyrie_client *private_server(const test_case *one) {
     char where[256];
     valkyrie_client *client = NULL;
+    valkyrie_client_options said = options;
+    said.service_config = raw(one, "service_config");
     open_server("", where, sizeof where);
-    if (valkyrie_client_connect(where, &options, &client, NULL)) fail("cannot connect to the private server %s", where);
+    if (valkyrie_client_connect(where, &said, &client, NULL)) fail("cannot connect to the private server %s", where);
     return client;
 }
 
@@ -545,6 +555,46 @@ static void make_token(uint64_t request, void *user_data) {
     if (!strcmp(maker->source, "fails") || (!strcmp(maker->source, "once") && asked > 1))
         valkyrie_token_provide(request, none, "no token today");
     else valkyrie_token_provide(request, words(maker->token), NULL);
+}
+
+/* What is logged while a token is shown, which may not be in it. */
+typedef struct {
+    valkyrie_queue *queue;
+    const char *token;
+    int connected, shown;
+} listener;
+
+static int holds(valkyrie_bytes bytes, const char *what) {
+    size_t length = strlen(what);
+    for (size_t at = 0; at + length <= bytes.len; at++) {
+        if (!memcmp(bytes.data + at, what, length)) return 1;
+    }
+    return 0;
+}
+
+static void listen_on(listener *here);
+
+static void hear(const valkyrie_completion *completion, void *user_data) {
+    listener *here = (listener *)user_data;
+    if (completion->code) {
+        valkyrie_error_free(completion->error);
+        return;
+    }
+    valkyrie_bytes sentence = valkyrie_message_bytes(completion->message), key, value;
+    const valkyrie_metadata *facts = valkyrie_message_metadata(completion->message);
+    if (holds(sentence, "connected to ")) here->connected = 1;
+    if (here->token && holds(sentence, here->token)) here->shown = 1;
+    for (size_t i = 0; here->token && valkyrie_metadata_at(facts, i, &key, &value); i++) {
+        if (holds(value, here->token)) here->shown = 1;
+    }
+    valkyrie_message_free(completion->message);
+    listen_on(here);
+}
+
+static void listen_on(listener *here) {
+    valkyrie_operation operation = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_LOG);
+    operation.target = "debug";
+    if (valkyrie_operation_start(here->queue, &operation, NULL, NULL, hear, here)) fail("nothing can be heard");
 }
 
 /* A stream and calls of a client that shows tokens; the outcome of the last, or of the first that fails. */
@@ -587,6 +637,12 @@ static void shut_down(valkyrie_client *client, const char *how) {
 
 static void refused(valkyrie_code code) {
     if (code != VALKYRIE_CODE_INVALID_ARGUMENT) fail("expected INVALID_ARGUMENT, got %s", valkyrie_code_name(code));
+}
+
+static int has_nul(const char *hex) {
+    for (; hex && *hex; hex += 2)
+        if (hex[0] == '0' && hex[1] == '0') return 1;
+    return 0;
 }
 
 static void run(const test_case *one) {
@@ -727,7 +783,7 @@ static void run(const test_case *one) {
         free(method);
         free(all);
     } else if (!strcmp(action, "go_away")) {
-        valkyrie_client *client = private_server();
+        valkyrie_client *client = private_server(one);
         valkyrie_call *stream = server_stream(client, one);
         for (; count < wanted; count++) {
             valkyrie_message *message = NULL;
@@ -745,6 +801,8 @@ static void run(const test_case *one) {
         drop(&after);
         valkyrie_call_free(stream);
         valkyrie_client_free(client);
+    } else if (!strcmp(action, "credentials") && has_nul(raw(one, "method_hex"))) {
+        snprintf(detail, sizeof detail, "a text ends at its NUL");
     } else if (!strcmp(action, "credentials")) {
         static const valkyrie_client_options fresh = VALKYRIE_CLIENT_OPTIONS_INIT;
         valkyrie_client_options with = raw(one, "endpoint") ? fresh : options;
@@ -757,7 +815,10 @@ static void run(const test_case *one) {
         valkyrie_error *error = NULL;
         char where[256];
         if (raw(one, "endpoint")) snprintf(where, sizeof where, "%s", raw(one, "endpoint"));
-        else open_server(" credentials", where, sizeof where);
+        else open_server(raw(one, "server") ? raw(one, "server") : "credentials", where, sizeof where);
+        listener heard = {NULL, maker.token, 0, 0};
+        if (valkyrie_queue_new(&heard.queue, NULL)) fail("no queue");
+        listen_on(&heard);
         with.connect_timeout_ms = number(one, "connect_timeout_ms");
         if (!maker.source) with.token = maker.token;
         else {
@@ -767,6 +828,11 @@ static void run(const test_case *one) {
         valkyrie_code code = valkyrie_client_connect(where, &with, &client, &error);
         got end = code ? settle(code, NULL, error) : show_tokens(client, one, &maker);
         if (maker.token && end.error && strstr(valkyrie_error_message(end.error), maker.token)) fail("the token is shown");
+        while (end.code == 0 && !heard.connected && valkyrie_queue_dispatch(heard.queue, 60000)) continue;
+        if (end.code == 0 && !heard.connected) fail("nothing of the connection is logged");
+        while (valkyrie_queue_dispatch(heard.queue, 0)) continue;
+        if (heard.shown) fail("the token is logged");
+        valkyrie_queue_free(heard.queue);
         check_and_drop(one, end);
         valkyrie_client_free(client);
     } else if (!strcmp(action, "connect")) {
@@ -801,6 +867,14 @@ static void run(const test_case *one) {
         check_and_drop(one, code ? settle(code, NULL, error) : echo(client));
         valkyrie_client_free(client);
         for (int i = 0; i < 4; i++) free(files[i]);
+    } else if (!strcmp(action, "configured")) {
+        valkyrie_client_options said = options;
+        valkyrie_client *client = NULL;
+        valkyrie_error *error = NULL;
+        said.service_config = raw(one, "service_config");
+        valkyrie_code code = valkyrie_client_connect(endpoint, &said, &client, &error);
+        check_and_drop(one, code ? settle(code, NULL, error) : call(client, one));
+        valkyrie_client_free(client);
     } else if (!strcmp(action, "bad_metadata")) {
         got result = call(shared, one);
         refused(result.code);
@@ -811,10 +885,16 @@ static void run(const test_case *one) {
         valkyrie_message *response = NULL;
         valkyrie_bytes lie = {NULL, 42};
         valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
-        options.priority = 42;
+        valkyrie_client_options configured = VALKYRIE_CLIENT_OPTIONS_INIT;
+        valkyrie_client *client = NULL;
+        configured.service_config = "\xff";
+        if (!strcmp(argument, "idempotent")) options.idempotent = 42;
+        else options.priority = 42;
         if (!strcmp(argument, "message")) refused(valkyrie_client_request(shared, lie, &response, NULL));
         else if (!strcmp(argument, "method"))
             refused(valkyrie_client_call(shared, NULL, words("x"), NULL, &response, NULL));
+        else if (!strcmp(argument, "service_config"))
+            refused(valkyrie_client_connect(endpoint, &configured, &client, NULL));
         else refused(valkyrie_client_call(shared, "/echo", words("x"), &options, &response, NULL));
     } else if (!strcmp(action, "call_closed") || !strcmp(action, "double_close")) {
         valkyrie_client *client = NULL;
@@ -824,7 +904,7 @@ static void run(const test_case *one) {
         else if (valkyrie_client_close(client, NULL)) fail("the second close failed");
         valkyrie_client_free(client);
     } else if (!strcmp(action, "after_shutdown")) {
-        valkyrie_client *client = private_server();
+        valkyrie_client *client = private_server(one);
         got first = echo(client);
         if (first.code) fail("the private server does not answer");
         drop(&first);

@@ -5,7 +5,7 @@ const CASE_TIMEOUT_MS = 60_000;
 const EMPTY = new Uint8Array();
 
 /** Runs every case with `sdk` and hands `{case, ok, detail}` to `report` as each ends. `settings`: `endpoint`, `absent`, `options` of connect,
- * and a `prefix` for tokens that no other runner uses. */
+ * a `prefix` for tokens that no other runner uses, and `pem`, which gives what a case has for a file to an option. */
 export async function run(sdk, cases, settings, report) {
   const client = await sdk.connect(settings.endpoint, settings.options);
   let number = 0;
@@ -65,6 +65,17 @@ class Case {
     return Uint8Array.from({ length: size }, (_, i) => i % 251);
   }
 
+  // What is no UTF-8 is a text of surrogates that stand alone: only such text is none.
+  get method() {
+    if (this.fields.method_hex === undefined) return this.text('method');
+    const bytes = fromHex(this.fields.method_hex);
+    try {
+      return new TextDecoder('utf-8', { fatal: true }).decode(bytes);
+    } catch {
+      return String.fromCharCode(...Array.from(bytes, (byte) => (byte < 0x80 ? byte : 0xdc00 + byte)));
+    }
+  }
+
   pattern(i) {
     return new Uint8Array(this.fields.size ?? 0).fill(i % 251);
   }
@@ -72,7 +83,8 @@ class Case {
   get options() {
     const metadata = entries(this.text('metadata'));
     if (this.fields.metadata_size !== undefined) metadata.push(['x-large', 'x'.repeat(this.fields.metadata_size)]);
-    return { metadata, timeoutMs: this.fields.timeout_ms };
+    const { timeout_ms: timeoutMs, idempotent } = this.fields;
+    return { metadata, timeoutMs, idempotent: idempotent === undefined ? undefined : idempotent === 1 };
   }
 
   // The reply, or the error in the same shape.
@@ -138,7 +150,8 @@ class Case {
   // A fresh server, a client for it, and what ends it.
   async freshServer() {
     const endpoint = fromUtf8(await this.client.call('/test/private', this.scheme));
-    const client = await this.sdk.connect(endpoint, this.settings.options);
+    const { service_config: serviceConfig } = this.fields;
+    const client = await this.sdk.connect(endpoint, { ...this.settings.options, serviceConfig });
     const shutdown = (how) => client.call('/test/shutdown', how).catch(() => {});
     return { client, shutdown };
   }
@@ -303,12 +316,12 @@ const ACTIONS = {
 
   // As the case says, and in no other way.
   async connect_with(one) {
-    const file = (key) => (one.fields[key] === undefined ? undefined : { file: one.fields[key] });
-    const identity = one.fields.identity && { certificates: file('identity'), key: file('key') };
+    const pem = (key) => (one.fields[key] === undefined ? undefined : one.settings.pem(one.fields[key]));
+    const identity = one.fields.identity && { certificates: pem('identity'), key: pem('key') };
     const call = async () => {
       const client = await one.sdk.connect(one.fields.endpoint, {
-        trustedCertificates: file('trusted'),
-        revocationLists: file('revoked'),
+        trustedCertificates: pem('trusted'),
+        revocationLists: pem('revoked'),
         identity,
         serverName: one.fields.server_name,
         minSecurity: one.fields.min_security,
@@ -319,6 +332,29 @@ const ACTIONS = {
       return response;
     };
     await one.check(await one.outcome(call()));
+  },
+
+  // By the text, and by the object that a text may stand for.
+  async configured(one) {
+    const config = one.fields.service_config;
+    const forms = [config];
+    try {
+      forms.push(JSON.parse(config));
+    } catch {
+      // The core says what is wrong with it.
+    }
+    for (const [number, serviceConfig] of forms.entries()) {
+      const other = new Case(one.sdk, one.client, one.settings, one.fields, `${one.token}-${number}`);
+      const call = async () => {
+        const client = await one.sdk.connect(one.settings.endpoint, { ...one.settings.options, serviceConfig });
+        try {
+          return await client.callWithResponse(other.text('method'), other.message, other.options);
+        } finally {
+          await client.close();
+        }
+      };
+      await other.check(await other.outcome(call()));
+    }
   },
 
   async credentials(one) {
@@ -332,8 +368,11 @@ const ACTIONS = {
     };
     const options = { ...(fixed === undefined ? one.settings.options : {}), token: source === undefined ? token : ask };
     if (connectTimeoutMs !== undefined) options.connectTimeoutMs = connectTimeoutMs;
-    const endpoint = fixed ?? fromUtf8(await one.client.call('/test/private', `${one.scheme} credentials`));
+    const server = `${one.scheme} ${one.fields.server ?? 'credentials'}`;
+    const endpoint = fixed ?? fromUtf8(await one.client.call('/test/private', server));
     let client;
+    let logged = '';
+    one.sdk.setLogger((record) => (logged += `${JSON.stringify(record)}\n`), 'debug');
     const calls = async () => {
       client = await one.sdk.connect(endpoint, options);
       const stream = client.open('/echo');
@@ -342,20 +381,22 @@ const ACTIONS = {
           await stream.recv();
           throw new Mismatch('the stream ended well');
         }
-        for (let i = 1; i < one.count; i++) await client.call(one.text('method'), '');
+        for (let i = 1; i < one.count; i++) await client.call(one.method, '');
         while (asked < wanted) {
           await stream.send('x');
           if ((await stream.recv()) === null) throw new Mismatch('the stream ended meanwhile');
-          await client.call(one.text('method'), '');
+          await client.call(one.method, '');
         }
-        return await client.callWithResponse(one.text('method'), '');
+        return await client.callWithResponse(one.method, '');
       } finally {
         stream.cancel();
       }
     };
     const got = await one.outcome(calls());
     await client?.close();
-    if (token !== undefined && show(got).includes(token)) throw new Mismatch('the token is shown');
+    one.sdk.setLogger(null);
+    if (token !== undefined && `${JSON.stringify(got)} ${logged}`.includes(token)) throw new Mismatch('the token is shown');
+    if ((got.code ?? 'OK') === 'OK' && !logged.includes('connected to')) throw new Mismatch(`nothing is logged: ${logged}`);
     await one.check(got);
   },
 
@@ -375,6 +416,8 @@ const ACTIONS = {
       message: () => one.client.call('/echo', 42),
       method: () => one.client.call(42, 'x'),
       timeout: () => one.client.call('/echo', 'x', { timeoutMs: 'soon' }),
+      idempotent: () => one.client.call('/echo', 'x', { idempotent: 'yes' }),
+      service_config: () => one.sdk.connect(one.settings.endpoint, { ...one.settings.options, serviceConfig: 42 }),
     };
     try {
       await wrong[one.fields.argument]();

@@ -19,5 +19,6 @@ const settings = {
   absent: process.env.VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT,
   options: trusted,
   prefix: `node${process.pid}`,
+  pem: (file) => ({ file }),
 };
 await run(sdk, cases, settings, (result) => console.log(JSON.stringify(result)));

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import sys
 import time
@@ -83,6 +84,9 @@ class Case:
 
     @property
     def method(self) -> str:
+        # What is no UTF-8 becomes surrogates that stand alone: only such text is none.
+        if "method_hex" in self.fields:
+            return bytes.fromhex(self.fields["method_hex"]).decode(errors="surrogateescape")
         return self.text("method") or ""
 
     @property
@@ -114,7 +118,8 @@ class Case:
         }
 
     def unary(self) -> Awaitable[Got]:
-        return outcome(self.client.call_with_response(self.method, self.message, **self.options))
+        idempotent = self.fields.get("idempotent") == 1
+        return outcome(self.client.call_with_response(self.method, self.message, idempotent=idempotent, **self.options))
 
     async def check(self, got: Got) -> None:
         wrong: list[str] = []
@@ -174,7 +179,8 @@ class Case:
     ) -> tuple[valkyrie.Client, Callable[[str], Awaitable[None]]]:
         scheme = ENDPOINT.split(":")[0]
         endpoint = (await self.client.call("/test/private", scheme.encode())).decode()
-        client = await connect(endpoint)
+        config = self.fields.get("service_config")
+        client = await valkyrie.connect(endpoint, service_config=config, **trust(endpoint))
 
         async def shutdown(how: str) -> None:
             try:
@@ -341,7 +347,27 @@ async def do_in_flight(one: Case) -> None:
             raise Mismatch(f"reply {i} is {reply!r}")
 
 
+class Heard(logging.Handler):
+    """All that is logged, as text."""
+
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += f"{record.__dict__!r}\n"
+
+
 async def do_credentials(one: Case) -> None:
+    heard, logger = Heard(), logging.getLogger("valkyrie")
+    logger.addHandler(heard)
+    logger.setLevel(logging.DEBUG)
+    try:
+        await show_credentials(one, heard)
+    finally:
+        logger.removeHandler(heard)
+        logger.setLevel(logging.NOTSET)
+
+
+async def show_credentials(one: Case, heard: Heard) -> None:
     token, source, wanted = one.fields.get("token"), one.fields.get("source"), one.fields.get("asked", 0)
     endpoint, asked = one.text("endpoint"), 0
 
@@ -358,7 +384,7 @@ async def do_credentials(one: Case) -> None:
     if "connect_timeout_ms" in one.fields:
         options["connect_timeout"] = one.fields["connect_timeout_ms"] / 1000
     if endpoint is None:
-        scheme = f"{ENDPOINT.split(':')[0]} credentials"
+        scheme = f"{ENDPOINT.split(':')[0]} {one.fields.get('server', 'credentials')}"
         endpoint = (await one.client.call("/test/private", scheme.encode())).decode()
 
     async def calls() -> valkyrie.Response:
@@ -377,8 +403,10 @@ async def do_credentials(one: Case) -> None:
                 return await client.call_with_response(one.method)
 
     got = await outcome(calls())
-    if token and token in f"{got!r} {got.error and got.error.__cause__!r}":
+    if token and token in f"{got!r} {got.error and got.error.__cause__!r} {heard.text}":
         raise Mismatch("the token is shown")
+    if got.code == "OK" and "connected to" not in heard.text:
+        raise Mismatch(f"nothing of the connection is logged: {heard.text}")
     await one.check(got)
 
 
@@ -431,6 +459,24 @@ async def do_connect_with(one: Case) -> None:
     await one.check(await outcome(call()))
 
 
+async def do_configured(one: Case) -> None:
+    """By the text, and by the mapping that a text may stand for."""
+    config = one.fields["service_config"]
+    forms = [config]
+    try:
+        forms.append(json.loads(config))
+    except ValueError:
+        pass  # The core says what is wrong with it.
+    for number, form in enumerate(forms):
+        other = Case(one.client, one.fields, f"{one.token}-{number}")
+
+        async def call(form: Any = form, other: Case = other) -> valkyrie.Response:
+            async with valkyrie.connect(ENDPOINT, service_config=form, **trust(ENDPOINT)) as client:
+                return await client.call_with_response(other.method, other.message, **other.options)
+
+        await other.check(await outcome(call()))
+
+
 async def do_bad_metadata(one: Case) -> str:
     try:
         await one.client.call("/echo", b"x", **one.options)
@@ -441,10 +487,13 @@ async def do_bad_metadata(one: Case) -> str:
 
 async def do_wrong_type(one: Case) -> str:
     client: Any = one.client
-    wrong: dict[str, Callable[[], Awaitable[bytes]]] = {
+    any_connect: Any = valkyrie.connect
+    wrong: dict[str, Callable[[], Awaitable[object]]] = {
         "message": lambda: client.call("/echo", 42),
         "method": lambda: client.call(42, b"x"),
         "timeout": lambda: client.call("/echo", b"x", timeout="soon"),
+        "idempotent": lambda: client.call("/echo", b"x", idempotent="yes"),
+        "service_config": lambda: any_connect(ENDPOINT, service_config=42),
     }
     try:
         await wrong[one.fields["argument"]]()

@@ -5,6 +5,8 @@
 pub mod records;
 mod runner;
 mod server;
+mod websocket;
 
 pub use runner::{Outcome, Settings, run};
-pub use server::{Absent, absent_udp, identity, issuer, methods, private_server, versions};
+pub use server::{Absent, absent_udp, access_table, identity, issuer, methods, private_server, versions};
+pub use websocket::websocket_to;

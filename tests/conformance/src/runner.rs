@@ -1,10 +1,10 @@
 //! The Rust runner: one function per action of `README.md`. It knows nothing of a single case.
 
 use std::{
-    fmt,
+    fmt::{self, Write},
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{
             AtomicU64,
             Ordering::{Relaxed, SeqCst},
@@ -17,8 +17,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{task::JoinSet, time::timeout};
 use valkyrie_sdk::{
-    BoxFuture, CallOptions, Client, ClientBuilder, Code, Metadata, Pem, RecvStream, Response, Security,
-    SendStream, Status, Token, TokenSource,
+    BoxFuture, CallOptions, Client, ClientBuilder, Code, Level, Log, Metadata, Pem, Record, RecvStream,
+    Response, Security, SendStream, Status, Token, TokenSource, policy::ServiceConfig,
 };
 
 use crate::server::versions;
@@ -170,6 +170,7 @@ impl Case<'_> {
             "credentials" => self.credentials().await,
             "connect" => self.connect().await,
             "connect_with" => self.connect_with().await,
+            "configured" => self.configured().await,
             "bad_metadata" => match self.metadata() {
                 Ok(_) => Err("the metadata was taken".into()),
                 Err(error) => Ok(error),
@@ -201,7 +202,12 @@ impl Case<'_> {
     }
 
     fn method(&self) -> String {
-        self.text("method").unwrap_or_default()
+        self.text("method").or_else(|| self.method_of_bytes()).unwrap_or_default()
+    }
+
+    /// `None` without such a method, and where it is no text of Rust's.
+    fn method_of_bytes(&self) -> Option<String> {
+        String::from_utf8(from_hex(&self.text("method_hex")?).ok()?.into()).ok()
     }
 
     fn message(&self) -> Result<Bytes, String> {
@@ -224,7 +230,9 @@ impl Case<'_> {
     }
 
     fn options(&self) -> Result<CallOptions, String> {
-        let options = CallOptions::new().with_metadata(self.metadata()?);
+        let options = CallOptions::new()
+            .with_metadata(self.metadata()?)
+            .with_idempotent(self.number("idempotent") == Some(1));
         Ok(match self.number("timeout_ms") {
             Some(ms) => options.with_timeout(Duration::from_millis(ms)),
             None => options,
@@ -530,10 +538,19 @@ impl Case<'_> {
     async fn private(&self) -> Result<Client, String> {
         let scheme = self.client.endpoint().scheme().to_owned();
         let endpoint = self.client.call("/test/private", scheme).await.or_else(fail)?.message;
-        self.settings.connect(&String::from_utf8_lossy(&endpoint)).await.or_else(fail)
+        let client =
+            self.settings.builder(&String::from_utf8_lossy(&endpoint)).service_config(self.service_config()?);
+        client.build().await.or_else(fail)
+    }
+
+    fn service_config(&self) -> Result<ServiceConfig, String> {
+        ServiceConfig::parse(&self.text("service_config").unwrap_or("{}".into())).or_else(fail)
     }
 
     async fn credentials(&self) -> Verdict {
+        if self.text("method_hex").is_some() && self.method_of_bytes().is_none() {
+            return Ok("the type of a method refuses it".into());
+        }
         let maker = Arc::new(TokenMaker {
             token: self.text("token").unwrap_or_default(),
             source: self.text("source").unwrap_or_default(),
@@ -542,7 +559,8 @@ impl Case<'_> {
         let mut client = match self.text("endpoint") {
             Some(endpoint) => Client::builder().endpoint(endpoint),
             None => {
-                let scheme = format!("{} credentials", self.client.endpoint().scheme());
+                let server = self.text("server").unwrap_or_else(|| "credentials".into());
+                let scheme = format!("{} {server}", self.client.endpoint().scheme());
                 let endpoint = self.client.call("/test/private", scheme).await.or_else(fail)?.message;
                 self.settings.builder(&String::from_utf8_lossy(&endpoint))
             }
@@ -555,9 +573,14 @@ impl Case<'_> {
             (false, true) => client.token(maker.token.clone()),
             (false, false) => client.token_source(maker.clone()),
         };
-        let got = Got::from(self.show_tokens(client, &maker).await);
-        if !maker.token.is_empty() && format!("{got:?}").contains(&maker.token) {
+        let heard = Arc::new(Heard::default());
+        let got = Got::from(self.show_tokens(client.log(heard.clone()), &maker).await);
+        let heard = heard.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !maker.token.is_empty() && format!("{got:?} {heard}").contains(&maker.token) {
             return Err("the token is shown".into());
+        }
+        if got.code() == Code::Ok && !heard.contains("connected to") {
+            return Err(format!("nothing of the connection is logged: {heard}"));
         }
         self.check(&got).await
     }
@@ -646,6 +669,19 @@ impl Case<'_> {
         self.check(&got).await
     }
 
+    async fn configured(&self) -> Verdict {
+        let config = self.text("service_config").unwrap_or_default();
+        let client = match ServiceConfig::parse(&config) {
+            Ok(config) => self.settings.builder(&self.settings.endpoint).service_config(config).build().await,
+            Err(status) => Err(status),
+        };
+        let got = match client {
+            Ok(client) => client.call_with(&self.method(), self.message()?, self.options()?).await.into(),
+            Err(status) => Got::failed(status),
+        };
+        self.check(&got).await
+    }
+
     async fn own_client(&self) -> Result<Client, String> {
         self.settings.connect(&self.settings.endpoint).await.or_else(fail)
     }
@@ -675,6 +711,21 @@ impl Case<'_> {
             }
         }
         Err("100 calls succeeded after the shutdown".into())
+    }
+}
+
+/// All that is logged, as text.
+#[derive(Default)]
+struct Heard(Mutex<String>);
+
+impl Log for Heard {
+    fn enabled(&self, _: Level) -> bool {
+        true
+    }
+
+    fn log(&self, record: Record) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = writeln!(heard, "{record:?}");
     }
 }
 

@@ -15,8 +15,9 @@ use serde_json::Value;
 use valkyrie_bridge::Methods;
 use valkyrie_sdk::{
     Authenticator, BoxFuture, CallInfo, Code, Gate, Jwt, JwtAlgorithm, JwtBuilder, Peer, Principal, Reason,
-    Refusal, Server, ServerBuilder, Status,
+    Refusal, Reply, Server, ServerBuilder, Status,
     access::{Access, Policy},
+    handler_fn,
 };
 
 /// The methods of a conformance server.
@@ -26,15 +27,12 @@ pub fn methods() -> Methods {
 
 /// Opens a fresh server with the same methods that a caller may end, and gives its endpoint for `scheme`: `tcp`,
 /// `ws`, `tls`, `wss`, `unix`, `quic` or `memory`. It lives until it is shut down or the process ends.
-/// With ` credentials` behind the scheme it wants tokens; README.md says which.
+/// With ` credentials` or ` access POLICY` behind the scheme it wants tokens; README.md says which.
 ///
 /// # Errors
-/// INVALID_ARGUMENT for another scheme; BIND_FAILED.
+/// INVALID_ARGUMENT for another scheme, server or policy; BIND_FAILED.
 pub async fn private_server(scheme: &str) -> Result<String, Status> {
-    let (scheme, wants_tokens) = match scheme.strip_suffix(" credentials") {
-        Some(scheme) => (scheme, true),
-        None => (scheme, false),
-    };
+    let (scheme, kind) = scheme.split_once(' ').unwrap_or((scheme, ""));
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let name = format!("valkyrie-private-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
     let bind = match scheme {
@@ -52,14 +50,24 @@ pub async fn private_server(scheme: &str) -> Result<String, Status> {
     let (certificates, key) = identity();
     let builder = ServerBuilder::new().bind(bind).versions(versions());
     let builder = builder.identity(certificates.as_str(), key.as_str()).open_to_all(true);
-    let builder = methods.register(builder);
-    let builder = if wants_tokens {
-        let authenticators: Vec<Box<dyn Authenticator>> = vec![Box::new(Tokens), Box::new(issuer()?)];
-        builder
-            .authenticator(authenticators)
-            .gate(Arc::new(Subjects(Access::new(Policy::from_toml(POLICY)?))))
-    } else {
-        builder
+    let builder = match kind.split_once(' ').unwrap_or((kind, "")) {
+        ("", "") => methods.register(builder),
+        ("credentials", "") => {
+            let authenticators: Vec<Box<dyn Authenticator>> = vec![Box::new(Tokens), Box::new(issuer()?)];
+            methods
+                .register(builder)
+                .authenticator(authenticators)
+                .gate(Arc::new(Subjects(Access::new(Policy::from_toml(POLICY)?))))
+        }
+        // Whatever gets through is answered with its own name, as it came.
+        ("access", name) => {
+            let policy = access_table()?["policies"][name].to_string();
+            builder
+                .authenticator(Stated)
+                .gate(Arc::new(Access::new(Policy::from_json(&policy)?)))
+                .handler("/*", handler_fn(|call| async move { Ok(Reply::message(call.method().to_owned())) }))
+        }
+        _ => return Err(Status::new(Code::InvalidArgument, format!("no private server is {kind:?}"))),
     };
     let server = builder.build().await?;
     methods.allow_shutdown(server.control());
@@ -88,6 +96,33 @@ impl Authenticator for Tokens {
         };
         Box::pin(std::future::ready(principal))
     }
+}
+
+/// Tokens that say whom they stand for: `{"principal":"…","roles":["…"]}`.
+struct Stated;
+
+impl Authenticator for Stated {
+    fn authenticate<'a>(
+        &'a self,
+        token: &'a [u8],
+        _: &'a Peer,
+        _: SystemTime,
+    ) -> BoxFuture<'a, Result<Principal, Refusal>> {
+        let stated: Value = serde_json::from_slice(token).unwrap_or_default();
+        let roles = stated["roles"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let principal = stated["principal"].as_str().ok_or_else(|| Refusal("no principal".into()));
+        let principal = principal.map(|name| Principal::new(name).with_roles(roles.map(str::to_owned)));
+        Box::pin(std::future::ready(principal))
+    }
+}
+
+/// core/sdk/tests/access.json: policies, and what each lets whom call.
+///
+/// # Errors
+/// INTERNAL: it is no JSON.
+pub fn access_table() -> Result<Value, Status> {
+    serde_json::from_str(include_str!("../../../core/sdk/tests/access.json"))
+        .map_err(|error| Status::new(Code::Internal, error.to_string()))
 }
 
 /// The issuer of core/sdk/tests/jwt.json, as its rows without a `config` want it.

@@ -11,6 +11,7 @@ export default async function (environment) {
     absent: environment.VALKYRIE_CONFORMANCE_ABSENT_ENDPOINT,
     options: sealed ? { sealed, trustedCertificates: environment.VALKYRIE_CONFORMANCE_CERTIFICATES } : {},
     prefix: `web${crypto.randomUUID()}`,
+    pem: (text) => text,
   };
   await run(sdk, cases, settings, (result) => console.log(JSON.stringify(result)));
 }

@@ -18,7 +18,7 @@ use rustls::{
 use valkyrie_protocol::Status;
 
 use super::{Fresh, Identity, Pem, chain, invalid, provider, roots};
-use crate::{Endpoint, connection::lock};
+use crate::{Endpoint, connection::lock, log::Logger};
 
 /// What a client says of TLS.
 #[derive(Clone, Default)]
@@ -29,6 +29,7 @@ pub(crate) struct ClientTls {
     pub(crate) identity: Option<Identity>,
     pub(crate) name: Option<String>,
     pub(crate) sealed: bool,
+    pub(crate) log: Logger,
 }
 
 impl ClientTls {
@@ -64,7 +65,7 @@ impl ClientTls {
                 Ok(ClientParts { verifier, identity: identity.transpose()? })
             }
         };
-        Ok(ClientSecurity { fresh: Fresh::new(&sources, parts)?, name, provider })
+        Ok(ClientSecurity { fresh: Fresh::new(&sources, self.log.clone(), parts)?, name, provider })
     }
 }
 

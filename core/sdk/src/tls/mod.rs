@@ -211,7 +211,7 @@ pub(crate) fn told(error: &rustls::Error, peer: &str) -> io::Error {
         E::NoCertificatesPresented if peer == "client" => {
             failed(Reason::CLIENT_CERTIFICATE_REQUIRED, "the client showed no certificate")
         }
-        E::AlertReceived(alert) => told_by_alert(*alert),
+        E::AlertReceived(alert) => told_by_alert(*alert, peer),
         E::PeerIncompatible(
             PeerIncompatible::ServerDoesNotSupportTls12Or13
             | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
@@ -248,7 +248,7 @@ pub(crate) fn no_protocol() -> io::Error {
 }
 
 /// What an alert of the peer's says.
-pub(crate) fn told_by_alert(alert: AlertDescription) -> io::Error {
+pub(crate) fn told_by_alert(alert: AlertDescription, peer: &str) -> io::Error {
     use AlertDescription as A;
     match alert {
         A::CertificateRequired => failed(
@@ -262,10 +262,14 @@ pub(crate) fn told_by_alert(alert: AlertDescription) -> io::Error {
         | A::CertificateUnknown
         | A::UnknownCA
         | A::DecryptError
-        | A::AccessDenied => failed(
-            Reason::CLIENT_CERTIFICATE_REFUSED,
-            format!("the peer refused this side's certificate: {alert:?}"),
-        ),
+        | A::AccessDenied => {
+            // The reason is a client's word. A server learns that its own certificate is not taken, and of what kind it seems.
+            let reason = match peer {
+                "client" => Reason::TLS_FAILED,
+                _ => Reason::CLIENT_CERTIFICATE_REFUSED,
+            };
+            failed(reason, format!("the {peer} refused this side's certificate: {alert:?}"))
+        }
         A::ProtocolVersion => failed(Reason::TLS_VERSION, "the peer does not speak TLS 1.3"),
         A::NoApplicationProtocol => no_protocol(),
         A::BadRecordMac => failed(

@@ -1,6 +1,11 @@
 //! What a server shows, and whose clients it takes.
 
-use std::{fmt, sync::Arc};
+#[cfg(feature = "quic")]
+use std::sync::Mutex;
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+};
 
 use rustls::{
     DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
@@ -16,14 +21,19 @@ use rustls::{
 use valkyrie_protocol::Status;
 
 use super::{Fresh, Identity, Pem, chain, has_aes, invalid, provider, roots};
-use crate::{Peer, PeerCertificate};
+#[cfg(feature = "quic")]
+use crate::connection::lock;
+use crate::{Peer, PeerCertificate, log::Logger};
 
 /// What a server says of TLS.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub(crate) struct ServerTls {
     pub(crate) identity: Option<Identity>,
     pub(crate) authorities: Option<Pem>,
     pub(crate) revoked: Option<Pem>,
+    pub(crate) log: Logger,
+    /// Made once, for all of a server's ports.
+    pub(crate) built: OnceLock<ServerSecurity>,
 }
 
 #[derive(Debug)]
@@ -33,6 +43,7 @@ struct ServerParts {
 }
 
 /// What a server shows, and whom it takes: for every handshake what the files hold now.
+#[derive(Clone)]
 pub(crate) struct ServerSecurity {
     served: Arc<Served>,
     provider: Arc<CryptoProvider>,
@@ -53,6 +64,9 @@ impl fmt::Debug for Served {
 impl ServerTls {
     /// Reads and checks it. None without an identity.
     pub(crate) fn build(&self) -> Result<Option<ServerSecurity>, Status> {
+        if let Some(built) = self.built.get() {
+            return Ok(Some(built.clone()));
+        }
         let Some(identity) = self.identity.clone() else {
             return match self.authorities {
                 Some(_) => Err(invalid(
@@ -65,15 +79,16 @@ impl ServerTls {
         let sources = [&identity.certificates, &identity.key].into_iter();
         let sources: Vec<Pem> = sources.chain(&self.authorities).chain(&self.revoked).cloned().collect();
         let parts = {
-            let (said, provider) = (self.clone(), provider.clone());
+            let (authorities, revoked) = (self.authorities.clone(), self.revoked.clone());
+            let provider = provider.clone();
             move || {
                 let key = identity.certified("the server's", &provider)?;
-                let Some(authorities) = &said.authorities else {
+                let Some(authorities) = &authorities else {
                     return Ok(ServerParts { key, verifier: WebPkiClientVerifier::no_client_auth() });
                 };
                 let roots = roots(Some(authorities), false)?;
                 let mut builder = WebPkiClientVerifier::builder_with_provider(roots.into(), provider.clone());
-                if let Some(revoked) = &said.revoked {
+                if let Some(revoked) = &revoked {
                     builder = builder
                         .with_crls(revoked.revocation_lists()?)
                         .only_check_end_entity_revocation()
@@ -86,18 +101,27 @@ impl ServerTls {
         };
         let schemes = provider.signature_verification_algorithms.supported_schemes();
         let mandatory = self.authorities.is_some();
-        let fresh = Fresh::new(&sources.iter().collect::<Vec<_>>(), parts)?;
-        Ok(Some(ServerSecurity { served: Arc::new(Served { fresh, schemes, mandatory }), provider }))
+        let fresh = Fresh::new(&sources.iter().collect::<Vec<_>>(), self.log.clone(), parts)?;
+        let built = ServerSecurity { served: Arc::new(Served { fresh, schemes, mandatory }), provider };
+        Ok(Some(self.built.get_or_init(|| built).clone()))
     }
 }
 
 impl ServerSecurity {
     /// A configuration whose connections speak one of `alpn`.
     pub(crate) fn config(&self, alpn: &[&[u8]]) -> Result<ServerConfig, Status> {
+        self.verified_by(self.served.clone(), alpn)
+    }
+
+    fn verified_by(
+        &self,
+        verifier: Arc<dyn ClientCertVerifier>,
+        alpn: &[&[u8]],
+    ) -> Result<ServerConfig, Status> {
         let mut config = ServerConfig::builder_with_provider(self.provider.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(|error| invalid(error.to_string()))?
-            .with_client_cert_verifier(self.served.clone())
+            .with_client_cert_verifier(verifier)
             .with_cert_resolver(self.served.clone());
         config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
         config.send_tls13_tickets = 0;
@@ -105,6 +129,19 @@ impl ServerSecurity {
         // Where this machine has no instructions for AES, its own order counts.
         config.ignore_client_order = !has_aes();
         Ok(config)
+    }
+
+    /// Whether clients have to show a certificate.
+    #[cfg(feature = "quic")]
+    pub(crate) fn asks(&self) -> bool {
+        self.served.mandatory
+    }
+
+    /// The configuration of one connection, and what it will have noted.
+    #[cfg(feature = "quic")]
+    pub(crate) fn noting(&self, alpn: &[&[u8]]) -> Result<(ServerConfig, Arc<Noting>), Status> {
+        let noting = Arc::new(Noting { served: self.served.clone(), refused: Mutex::default() });
+        Ok((self.verified_by(noting.clone(), alpn)?, noting))
     }
 }
 
@@ -157,6 +194,70 @@ impl ClientCertVerifier for Served {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.schemes.clone()
+    }
+}
+
+/// Verifies a client's certificate, and notes why it was refused: QUIC tells no more of it than an alert does.
+#[cfg(feature = "quic")]
+#[derive(Debug)]
+pub(crate) struct Noting {
+    served: Arc<Served>,
+    refused: Mutex<Option<rustls::Error>>,
+}
+
+#[cfg(feature = "quic")]
+impl Noting {
+    /// Why the client's certificate was refused.
+    pub(crate) fn refused(&self) -> Option<rustls::Error> {
+        lock(&self.refused).take()
+    }
+}
+
+#[cfg(feature = "quic")]
+impl ClientCertVerifier for Noting {
+    fn offer_client_auth(&self) -> bool {
+        self.served.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.served.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.served.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.served.verify_client_cert(end_entity, intermediates, now);
+        verified.inspect_err(|error| *lock(&self.refused) = Some(error.clone()))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.served.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let verified = self.served.verify_tls13_signature(message, cert, dss);
+        verified.inspect_err(|error| *lock(&self.refused) = Some(error.clone()))
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.served.supported_verify_schemes()
     }
 }
 

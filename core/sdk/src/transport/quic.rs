@@ -29,7 +29,7 @@ use super::{ReadBuffer, StreamIo, Streams};
 use crate::{
     BoxFuture, Carrier, Connector, Endpoint, Peer, Transport,
     connection::{Guest, lock, status_in},
-    tls::{self, ClientSecurity},
+    tls::{self, ClientSecurity, ServerSecurity},
 };
 
 /// A connection on which nothing arrives for so long is lost; a client asks for a sign of life in time.
@@ -220,6 +220,13 @@ pub(crate) struct Listening {
     pub(crate) closed: watch::Receiver<()>,
     /// One more than there are handshakes.
     handshakes: Arc<()>,
+    noting: Option<Arc<Asking>>,
+}
+
+/// What makes the configuration of a connection whose client has to show a certificate: it notes what was wrong with it.
+struct Asking {
+    tls: ServerSecurity,
+    config: quinn::ServerConfig,
 }
 
 impl Listening {
@@ -230,24 +237,33 @@ impl Listening {
                 self.endpoint.accept().await.ok_or_else(|| io::Error::other("the endpoint is closed"))?;
             let running = Arc::strong_count(&self.handshakes) - 1;
             if running >= MAX_INCOMING {
+                let from = incoming.remote_address();
                 incoming.ignore();
+                return Ok(Handshake {
+                    from,
+                    incoming: None,
+                    running: self.handshakes.clone(),
+                    noting: None,
+                });
             } else if running >= RETRY_ABOVE && incoming.may_retry() && !incoming.remote_address_validated() {
                 // Its client's next packet comes here again, with the token.
                 let _ = incoming.retry();
             } else {
-                return Ok(Handshake { incoming, running: self.handshakes.clone() });
+                return Ok(Handshake {
+                    from: incoming.remote_address(),
+                    incoming: Some(incoming),
+                    running: self.handshakes.clone(),
+                    noting: self.noting.clone(),
+                });
             }
         }
     }
 }
 
 /// Listens on a UDP port.
-pub(crate) fn bind(
-    address: SocketAddr,
-    tls: rustls::ServerConfig,
-    limits: &Limits,
-) -> Result<Listening, Status> {
-    let crypto = QuicServerConfig::try_from(tls).map_err(|error| invalid(error.to_string()))?;
+pub(crate) fn bind(address: SocketAddr, tls: ServerSecurity, limits: &Limits) -> Result<Listening, Status> {
+    let crypto = tls.config(&[tls::ALPN])?;
+    let crypto = QuicServerConfig::try_from(crypto).map_err(|error| invalid(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     // QUIC gives back the room of streams that have ended an eighth at a time, and one is the connection's own.
     let streams = limits.max_concurrent_streams.saturating_add(1) / 7 * 8 + 8;
@@ -256,9 +272,10 @@ pub(crate) fn bind(
         .max_incoming(MAX_INCOMING)
         .incoming_buffer_size(INCOMING_BUFFER)
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
+    let noting = tls.asks().then(|| Arc::new(Asking { tls, config: config.clone() }));
     let bound = std::net::UdpSocket::bind(address);
     match bound.and_then(|socket| Udp::endpoint(socket, Some(config), Arc::new(quinn::TokioRuntime))) {
-        Ok((endpoint, closed)) => Ok(Listening { endpoint, closed, handshakes: Arc::default() }),
+        Ok((endpoint, closed)) => Ok(Listening { endpoint, closed, handshakes: Arc::default(), noting }),
         Err(error) => Err(Status::from_reason(
             Reason::BIND_FAILED,
             format!("cannot listen on quic://{address}: {error}"),
@@ -268,16 +285,42 @@ pub(crate) fn bind(
 
 /// A connection that came in and has not proven who it is.
 pub(crate) struct Handshake {
-    incoming: quinn::Incoming,
+    pub(crate) from: SocketAddr,
+    /// None: nobody new is heard.
+    incoming: Option<quinn::Incoming>,
     running: Arc<()>,
+    noting: Option<Arc<Asking>>,
 }
 
 impl Handshake {
     /// Finishes it.
     pub(crate) async fn finish(self) -> io::Result<Guest> {
-        let Self { incoming, running } = self;
-        let peer = Peer::new(format!("quic://{}", incoming.remote_address()));
-        let connection = incoming.accept().map_err(io::Error::from)?.await.map_err(io::Error::from)?;
+        let Self { from, incoming, running, noting } = self;
+        let Some(incoming) = incoming else {
+            let why = format!("{MAX_INCOMING} handshakes of QUIC run on the port");
+            return Err(tls::failed(Reason::QUEUE_FULL, why));
+        };
+        let peer = Peer::new(format!("quic://{from}"));
+        let mut noted = None;
+        let connecting = match &noting {
+            Some(asking) => {
+                let (crypto, notes) = asking.tls.noting(&[tls::ALPN]).map_err(io::Error::other)?;
+                let crypto = QuicServerConfig::try_from(crypto).map_err(io::Error::other)?;
+                noted = Some(notes);
+                let mut config = asking.config.clone();
+                config.crypto = Arc::new(crypto);
+                incoming.accept_with(Arc::new(config))
+            }
+            None => incoming.accept(),
+        };
+        let refused = |error| match noted.as_ref().and_then(|noted| noted.refused()) {
+            Some(why) => tls::told(&why, "client"),
+            None => told(error, "client"),
+        };
+        let connection = match connecting {
+            Ok(connecting) => connecting.await.map_err(refused)?,
+            Err(error) => return Err(refused(error)),
+        };
         drop(running);
         if protocol(&connection).as_deref() != Some(tls::ALPN) {
             return Err(tls::no_protocol());
@@ -303,20 +346,28 @@ fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
     connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?.protocol
 }
 
+/// What ended a connection that stood. It is servers that refuse a certificate then.
+fn lost(error: quinn::ConnectionError) -> io::Error {
+    told(error, "server")
+}
+
 /// What ended a connection, or kept it from standing.
-fn told(error: quinn::ConnectionError) -> io::Error {
+fn told(error: quinn::ConnectionError, peer: &str) -> io::Error {
     use quinn::ConnectionError as E;
     // An alert of TLS is told as the second byte of a code (RFC 9001, section 4.8).
     let alert = |code: u64| u8::try_from(code & 0xFF).ok().filter(|_| code >> 8 == 1);
     match &error {
         E::ConnectionClosed(close) => match alert(u64::from(close.error_code)) {
-            Some(alert) => tls::told_by_alert(alert.into()),
+            Some(alert) => tls::told_by_alert(alert.into(), peer),
             None => error.into(),
         },
         // This side's own alert says nothing of its certificate, which nobody refused.
         E::TransportError(own) => match alert(u64::from(own.code)).map(AlertDescription::from) {
             Some(alert @ (AlertDescription::NoApplicationProtocol | AlertDescription::ProtocolVersion)) => {
-                tls::told_by_alert(alert)
+                tls::told_by_alert(alert, peer)
+            }
+            Some(AlertDescription::CertificateRequired) if peer == "client" => {
+                tls::told(&rustls::Error::NoCertificatesPresented, peer)
             }
             None if !own.reason.starts_with("TLS error") => error.into(),
             _ => tls::failed(Reason::TLS_FAILED, format!("the TLS handshake failed: {}", own.reason)),
@@ -380,14 +431,14 @@ impl QuicConnector {
         let connection = tokio::select! {
             connected = connecting => connected.map_err(|error| match noted.refused() {
                 Some(why) => tls::told(&why, "server"),
-                None => told(error),
+                None => told(error, "server"),
             })?,
             error = refused => return Err(error),
         };
         if protocol(&connection).as_deref() != Some(tls::ALPN) {
             return Err(tls::no_protocol());
         }
-        let control = connection.open_bi().await.map_err(told)?;
+        let control = connection.open_bi().await.map_err(lost)?;
         let mut quic = Quic::new(Some(own), connection, control, None);
         quic.asked = noted.was_asked();
         Ok(Box::new(quic))
@@ -544,7 +595,7 @@ impl Transport for Quic {
             Poll::Ready(Err(quinn::ReadError::ConnectionLost(
                 quinn::ConnectionError::ApplicationClosed(_),
             ))) => Poll::Ready(Ok(0)),
-            Poll::Ready(Err(quinn::ReadError::ConnectionLost(error))) => Poll::Ready(Err(told(error))),
+            Poll::Ready(Err(quinn::ReadError::ConnectionLost(error))) => Poll::Ready(Err(lost(error))),
             Poll::Ready(Err(error)) => Poll::Ready(Err(error.into())),
         }
     }
@@ -561,7 +612,7 @@ impl Transport for Quic {
         };
         // Whichever of a read and a write comes first has to say why.
         Pin::new(control).poll_write(cx, part).map_err(|error| match error {
-            quinn::WriteError::ConnectionLost(error) => told(error),
+            quinn::WriteError::ConnectionLost(error) => lost(error),
             error => error.into(),
         })
     }

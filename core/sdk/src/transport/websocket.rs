@@ -20,6 +20,8 @@ use tokio_tungstenite::{
     },
 };
 
+use valkyrie_protocol::{Reason, Status};
+
 use super::socket::connect_tcp;
 use crate::{BoxFuture, Carrier, Connector, Endpoint, ReadBuffer, Transport};
 
@@ -216,10 +218,7 @@ async fn connect(stream: Box<dyn Below>, endpoint: &Endpoint) -> io::Result<Box<
         Ok((stream, _)) => Ok(Box::new(WebSocket::new(stream))),
         #[cfg(feature = "tls")]
         Err(tungstenite::Error::Http(answer)) if answer.status() == StatusCode::UPGRADE_REQUIRED => {
-            Err(crate::tls::failed(
-                valkyrie_protocol::Reason::TLS_REQUIRED,
-                "the server's port speaks TLS: use wss://",
-            ))
+            Err(crate::tls::failed(Reason::TLS_REQUIRED, "the server's port speaks TLS: use wss://"))
         }
         Err(error) => Err(failed(error)),
     }
@@ -238,7 +237,7 @@ pub(crate) async fn ask_for_tls(mut stream: tokio::net::TcpStream) -> io::Error 
     let _ = stream.write_all(ANSWER).await;
     let _ = stream.shutdown().await;
     let _ = stream.read(&mut asked).await;
-    io::Error::new(io::ErrorKind::InvalidData, "the peer asks for a WebSocket on a port of TLS")
+    crate::tls::failed(Reason::TLS_REQUIRED, "the peer asks for a WebSocket on a port of TLS")
 }
 
 /// A transport as a stream of tokio's, for the library of WebSocket.
@@ -312,7 +311,15 @@ pub(crate) async fn accept<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         Ok(response)
     };
     let stream = Counted::new(stream);
-    let stream = accept_hdr_async_with_config(stream, check, Some(config())).await.map_err(failed)?;
+    let accepted = accept_hdr_async_with_config(stream, check, Some(config())).await;
+    let stream = accepted.map_err(|error| match error {
+        tungstenite::Error::Http(answer) if answer.status() == StatusCode::FORBIDDEN => {
+            let why = "a page of an origin that is not allowed asks for a WebSocket";
+            let status = Status::from_reason(Reason::PERMISSION_DENIED, why);
+            io::Error::new(io::ErrorKind::InvalidData, status)
+        }
+        other => failed(other),
+    })?;
     Ok(Box::new(WebSocket::new(stream)))
 }
 

@@ -8,6 +8,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::PathBuf,
     process::{Child, ChildStderr, Command, Output, Stdio},
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
 use valkyrie_sdk::{CallOptions, Client, Code, Metadata, Reason, RecvStream, Security, SendStream};
@@ -20,10 +21,34 @@ fn run(arguments: &[&str]) -> Output {
     binary().args(arguments).output().unwrap()
 }
 
-fn temporary(name: &str, text: &str) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("valkyrie-server-{}-{name}", std::process::id()));
-    fs::write(&path, text).unwrap();
-    path
+/// A folder that goes with its test.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("valkyrie-server-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.join(name).display().to_string()
+    }
+
+    fn write(&self, name: &str, text: &str) -> String {
+        // Renamed into place, as the policy asks for.
+        fs::write(self.0.join("new"), text).unwrap();
+        fs::rename(self.0.join("new"), self.0.join(name)).unwrap();
+        self.path(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 struct Server {
@@ -106,11 +131,10 @@ async fn open_echo(client: &Client) -> (SendStream, RecvStream) {
 
 #[tokio::test]
 async fn echoes_on_every_transport() {
-    let path = std::env::temp_dir().join(format!("valkyrie-server-{}-echo.sock", std::process::id()));
-    let unix = format!("unix://{}", path.display());
+    let folder = Folder::new();
+    let unix = format!("unix://{}", folder.path("sock"));
     let made = rcgen::generate_simple_self_signed(vec!["127.0.0.1".to_owned()]).unwrap();
     let (certificates, key) = (made.cert.pem(), made.signing_key.serialize_pem());
-    let files = (temporary("echo.pem", &certificates), temporary("echo.key", &key));
     let server = Server::start(&[
         "--bind",
         "127.0.0.1:0",
@@ -119,9 +143,9 @@ async fn echoes_on_every_transport() {
         "--bind",
         "quic://127.0.0.1:0",
         "--certificates",
-        files.0.to_str().unwrap(),
+        &folder.write("echo.pem", &certificates),
         "--private-key",
-        files.1.to_str().unwrap(),
+        &folder.write("echo.key", &key),
         "--open-to-all",
         "true",
     ]);
@@ -306,35 +330,35 @@ fn warns_of_open_addresses_only() {
 
 #[test]
 fn a_file_sets_what_flags_do_not() {
-    let file = temporary("start.toml", "bind = [\"127.0.0.1:0\"]\nlog_level = \"error\"\n");
-    let mut server = Server::start(&["--config", file.to_str().unwrap(), "--log-level", "info"]);
+    let folder = Folder::new();
+    let file = folder.write("start.toml", "bind = [\"127.0.0.1:0\"]\nlog_level = \"error\"\n");
+    let mut server = Server::start(&["--config", &file, "--log-level", "info"]);
     assert!(server.endpoint("tcp").starts_with("tcp://127.0.0.1:"));
     server.signal("TERM");
     assert!(server.ended().1.contains("draining"));
-    fs::remove_file(file).unwrap();
 }
 
 #[test]
 fn check_names_line_and_key() {
-    let file = temporary("bad.yaml", "metrics: true\n\nbnid: ['127.0.0.1:0']\n");
-    for arguments in [&["check", file.to_str().unwrap()][..], &["start", "--config", file.to_str().unwrap()]]
-    {
+    let folder = Folder::new();
+    let file = folder.write("bad.yaml", "metrics: true\n\nbnid: ['127.0.0.1:0']\n");
+    for arguments in [&["check", &file][..], &["start", "--config", &file]] {
         let output = run(arguments);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{error}");
-        assert!(error.contains(&format!("{}:3: bnid: ", file.display())), "{error}");
+        assert!(error.contains(&format!("{file}:3: bnid: ")), "{error}");
     }
-    fs::remove_file(file).unwrap();
 }
 
 #[test]
 fn generated_files_pass_the_check() {
+    let folder = Folder::new();
     for format in ["yaml", "toml", "json"] {
         let generated = run(&["config", "generate", "--format", format]);
-        let file = temporary(&format!("generated.{format}"), &String::from_utf8(generated.stdout).unwrap());
-        let checked = run(&["check", file.to_str().unwrap()]);
+        let file =
+            folder.write(&format!("generated.{format}"), &String::from_utf8(generated.stdout).unwrap());
+        let checked = run(&["check", &file]);
         assert_eq!(checked.status.code(), Some(0), "{}", String::from_utf8_lossy(&checked.stderr));
-        fs::remove_file(file).unwrap();
     }
 }
 

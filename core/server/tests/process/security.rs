@@ -4,8 +4,8 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -19,29 +19,7 @@ use valkyrie_sdk::{ClientBuilder, Status};
 
 use super::*;
 
-/// A folder that goes with its test.
-struct Folder(PathBuf);
-
 impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicUsize = AtomicUsize::new(0);
-        let name = format!("valkyrie-server-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path).unwrap();
-        Self(path)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        // Renamed into place, as the policy asks for.
-        fs::write(self.0.join("new"), text).unwrap();
-        fs::rename(self.0.join("new"), self.0.join(name)).unwrap();
-        self.path(name)
-    }
-
     fn write_secret(&self, name: &str, text: &str) -> String {
         let path = self.write(name, text);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
@@ -67,12 +45,6 @@ impl Folder {
 
     fn client(&self, endpoint: &str) -> ClientBuilder {
         Client::builder().endpoint(endpoint).trusted_certificates(self.read("ca.pem"))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 
@@ -247,7 +219,7 @@ async fn tokens_a_policy_and_an_audit_over_tls() {
     assert!(said.contains("changed.log:"), "{said}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_show_certificates_or_stay_outside() {
     let folder = Folder::new().certified();
     let (here, clients) = (folder.0.to_str().unwrap(), folder.path("clients"));
@@ -268,7 +240,7 @@ async fn clients_show_certificates_or_stay_outside() {
         "--min-security",
         "mtls",
         "--policy",
-        &folder.write("policy.toml", &policy),
+        &folder.write("policy.toml", &policy.replace("sub:operator", "spiffe://example.org/web/*")),
     ]);
     let (tls, tcp) = (server.endpoint("tls").to_owned(), server.endpoint("tcp").to_owned());
     let known = || {
@@ -277,8 +249,6 @@ async fn clients_show_certificates_or_stay_outside() {
     };
     assert_eq!(known().build().await.unwrap().request("hello").await.unwrap(), "hello");
     assert_eq!(known().endpoint(&tcp).sealed(true).build().await.unwrap().request("x").await.unwrap(), "x");
-    let denied = known().build().await.unwrap().call("/valkyrie.Metrics/Get", "").await.unwrap_err();
-    assert_eq!(denied.reason(), Reason::PERMISSION_DENIED);
     // TLS 1.3 tells a client of its certificate after its handshake: the first call finds out, if building has not.
     let told = async |builder: ClientBuilder| match builder.build().await {
         Ok(client) => client.request("x").await.unwrap_err().reason(),
@@ -290,8 +260,58 @@ async fn clients_show_certificates_or_stay_outside() {
     assert_eq!(told(plain.endpoint(tls.replace("tls://", "tcp://"))).await, Reason::TLS_REQUIRED);
     let plain = Client::builder().min_security(Security::Insecure);
     assert_eq!(told(plain.endpoint(&tcp)).await, Reason::TLS_REQUIRED);
+    let watching = known().build().await.unwrap();
+    let counted = async {
+        loop {
+            let metrics = watching.call("/valkyrie.Metrics/Get", "").await.unwrap().message;
+            let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+            let count = |name: &str| -> u64 {
+                let line = metrics.lines().find_map(|line| line.strip_prefix(name));
+                line.map_or(0, |line| line.trim().parse().unwrap())
+            };
+            let failed = ["CLIENT_CERTIFICATE_REQUIRED", "TLS_REQUIRED"]
+                .map(|reason| count(&format!("valkyrie_connections_failed_total{{reason=\"{reason}\"}}")));
+            // Every connection but those of the three clients that were let in: whoever tries twice is counted twice. The server may
+            // count after a client is told.
+            if failed.iter().sum::<u64>() + 3 == count("valkyrie_connections_total ") {
+                assert!(failed.iter().all(|count| *count > 0), "{metrics}");
+                break;
+            }
+        }
+    };
+    // A hang is bounded far above anything that should take that long.
+    tokio::time::timeout(std::time::Duration::from_secs(60), counted).await.expect("the counts do not fit");
+    // What is read again and cannot be used is told, and changes nothing.
+    let key = folder.read("server.key");
+    folder.write("server.key", "canary of a key");
+    // It is looked at when somebody connects.
+    let stop = Arc::new(AtomicBool::new(false));
+    let connecting = tokio::spawn({
+        let (stop, endpoint) = (stop.clone(), tls.clone());
+        let read = |name: &str| folder.read(&format!("clients/{name}"));
+        let (certificates, key, ca) = (read("client.pem"), read("client.key"), folder.read("ca.pem"));
+        async move {
+            while !stop.load(Relaxed) {
+                let builder = Client::builder().endpoint(&endpoint);
+                let builder = builder.trusted_certificates(ca.clone());
+                let client = builder.identity(certificates.clone(), key.clone()).build().await.unwrap();
+                assert_eq!(client.request("hello").await.unwrap(), "hello");
+            }
+        }
+    });
+    let told = server.wait_for_log("stays in force");
+    stop.store(true, Relaxed);
+    connecting.await.unwrap();
+    assert!(told.contains("WARN") && told.contains("server.key holds no private key"), "{told}");
+    folder.write("server.key", &key);
     server.signal("TERM");
-    assert_eq!(server.ended().0, Some(0));
+    let (code, log) = server.ended();
+    assert_eq!(code, Some(0));
+    let log = server.heard.clone() + &log;
+    // One for the address, whatever its connections failed of.
+    assert_eq!(log.matches("reason=\\\"").count() + log.matches("reason=\"").count(), 1, "{log}");
+    assert_eq!(log.matches("stays in force").count(), 1, "{log}");
+    assert!(!log.contains("canary") && !log.contains(key.lines().nth(1).unwrap()), "{log}");
 }
 
 #[tokio::test]

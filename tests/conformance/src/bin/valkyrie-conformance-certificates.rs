@@ -21,7 +21,7 @@ use rustls::{
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use valkyrie_certificates::{Certificates, Side, rows};
-use valkyrie_conformance::records;
+use valkyrie_conformance::{records, websocket_to};
 use valkyrie_sdk::{Client, Code, EchoHandler, Pem, Reason, Security, ServerBuilder, Status};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -41,17 +41,64 @@ async fn serve() -> Outcome<()> {
     let folder =
         std::env::temp_dir().join(format!("valkyrie-conformance-certificates-{}", std::process::id()));
     Certificates::new().write(&folder)?;
-    let file = folder.join("cases.json");
-    let cases =
-        [of_certificates(&folder).await?, of_strangers(&folder).await?, of_wires(&folder).await?].concat();
+    let [file, for_pages] = ["cases.json", "pages.json"].map(|name| folder.join(name));
+    let (mut cases, mut pages) = (Vec::new(), Vec::new());
+    for (case, page) in
+        [of_certificates(&folder).await?, of_strangers(&folder).await?, of_wires(&folder).await?].concat()
+    {
+        pages.push(page.case(&case)?);
+        cases.push(case);
+    }
     std::fs::write(&file, serde_json::to_string(&cases)?)?;
+    std::fs::write(&for_pages, serde_json::to_string(&pages)?)?;
     let rotating = folder.join("rotating");
-    println!("{}", json!({ "cases": file, "rotating": rotating, "endpoint": rotates(&rotating).await? }));
+    println!(
+        "{}",
+        json!({ "cases": file, "pages": for_pages, "rotating": rotating, "endpoint": rotates(&rotating).await? })
+    );
     std::io::stdout().flush()?;
     let _ = tokio::io::stdin().read_to_end(&mut Vec::new()).await;
     std::fs::remove_dir_all(folder)?;
     Ok(())
 }
+
+/// Where a page meets what a case is about.
+#[derive(Clone)]
+enum Page {
+    /// In a sealed session over this WebSocket.
+    Sealed(String),
+    /// Over this WebSocket, not sealed.
+    Open(String),
+    /// Nowhere, and why.
+    Absent(&'static str),
+}
+
+impl Page {
+    /// The case as a page has it, which reads no file and is given texts.
+    fn case(&self, case: &Value) -> Outcome<Value> {
+        let (endpoint, sealed) = match self {
+            Page::Sealed(endpoint) => (endpoint, 1),
+            Page::Open(endpoint) => (endpoint, 0),
+            Page::Absent(why) => return Ok(json!({ "case": case["case"], "absent": why })),
+        };
+        let mut case = case.clone();
+        case["endpoint"] = endpoint.as_str().into();
+        case["sealed"] = sealed.into();
+        for key in ["trusted", "identity", "key"] {
+            if let Some(path) = case[key].as_str() {
+                case[key] = std::fs::read_to_string(path)?.into();
+            }
+        }
+        Ok(case)
+    }
+}
+
+const NO_LISTS: &str = "a page's client takes no revocation lists: the option is refused with a TypeError before anything is sent";
+const NO_LEAST: &str = "a page's client takes no least protection: the option is refused with a TypeError before anything is sent";
+const NO_TRUST: &str =
+    "without a sealed session the browser decides whom a page trusts: the option is refused with a TypeError";
+const NO_ANSWER: &str = "a browser does not tell its page what somebody answers who is no WebSocket server";
+const NO_TLS: &str = "TLS below a WebSocket is the browser's own: what a page decides on is a sealed session, which has its row";
 
 /// What a client shall say of `endpoint`; `fields` are what it is told besides.
 fn case(name: &str, endpoint: &str, reason: &str, fields: &[(&str, &Path)]) -> Value {
@@ -70,7 +117,7 @@ fn case(name: &str, endpoint: &str, reason: &str, fields: &[(&str, &Path)]) -> V
 }
 
 /// A server for each row of the table.
-async fn of_certificates(folder: &Path) -> Outcome<Vec<Value>> {
+async fn of_certificates(folder: &Path) -> Outcome<Vec<(Value, Page)>> {
     let mut cases = Vec::new();
     let own = folder.join("good_p256");
     for row in rows() {
@@ -86,17 +133,25 @@ async fn of_certificates(folder: &Path) -> Outcome<Vec<Value>> {
             if is_revoked {
                 fields.push(("revoked", &revoked));
             }
+            let shows = || ServerBuilder::new().identity(Pem::file(&chain), Pem::file(&key));
             let endpoint = match row.raw {
                 true => raw(&chain, &key, b"valkyrie/1")?,
-                false => ours(ServerBuilder::new().identity(Pem::file(&chain), Pem::file(&key))).await?,
+                false => ours(shows()).await?,
             };
-            cases.push(case(&name, &endpoint, &row.reason, &fields));
+            let page = match row.raw {
+                _ if is_revoked => Page::Absent(NO_LISTS),
+                true => behind(&raw(&chain, &key, b"valkyrie-sealed/1")?).await?,
+                false => Page::Sealed(sealing(shows()).await?),
+            };
+            cases.push((case(&name, &endpoint, &row.reason, &fields), page));
             continue;
         }
-        let server =
-            ServerBuilder::new().identity(Pem::file(own.join("chain.pem")), Pem::file(own.join("key.pem")));
-        let server = server.client_authorities(Pem::file(&trusted));
-        let server = if is_revoked { server.revocation_lists(Pem::file(&revoked)) } else { server };
+        let asks = || {
+            let (chain, key) = (own.join("chain.pem"), own.join("key.pem"));
+            let server = ServerBuilder::new().identity(Pem::file(chain), Pem::file(key));
+            let server = server.client_authorities(Pem::file(&trusted));
+            if is_revoked { server.revocation_lists(Pem::file(&revoked)) } else { server }
+        };
         let root = own.join("trusted.pem");
         fields.push(("trusted", &root));
         if !row.chain.is_empty() {
@@ -105,13 +160,14 @@ async fn of_certificates(folder: &Path) -> Outcome<Vec<Value>> {
         // The client's own side does not even try with what no other would take.
         let told = row.told.as_deref().unwrap_or(&row.reason);
         let told = if row.raw { "INVALID_CONFIGURATION" } else { told };
-        cases.push(case(&name, &ours(server).await?, told, &fields));
+        let page = Page::Sealed(sealing(asks()).await?);
+        cases.push((case(&name, &ours(asks()).await?, told, &fields), page));
     }
     Ok(cases)
 }
 
 /// Servers that speak something else, and clients that ask for more than they get.
-async fn of_strangers(folder: &Path) -> Outcome<Vec<Value>> {
+async fn of_strangers(folder: &Path) -> Outcome<Vec<(Value, Page)>> {
     let own = folder.join("good_p256");
     let [chain, key, trusted] = ["chain.pem", "key.pem", "trusted.pem"].map(|name| own.join(name));
     let secure = ours(ServerBuilder::new().identity(Pem::file(&chain), Pem::file(&key))).await?;
@@ -126,17 +182,34 @@ async fn of_strangers(folder: &Path) -> Outcome<Vec<Value>> {
     let trust: (&str, &Path) = ("trusted", &trusted);
     let name = PathBuf::from("localhost");
     let name: (&str, &Path) = ("server_name", &name);
+    let other = raw(&chain, &key, b"h2")?;
+    let page = |endpoint: &str| Page::Sealed(with(endpoint, "ws"));
     let mut cases = vec![
-        case("plaintext_to_tls", &with(&secure, "tcp"), "TLS_REQUIRED", &[]),
-        case("plaintext_websocket_to_tls", &with(&secure, "ws"), "TLS_REQUIRED", &[]),
-        case("plaintext_to_a_server_that_asks_for_tls", &demanding, "TLS_REQUIRED", &[]),
-        case("tls_to_plaintext", &with(&plain, "tls"), "TLS_NOT_SPOKEN", &[name, trust]),
-        case("tls_to_plaintext_websocket", &with(&plain, "wss"), "TLS_NOT_SPOKEN", &[name, trust]),
-        case("less_than_tls", &plain, "SECURITY_TOO_LOW", &[("min_security", &tls)]),
-        case("less_than_mtls", &secure, "SECURITY_TOO_LOW", &[name, trust, ("min_security", &mtls)]),
-        case("trust_without_tls", &plain, "SECURITY_TOO_LOW", &[trust]),
-        case("nobody_to_trust", &secure, "INVALID_CONFIGURATION", &[name]),
-        case("another_protocol", &raw(&chain, &key, b"h2")?, "ALPN_MISMATCH", &[name, trust]),
+        (case("plaintext_to_tls", &with(&secure, "tcp"), "TLS_REQUIRED", &[]), Page::Absent(NO_ANSWER)),
+        (
+            case("plaintext_websocket_to_tls", &with(&secure, "ws"), "TLS_REQUIRED", &[]),
+            Page::Absent(NO_ANSWER),
+        ),
+        (
+            case("plaintext_to_a_server_that_asks_for_tls", &demanding, "TLS_REQUIRED", &[]),
+            Page::Open(with(&demanding, "ws")),
+        ),
+        (case("tls_to_plaintext", &with(&plain, "tls"), "TLS_NOT_SPOKEN", &[name, trust]), page(&plain)),
+        (
+            case("tls_to_plaintext_websocket", &with(&plain, "wss"), "TLS_NOT_SPOKEN", &[name, trust]),
+            Page::Absent(NO_TLS),
+        ),
+        (
+            case("less_than_tls", &plain, "SECURITY_TOO_LOW", &[("min_security", &tls)]),
+            Page::Absent(NO_LEAST),
+        ),
+        (
+            case("less_than_mtls", &secure, "SECURITY_TOO_LOW", &[name, trust, ("min_security", &mtls)]),
+            Page::Absent(NO_LEAST),
+        ),
+        (case("trust_without_tls", &plain, "SECURITY_TOO_LOW", &[trust]), Page::Absent(NO_TRUST)),
+        (case("nobody_to_trust", &secure, "INVALID_CONFIGURATION", &[name]), page(&demanding)),
+        (case("another_protocol", &other, "ALPN_MISMATCH", &[name, trust]), behind(&other).await?),
     ];
     // A ServerHello of TLS 1.2, where no extension says otherwise (RFC 8446, section 4.1.3), and the alert protocol_version.
     let hello: &[u8] =
@@ -147,13 +220,14 @@ async fn of_strangers(folder: &Path) -> Outcome<Vec<Value>> {
         ("alert_handshake_failure", b"\x15\x03\x03\x00\x02\x02\x28", "TLS_FAILED"),
         ("ssh_behind_tls", b"SSH-2.0-OpenSSH_9.9\r\n", "TLS_NOT_SPOKEN"),
     ] {
-        cases.push(case(what, &saying(bytes)?, reason, &[name, trust]));
+        let endpoint = saying(bytes)?;
+        cases.push((case(what, &endpoint, reason, &[name, trust]), behind(&endpoint).await?));
     }
     Ok(cases)
 }
 
 /// Wires that change one record, of TLS and of a sealed session.
-async fn of_wires(folder: &Path) -> Outcome<Vec<Value>> {
+async fn of_wires(folder: &Path) -> Outcome<Vec<(Value, Page)>> {
     let own = folder.join("good_p256");
     let [chain, key, trusted] = ["chain.pem", "key.pem", "trusted.pem"].map(|name| own.join(name));
     let identity = || ServerBuilder::new().identity(Pem::file(&chain), Pem::file(&key));
@@ -173,7 +247,8 @@ async fn of_wires(folder: &Path) -> Outcome<Vec<Value>> {
             let fields = [("server_name", Path::new("localhost")), ("trusted", trusted.as_path())];
             let mut case = case(&name, &endpoint, &row.reason, &fields);
             case["sealed"] = u8::from(sealed).into();
-            cases.push(case);
+            let page = if sealed { behind(&endpoint).await? } else { Page::Absent(NO_TLS) };
+            cases.push((case, page));
         }
     }
     Ok(cases)
@@ -200,6 +275,17 @@ async fn rotates(folder: &Path) -> Outcome<String> {
 /// A server of ours; its `tls://` endpoint.
 async fn ours(builder: ServerBuilder) -> Outcome<String> {
     serve_on("tls://127.0.0.1:0", builder).await
+}
+
+/// A server of ours that seals; its `ws://` endpoint.
+async fn sealing(builder: ServerBuilder) -> Outcome<String> {
+    Ok(serve_on("127.0.0.1:0", builder).await?.replacen("tcp:", "ws:", 1))
+}
+
+/// A WebSocket in front of what speaks TLS at `endpoint`.
+async fn behind(endpoint: &str) -> Outcome<Page> {
+    let server = endpoint.split_once("://").ok_or("an endpoint has a scheme")?.1;
+    Ok(Page::Sealed(websocket_to(server).await?))
 }
 
 async fn serve_on(bind: &str, builder: ServerBuilder) -> Outcome<String> {

@@ -1,0 +1,284 @@
+//! One unary call from its submission to its result, over as many attempts as its policy allows.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, Weak},
+    task::{Context, Poll, Waker},
+};
+
+use bytes::Bytes;
+use valkyrie_protocol::{Metadata, Opened, Priority, Reason, Status, StreamKey, Time};
+
+use crate::{
+    Response, Sink,
+    connection::{cancelled, lock},
+    policy::Verdict,
+    pool::{Admission, Admitted, Course, Picked, Pool, Unpicked},
+};
+
+/// What a call asks for, kept for its next attempt.
+pub(crate) struct Request {
+    pub(crate) method: Bytes,
+    pub(crate) metadata: Metadata,
+    pub(crate) priority: Priority,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) message: Bytes,
+}
+
+impl Request {
+    fn opened(&self, deadline: Option<Time>) -> Opened {
+        Opened {
+            method: self.method.clone(),
+            metadata: self.metadata.clone(),
+            priority: self.priority,
+            deadline,
+            message: Some(self.message.clone()),
+            end: true,
+        }
+    }
+}
+
+/// Who takes the result.
+pub(crate) enum Receiver {
+    Sink(u64, Arc<dyn Sink>),
+    /// A future, which may be waiting.
+    Future(Option<Waker>),
+    /// The future's, which it has not taken.
+    Result(Result<Response, Status>),
+    Told,
+}
+
+/// A call. It is the sink of each of its attempts, by their number.
+pub(crate) struct Call {
+    pool: Arc<Pool>,
+    /// For its next attempt.
+    this: Weak<Call>,
+    state: Mutex<State>,
+}
+
+struct State {
+    request: Request,
+    course: Course,
+    /// The attempt that goes on, counted from 1.
+    attempt: u64,
+    stage: Stage,
+    receiver: Receiver,
+}
+
+enum Stage {
+    /// For a connection, or for the time of the next attempt.
+    Waiting,
+    Open(Admitted, StreamKey),
+    Over,
+}
+
+impl State {
+    /// What was under way, which no longer is.
+    fn close(&mut self) -> Option<(Admitted, StreamKey)> {
+        if !matches!(self.stage, Stage::Open(..)) {
+            return None;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Waiting) {
+            Stage::Open(admitted, key) => Some((admitted, key)),
+            Stage::Waiting | Stage::Over => None,
+        }
+    }
+}
+
+impl Sink for Call {
+    fn complete(&self, number: u64, result: Result<Response, Status>) {
+        let mut state = lock(&self.state);
+        if state.attempt != number {
+            return;
+        }
+        let Some((admitted, _)) = state.close() else { return };
+        match result {
+            Ok(response) => {
+                self.pool.succeeded(&mut state.course, admitted);
+                self.end(state, Ok(response));
+            }
+            Err(status) => self.failed(state, Some(admitted), status, None),
+        }
+        self.pool.tell();
+    }
+}
+
+impl Call {
+    /// Begins a call.
+    pub(crate) fn begin(pool: &Arc<Pool>, course: Course, request: Request, receiver: Receiver) -> Arc<Self> {
+        let state = State { request, course, attempt: 1, stage: Stage::Waiting, receiver };
+        let call =
+            Arc::new_cyclic(|this| Self { pool: pool.clone(), this: this.clone(), state: Mutex::new(state) });
+        call.attempt(1, None);
+        pool.tell();
+        call
+    }
+
+    /// Begins an attempt: at once where there is a connection.
+    fn attempt(self: &Arc<Self>, number: u64, waited_for: Option<Picked>) {
+        let mut guard = lock(&self.state);
+        let state = &mut *guard;
+        if state.attempt != number || !matches!(state.stage, Stage::Waiting) {
+            return;
+        }
+        match self.pool.admit(&mut state.course, waited_for) {
+            Admission::Go(admitted) => {
+                let opened = state.request.opened(admitted.ends);
+                if !state.course.keeps(state.request.message.len()) {
+                    state.request.message = Bytes::new();
+                }
+                match admitted.link.unary(opened, number, self.clone()) {
+                    Ok(key) => state.stage = Stage::Open(admitted, key),
+                    Err(status) => self.failed(guard, Some(admitted), status, None),
+                }
+            }
+            Admission::Wait => {
+                let (waiting, deadline) = (Waiting::new(self), state.request.deadline);
+                drop(guard);
+                self.pool.runtime().spawn(Box::pin(async move {
+                    let picked = waiting.call.pool.link_before(deadline).await;
+                    let call = waiting.over();
+                    match picked {
+                        Ok(picked) => call.attempt(number, Some(picked)),
+                        Err(unpicked) => call.unpicked(number, unpicked),
+                    }
+                    call.pool.tell();
+                }));
+            }
+            Admission::Refused(status) => self.end(guard, Err(status)),
+        }
+    }
+
+    /// An attempt failed: the call does, or tries again, not before the time at which that is of any use.
+    fn failed(
+        &self,
+        mut guard: MutexGuard<'_, State>,
+        admitted: Option<Admitted>,
+        status: Status,
+        not_before: Option<Time>,
+    ) {
+        let state = &mut *guard;
+        if matches!(state.stage, Stage::Over) {
+            return;
+        }
+        let verdict = self.pool.failed(&mut state.course, admitted, &status, not_before);
+        let (Verdict::Retry { at, .. }, Some(call)) = (verdict, self.this.upgrade()) else {
+            self.end(guard, Err(status));
+            return;
+        };
+        state.attempt += 1;
+        state.stage = Stage::Waiting;
+        let number = state.attempt;
+        drop(guard);
+        if at <= self.pool.runtime().now() {
+            call.attempt(number, None);
+            return;
+        }
+        let waiting = Waiting::new(&call);
+        self.pool.runtime().spawn(Box::pin(async move {
+            waiting.call.pool.until(at).await;
+            let call = waiting.over();
+            call.attempt(number, None);
+            call.pool.tell();
+        }));
+    }
+
+    /// There was no connection to be had.
+    fn unpicked(&self, number: u64, unpicked: Unpicked) {
+        let state = lock(&self.state);
+        if state.attempt == number {
+            self.failed(state, None, unpicked.status, unpicked.not_before);
+        }
+    }
+
+    /// Hands the result to whoever waits for it.
+    fn end(&self, mut state: MutexGuard<'_, State>, result: Result<Response, Status>) {
+        if matches!(state.stage, Stage::Over) {
+            return;
+        }
+        state.stage = Stage::Over;
+        // Its handle may be kept for longer.
+        state.request.message = Bytes::new();
+        match std::mem::replace(&mut state.receiver, Receiver::Told) {
+            Receiver::Sink(token, sink) => {
+                drop(state);
+                sink.complete(token, result);
+            }
+            Receiver::Future(waker) => {
+                state.receiver = Receiver::Result(result);
+                drop(state);
+                waker.into_iter().for_each(Waker::wake);
+            }
+            Receiver::Result(_) | Receiver::Told => {}
+        }
+    }
+
+    /// Gives the call up: it completes with CANCELLED unless it is complete. Idempotent.
+    pub(crate) fn cancel(&self) {
+        let mut state = lock(&self.state);
+        let open = state.close();
+        if let Some((admitted, _)) = &open {
+            self.pool.cancelled(&state.course, admitted);
+        }
+        self.end(state, Err(cancelled()));
+        if let Some((admitted, key)) = open {
+            admitted.link.cancel_unary(key);
+        }
+    }
+
+    fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Response, Status>> {
+        let mut state = lock(&self.state);
+        match std::mem::replace(&mut state.receiver, Receiver::Told) {
+            Receiver::Result(result) => Poll::Ready(result),
+            _ => {
+                state.receiver = Receiver::Future(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}
+
+/// A call that waits in a task. A runtime that stops drops the task: nobody may wait for ever.
+struct Waiting {
+    call: Arc<Call>,
+    over: bool,
+}
+
+impl Waiting {
+    fn new(call: &Arc<Call>) -> Self {
+        Self { call: call.clone(), over: false }
+    }
+
+    fn over(mut self) -> Arc<Call> {
+        self.over = true;
+        self.call.clone()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.over {
+            let message = "the runtime stopped while the call waited for a connection";
+            let status = Status::from_reason(Reason::CONNECT_FAILED, message).as_unprocessed();
+            self.call.end(lock(&self.call.state), Err(status));
+        }
+    }
+}
+
+/// A call that a future waits for. Dropping it cancels the call.
+pub(crate) struct Pending(pub(crate) Arc<Call>);
+
+impl Future for Pending {
+    type Output = Result<Response, Status>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll(cx)
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
+}
