@@ -5,6 +5,8 @@ use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// Why a step ended early.
@@ -54,13 +56,16 @@ pub(crate) struct Project {
     pub(crate) root: PathBuf,
     /// `CI=true`: a skip is a failure.
     pub(crate) ci: bool,
+    /// Where all that is started keeps its temporary files. It goes with the project.
+    room: OnceLock<PathBuf>,
 }
 
 impl Project {
     /// The checkout that this program was built from.
     pub(crate) fn find() -> Project {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask has a parent folder");
-        Project { root: root.to_owned(), ci: std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1") }
+        let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
+        Project { root: root.to_owned(), ci, room: OnceLock::new() }
     }
 
     /// A path inside the checkout.
@@ -73,7 +78,7 @@ impl Project {
         let program = program.as_ref();
         let inside = program.components().count() > 1 && program.is_relative();
         let mut command = Command::new(if inside { self.root.join(program) } else { program.to_owned() });
-        command.current_dir(&self.root);
+        command.current_dir(&self.root).env("TMPDIR", self.room());
         // A Node that the set-up fetched comes before the system's.
         let node = self.path(OWN_NODE);
         if node.is_dir() {
@@ -84,10 +89,33 @@ impl Project {
         command
     }
 
+    /// A temporary folder of this run. Its name is short: a socket's path has 107 bytes at most.
+    pub(crate) fn room(&self) -> &Path {
+        self.room.get_or_init(|| {
+            static NEXT: AtomicUsize = AtomicUsize::new(0);
+            let name = format!("vk{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+            let room = std::env::temp_dir().join(name);
+            std::fs::create_dir_all(&room).expect("the folder for temporary files can be written");
+            room
+        })
+    }
+
+    /// Fails when what was started left something of Valkyrie's in its temporary folder.
+    pub(crate) fn nothing_left(&self) -> Outcome {
+        let listed = std::fs::read_dir(self.room()).during("the temporary folder")?;
+        let names = listed.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut left: Vec<_> = names.filter(|name| name.starts_with("valkyrie")).collect();
+        left.sort();
+        match left.first() {
+            Some(first) => failed(format!("{} files or folders were left, such as {first}", left.len())),
+            None => Ok(String::new()),
+        }
+    }
+
     /// `cargo` with these arguments, with the cargo and the toolchain that built this program.
     pub(crate) fn cargo<'a>(&self, arguments: impl IntoIterator<Item = &'a str>) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.current_dir(&self.root).args(arguments);
+        command.current_dir(&self.root).args(arguments).env("TMPDIR", self.room());
         command
     }
 
@@ -102,6 +130,14 @@ impl Project {
     /// The version that every package carries.
     pub(crate) fn version(&self) -> &'static str {
         env!("CARGO_PKG_VERSION")
+    }
+}
+
+impl Drop for Project {
+    fn drop(&mut self) {
+        if let Some(room) = self.room.get() {
+            let _ = std::fs::remove_dir_all(room);
+        }
     }
 }
 
@@ -219,8 +255,10 @@ impl<'a> Steps<'a> {
         let began = Instant::now();
         let mut done: Vec<Done> = Vec::new();
         for (number, step) in self.list.into_iter().enumerate() {
-            println!("\n== [{}/{total}] {}: {}", number + 1, step.name, step.about);
+            let so_far = began.elapsed().as_secs_f64() / 60.0;
+            println!("\n== [{}/{total}, {so_far:.1} min] {}: {}", number + 1, step.name, step.about);
             let began = Instant::now();
+            let _watched = Watch::over(step.name);
             let missing = step
                 .needs
                 .iter()
@@ -244,6 +282,26 @@ impl<'a> Steps<'a> {
             done.push(Done { name: step.name, outcome, spent });
         }
         summary(&done, began.elapsed())
+    }
+}
+
+/// Ends the whole run when a step has no end: what hangs is to be told, not to be guessed from a log that stops.
+struct Watch(#[expect(dead_code, reason = "its end tells the thread")] mpsc::Sender<()>);
+
+/// Several times what the longest step takes on a machine with nothing built.
+const STEP_LIMIT: Duration = Duration::from_secs(25 * 60);
+
+impl Watch {
+    fn over(step: &'static str) -> Self {
+        let (watched, end) = mpsc::channel();
+        std::thread::spawn(move || {
+            if end.recv_timeout(STEP_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
+                println!("-- {step}: failed: no end within {}; what runs:", seconds(STEP_LIMIT));
+                let _ = Command::new("ps").args(["-eo", "pid,ppid,etimes,stat,wchan:24,args"]).status();
+                std::process::exit(1);
+            }
+        });
+        Self(watched)
     }
 }
 
@@ -315,6 +373,20 @@ mod tests {
             assert_eq!(ran.take().join(" "), expected);
             assert_eq!(code == ExitCode::SUCCESS, !expected.is_empty());
         }
+    }
+
+    #[test]
+    fn what_is_left_in_the_temporary_folder_is_told_and_goes() {
+        let project = Project::find();
+        let room = project.room().to_owned();
+        let touch =
+            |name: &str| succeeds(project.command("sh").args(["-c", &format!("touch $TMPDIR/{name}")]));
+        assert!(touch("others") && project.nothing_left().is_ok());
+        assert!(touch("valkyrie-1"));
+        let Err(Stop::Failed(why)) = project.nothing_left() else { panic!("nothing was found") };
+        assert!(why.ends_with("valkyrie-1"), "{why}");
+        drop(project);
+        assert!(!room.exists());
     }
 
     #[test]
