@@ -17,6 +17,8 @@ use crate::{support, web};
 const TIMED: &str = "cancel_times";
 
 pub(crate) const CASES: &str = "tests/conformance/cases.json";
+/// Scripts, and the trace of each.
+const TRACES: &str = "tests/traces";
 const CREDENTIALS: &str = "target/credentials.json";
 /// What of the cases of certificates is a page's: it reads no other files than the project's.
 const PAGES: &str = "target/certificates.json";
@@ -104,7 +106,7 @@ const COLUMNS: [Column; 44] = [
 
 /// The heads of the columns, such as `python/tcp`.
 pub(crate) fn columns() -> Vec<String> {
-    let tables = ["certificates", "credentials"].into_iter();
+    let tables = ["certificates", "credentials", "traces"].into_iter();
     let tables = tables.flat_map(|name| languages().map(move |language| format!("{language}/{name}")));
     COLUMNS.iter().map(Column::head).chain(tables).collect()
 }
@@ -238,7 +240,34 @@ fn matrix(project: &Project) -> Outcome {
     }
     let heads = shown.iter().map(|column| column.head()).collect();
     let transports = Table { cases, heads, columns };
-    report(project, &[transports, certificates(project, &server)?, credentials(project, &server)?])
+    let tables = [
+        transports,
+        certificates(project, &server)?,
+        credentials(project, &server)?,
+        traces(project, &server)?,
+    ];
+    report(project, &tables)
+}
+
+/// What each language's client makes of servers that fail as a script says: the same steps at the same times, to the byte.
+fn traces(project: &Project, server: &Server) -> Outcome<Table> {
+    let path = project.path(TRACES).join("scripts.json");
+    let cases = names(&read_json(&path)?);
+    let pages = Path::new(TRACES).join("scripts.json");
+    let mut table = everywhere(project, server, "traces", cases, [&path, &pages]);
+    for (case, cell) in table.columns.iter_mut().flatten() {
+        let kept = project.path(TRACES).join(format!("{case}.txt"));
+        let kept = std::fs::read_to_string(&kept).during(kept.display())?;
+        if let Cell::Passed(trace) = cell
+            && *trace != kept
+        {
+            let same = trace.lines().zip(kept.lines()).take_while(|(one, other)| one == other).count();
+            let line = |text: &str| text.lines().nth(same).unwrap_or("the end").to_owned();
+            let (expected, got) = (line(&kept), line(trace));
+            *cell = Cell::Failed(format!("line {}: expected {expected:?}, got {got:?}", same + 1));
+        }
+    }
+    Ok(table)
 }
 
 /// What each language says of every certificate of tests/certificates, of peers that speak something else, and of records that

@@ -13,6 +13,7 @@ use valkyrie_protocol::{Metadata, Opened, Priority, Reason, Status, StreamKey, T
 use crate::{
     Response, Sink,
     connection::{cancelled, lock},
+    observer::Step,
     policy::Verdict,
     pool::{Admission, Admitted, Course, Picked, Pool, Unpicked},
 };
@@ -95,6 +96,8 @@ impl Sink for Call {
         let Some((admitted, _)) = state.close() else { return };
         match result {
             Ok(response) => {
+                let backend = Some(admitted.endpoint());
+                self.pool.note(|| Step::AttemptEnded { number, backend, failure: None });
                 self.pool.succeeded(&mut state.course, admitted);
                 self.end(state, Ok(response));
             }
@@ -107,11 +110,16 @@ impl Sink for Call {
 impl Call {
     /// Begins a call.
     pub(crate) fn begin(pool: &Arc<Pool>, course: Course, request: Request, receiver: Receiver) -> Arc<Self> {
+        let observer = pool.observer().inspect(|observer| observer.hold());
+        let Request { method, deadline, .. } = &request;
+        let idempotent = course.is_idempotent();
+        pool.note(|| Step::Call { method, idempotent, deadline: *deadline });
         let state = State { request, course, attempt: 1, stage: Stage::Waiting, receiver };
         let call =
             Arc::new_cyclic(|this| Self { pool: pool.clone(), this: this.clone(), state: Mutex::new(state) });
         call.attempt(1, None);
         pool.tell();
+        observer.into_iter().for_each(|observer| observer.release());
         call
     }
 
@@ -124,6 +132,7 @@ impl Call {
         }
         match self.pool.admit(&mut state.course, waited_for) {
             Admission::Go(admitted) => {
+                self.pool.note(|| Step::Attempt { number, backend: admitted.endpoint() });
                 let opened = state.request.opened(admitted.ends);
                 if !state.course.keeps(state.request.message.len()) {
                     state.request.message = Bytes::new();
@@ -134,6 +143,7 @@ impl Call {
                 }
             }
             Admission::Wait => {
+                self.pool.note(|| Step::Waits);
                 let (waiting, deadline) = (Waiting::new(self), state.request.deadline);
                 drop(guard);
                 self.pool.runtime().spawn(Box::pin(async move {
@@ -162,11 +172,14 @@ impl Call {
         if matches!(state.stage, Stage::Over) {
             return;
         }
+        let (number, backend) = (state.attempt, admitted.as_ref().map(Admitted::endpoint));
+        self.pool.note(|| Step::AttemptEnded { number, backend, failure: Some(&status) });
         let verdict = self.pool.failed(&mut state.course, admitted, &status, not_before);
-        let (Verdict::Retry { at, .. }, Some(call)) = (verdict, self.this.upgrade()) else {
+        let (Verdict::Retry { at, transparent }, Some(call)) = (verdict, self.this.upgrade()) else {
             self.end(guard, Err(status));
             return;
         };
+        self.pool.note(|| Step::Retry { at, transparent });
         state.attempt += 1;
         state.stage = Stage::Waiting;
         let number = state.attempt;
@@ -198,6 +211,7 @@ impl Call {
             return;
         }
         state.stage = Stage::Over;
+        self.pool.note(|| Step::Ended { failure: result.as_ref().err() });
         // Its handle may be kept for longer.
         state.request.message = Bytes::new();
         match std::mem::replace(&mut state.receiver, Receiver::Told) {

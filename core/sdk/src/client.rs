@@ -14,11 +14,14 @@ use crate::{
     credentials::Credentials,
     lead::Lead,
     log::Logger,
+    observer::Observer,
     policy::ServiceConfig,
     pool::{Ask, Dialer, Pool},
     stream::halves,
 };
 
+#[cfg(feature = "script")]
+use crate::script;
 #[cfg(feature = "tls")]
 use crate::{
     Pem,
@@ -216,7 +219,7 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// As [`ClientBuilder::build`] for what is written wrong.
-    pub fn connect_lazily(self) -> Result<Client, Status> {
+    pub fn connect_lazily(mut self) -> Result<Client, Status> {
         let invalid = |message: &'static str| Status::from_reason(Reason::INVALID_CONFIGURATION, message);
         let Some(endpoint) = &self.endpoint else {
             return Err(invalid("no endpoint; call .endpoint(\"tcp://host:port\")"));
@@ -225,6 +228,12 @@ impl ClientBuilder {
         if self.timeout_ms == Some(0) || self.connect_timeout_ms == Some(0) {
             return Err(invalid("a timeout of 0 ms lets no call succeed; leave it out for the default"));
         }
+        let observer: Option<Arc<dyn Observer>> = None;
+        #[cfg(feature = "script")]
+        let observer = match endpoints.iter().any(|endpoint| endpoint.scheme() == script::SCHEME) {
+            true => Some(self.scripted(&endpoints)?),
+            false => observer,
+        };
         // Told after what is wrong with the endpoints themselves.
         let secure = endpoints.iter().try_for_each(|endpoint| self.check_security(endpoint));
         let runtime = match self.runtime {
@@ -246,6 +255,7 @@ impl ClientBuilder {
             timeout,
             credentials,
             connectors: self.connectors,
+            observer,
             #[cfg(feature = "tls")]
             tls,
         };
@@ -266,6 +276,14 @@ impl ClientBuilder {
 }
 
 impl ClientBuilder {
+    #[cfg(feature = "script")]
+    fn scripted(&mut self, endpoints: &[Endpoint]) -> Result<Arc<dyn Observer>, Status> {
+        let script = Arc::new(script::Script::new(endpoints)?);
+        self.runtime = Some(script.clone());
+        self.connectors.insert(script::SCHEME.to_owned(), script.clone());
+        Ok(script)
+    }
+
     fn check_security(&self, endpoint: &Endpoint) -> Result<(), Status> {
         let encrypted = matches!(endpoint.scheme(), "tls" | "wss" | "quic");
         #[cfg(feature = "tls")]
@@ -330,6 +348,9 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if let Some(observer) = self.pool.observer() {
+            observer.over();
+        }
         for link in self.pool.close() {
             link.abort(Status::from_reason(Reason::CLIENT_CLOSED, "the client was dropped"));
         }
@@ -379,6 +400,9 @@ impl Client {
     /// # Errors
     /// Why none could be made; CLIENT_CLOSED after close.
     pub async fn ready(&self) -> Result<(), Status> {
+        if self.0.pool.observer().is_some() {
+            return Ok(());
+        }
         self.0.pool.link(Ask::new(true)).await.map(drop).map_err(|unpicked| unpicked.status)
     }
 
@@ -411,6 +435,9 @@ impl Client {
         message: impl Into<Bytes>,
         mut options: CallOptions,
     ) -> Result<Response, Status> {
+        if let Some(answer) = self.answer(method) {
+            return answer;
+        }
         self.intercept(method, &mut options)?;
         let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
         let (course, method) = self.0.pool.course(method, options.idempotent, deadline);
@@ -462,6 +489,10 @@ impl Client {
         sink: Arc<dyn Sink>,
     ) -> Submission {
         let pool = &self.0.pool;
+        if let Some(answer) = self.answer(method) {
+            sink.complete(token, answer);
+            return Submission(None);
+        }
         if let Err(status) = self.intercept(method, &mut options) {
             sink.complete(token, Err(status));
             return Submission(None);
@@ -520,6 +551,11 @@ impl Client {
     /// Nothing is lost by dropping the future.
     pub async fn connectivity_other_than(&self, seen: Connectivity) -> Connectivity {
         self.0.pool.connectivity_other_than(seen).await
+    }
+
+    /// The answer to a call that is no server's.
+    fn answer(&self, method: &str) -> Option<Result<Response, Status>> {
+        self.0.pool.observer()?.answer(method)
     }
 
     fn intercept(&self, method: &str, options: &mut CallOptions) -> Result<(), Status> {

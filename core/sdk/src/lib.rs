@@ -44,11 +44,14 @@ mod lead;
 #[cfg(feature = "native")]
 mod listen;
 mod log;
+mod observer;
 mod options;
 pub mod policy;
 mod pool;
 mod router;
 mod runtime;
+#[cfg(feature = "script")]
+mod script;
 mod security;
 #[cfg(feature = "native")]
 mod server;

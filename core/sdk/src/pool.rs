@@ -21,6 +21,7 @@ use crate::{
     credentials::Credentials,
     lead,
     log::of_connection,
+    observer::{Observer, Step},
     policy::{
         Attempts, BackendState, BalancePolicy, Balancer, Breaker, BreakerPolicy, BreakerState, Budget,
         CallOutcome, Edge, Failure, GiveUp, Outliers, Permit, Random, Reconnect, ReconnectPolicy, Rejection,
@@ -55,6 +56,7 @@ pub(crate) struct Dialer {
     pub(crate) timeout: Duration,
     pub(crate) credentials: Option<Arc<Credentials>>,
     pub(crate) connectors: HashMap<String, Arc<dyn Connector>>,
+    pub(crate) observer: Option<Arc<dyn Observer>>,
     #[cfg(feature = "tls")]
     pub(crate) tls: ClientTls,
 }
@@ -110,6 +112,12 @@ pub(crate) struct Admitted {
     began: Time,
     /// The attempt's own time limit, or the call's deadline.
     pub(crate) ends: Option<Time>,
+}
+
+impl Admitted {
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.backend.endpoint
+    }
 }
 
 /// Whether an attempt may go out.
@@ -532,6 +540,7 @@ struct Chosen {
 /// A call's way through the policies: what it is, and what became of its attempts.
 pub(crate) struct Course {
     lane: Lane,
+    idempotent: bool,
     breaker: BreakerPolicy,
     attempts: Attempts,
     /// The attempt that is under way was counted, and has this limit.
@@ -544,6 +553,10 @@ pub(crate) struct Course {
 }
 
 impl Course {
+    pub(crate) fn is_idempotent(&self) -> bool {
+        self.idempotent
+    }
+
     /// Its message goes out: whether to keep it for another attempt.
     pub(crate) fn keeps(&mut self, len: usize) -> bool {
         *self.kept.get_or_insert_with(|| self.attempts.keep(len as u64))
@@ -584,6 +597,17 @@ impl Pool {
         &self.dialer.runtime
     }
 
+    pub(crate) fn observer(&self) -> Option<&Arc<dyn Observer>> {
+        self.dialer.observer.as_ref()
+    }
+
+    /// Tells the observer, if there is one.
+    pub(crate) fn note<'a>(&self, step: impl FnOnce() -> Step<'a>) {
+        if let Some(observer) = &self.dialer.observer {
+            observer.note(self.runtime().now(), step());
+        }
+    }
+
     pub(crate) fn config(&self) -> &ServiceConfig {
         &self.config
     }
@@ -591,10 +615,23 @@ impl Pool {
     /// A call begins: its first attempt is to be admitted next.
     pub(crate) fn course(&self, method: &str, idempotent: bool, deadline: Option<Time>) -> (Course, Bytes) {
         let policy = self.config.method(method);
-        let attempts = Attempts::new(policy.retry, idempotent || policy.idempotent, deadline);
+        let idempotent = idempotent || policy.idempotent;
+        let attempts = Attempts::new(policy.retry, idempotent, deadline);
         let (lane, name) = lock(&self.state).lane(method);
         let breaker = policy.breaker;
-        (Course { lane, breaker, attempts, limit: None, deadline, kept: None, tried: Vec::new() }, name)
+        (
+            Course {
+                lane,
+                idempotent,
+                breaker,
+                attempts,
+                limit: None,
+                deadline,
+                kept: None,
+                tried: Vec::new(),
+            },
+            name,
+        )
     }
 
     /// Whether an attempt may go out, and where: over `waited_for`, though it may be over, if it waited.
@@ -712,14 +749,21 @@ impl Pool {
                     self.news.store(false, Relaxed);
                     return;
                 }
-                let (Edge { from, to, .. }, backend, lane) = state.edges.remove(0);
+                let (edge, backend, lane) = state.edges.remove(0);
+                let Edge { from, to, at } = edge;
                 let level = if to == BreakerState::Open { Level::Warn } else { Level::Info };
-                if self.dialer.terms.log.wants(level).is_none() {
+                let wanted = self.dialer.terms.log.wants(level).is_some();
+                if !wanted && self.dialer.observer.is_none() {
                     continue;
                 }
-                let endpoint = &backend.endpoint.to_string();
                 let method = state.lanes.iter().find(|(_, of)| **of == lane).map(|(method, _)| &method[..]);
-                let method = std::str::from_utf8(method.unwrap_or_default()).unwrap_or_default();
+                let method = method.unwrap_or_default();
+                if let Some(observer) = &self.dialer.observer {
+                    let step = Step::Breaker { backend: &backend.endpoint, method, edge: &edge };
+                    observer.note(at, step);
+                }
+                let endpoint = &backend.endpoint.to_string();
+                let method = std::str::from_utf8(method).unwrap_or_default();
                 let (from, to) = (from.name(), to.name());
                 let sentence = ["the breaker of ", endpoint, " for ", method, " was ", from, " and is ", to];
                 of_connection(level, &sentence, None, endpoint)
@@ -780,6 +824,7 @@ impl Pool {
 
     /// With nothing locked: a runtime that has ended drops the task here, which tells everybody who waits.
     fn dial(self: &Arc<Self>, backend: Arc<Backend>) {
+        self.note(|| Step::Dial { backend: &backend.endpoint });
         let attempt = Attempt { pool: self.clone(), backend, settled: false };
         self.runtime().spawn(Box::pin(attempt.run()));
     }
@@ -830,6 +875,7 @@ impl Pool {
     }
 
     fn dialled(self: &Arc<Self>, backend: &Arc<Backend>, result: Result<Arc<Link>, Status>) {
+        self.note(|| Step::Dialled { backend: &backend.endpoint, failure: result.as_ref().err() });
         let now = self.runtime().now();
         let (wakers, late) = {
             let state = &mut *lock(&self.state);
@@ -860,6 +906,7 @@ impl Pool {
 
     /// A connection is over. One on which nothing was ever heard is a try that failed.
     fn over(&self, backend: &Arc<Backend>, link: &Arc<Link>) {
+        self.note(|| Step::Lost { backend: &backend.endpoint });
         let now = self.runtime().now();
         let wakers = {
             let state = &mut *lock(&self.state);

@@ -40,7 +40,7 @@ typedef struct {
 static const char *endpoint, *absent;
 static valkyrie_client_options options = VALKYRIE_CLIENT_OPTIONS_INIT;
 static valkyrie_client *shared;
-static char detail[2048];
+static char detail[1 << 20];
 static int failed;
 
 static void fail(const char *format, ...) {
@@ -517,6 +517,91 @@ static int by_size(const void *a, const void *b) {
     return (one > other) - (one < other);
 }
 
+/* ---- scripts ---- */
+
+static void say(const got *one) {
+    size_t used = strlen(detail);
+    valkyrie_bytes what = one->error ? valkyrie_error_reason(one->error) : lend(one->message);
+    snprintf(detail + used, sizeof detail - used, "%s %.*s\n", valkyrie_code_name(one->code), (int)what.len,
+             (const char *)what.data);
+}
+
+/* One step: [COUNTx|COUNT&] METHOD [idempotent] [timeout=MS] */
+static void run_step(valkyrie_client *client, char *step) {
+    char *rest, *word = strtok_r(step, " ", &rest);
+    size_t count = 1, done = 0;
+    char kind = word[strlen(word) - 1];
+    call_setup setup;
+    valkyrie_call_options options = VALKYRIE_CALL_OPTIONS_INIT;
+    worker all[64];
+    owned nothing = {NULL, 0};
+    if (kind == 'x' || kind == '&') {
+        count = strtoul(word, NULL, 10);
+        word = strtok_r(NULL, " ", &rest);
+    }
+    const char *method = word;
+    while ((word = strtok_r(NULL, " ", &rest))) {
+        if (!strcmp(word, "idempotent")) options.idempotent = 1;
+        if (!strncmp(word, "timeout=", 8)) options.timeout_ms = strtoull(word + 8, NULL, 10);
+    }
+    memset(&setup, 0, sizeof setup);
+    setup.options = options;
+    if (kind != '&') {
+        for (size_t i = 0; i < count; i++) {
+            valkyrie_message *response = NULL;
+            valkyrie_error *error = NULL;
+            valkyrie_code code = valkyrie_client_call(client, method, lend(nothing), &options, &response, &error);
+            got result = settle(code, response, error);
+            if (strncmp(method, "/script/", 8)) say(&result);
+            drop(&result);
+        }
+        return;
+    }
+    valkyrie_queue *queue = NULL;
+    char together[64];
+    snprintf(together, sizeof together, "/script/together/%zu", count);
+    valkyrie_client_call(client, together, lend(nothing), NULL, NULL, NULL);
+    valkyrie_queue_new(&queue, NULL);
+    memset(all, 0, sizeof all);
+    for (size_t i = 0; i < count && i < 64; i++) {
+        all[i].client = client;
+        all[i].queue = queue;
+        if (start_call(&all[i], method, nothing, &setup)) fail("call %zu was refused", i);
+    }
+    while (done < count && !failed) {
+        size_t more = valkyrie_queue_dispatch(queue, 60000);
+        if (!more) fail("%zu of %zu calls do not end", count - done, count);
+        done += more;
+    }
+    for (size_t i = 0; i < count && i < 64; i++) {
+        say(&all[i].result);
+        drop(&all[i].result);
+    }
+    valkyrie_queue_free(queue);
+}
+
+/* The outcomes of its calls, and the core's trace of them. */
+static void run_script(const test_case *one) {
+    valkyrie_client_options said = VALKYRIE_CLIENT_OPTIONS_INIT;
+    valkyrie_client *client = NULL;
+    valkyrie_message *response = NULL;
+    char *steps = strdup(raw(one, "steps")), *rest;
+    said.service_config = raw(one, "service_config");
+    if (valkyrie_client_connect(raw(one, "endpoint"), &said, &client, NULL)) {
+        fail("no client");
+    } else {
+        for (char *step = strtok_r(steps, ";", &rest); step && !failed; step = strtok_r(NULL, ";", &rest))
+            run_step(client, step);
+        if (valkyrie_client_call(client, "/script/trace", words(""), NULL, &response, NULL)) fail("no trace");
+        valkyrie_bytes trace = valkyrie_message_bytes(response);
+        size_t used = strlen(detail);
+        snprintf(detail + used, sizeof detail - used, "%.*s", (int)trace.len, (const char *)trace.data);
+        valkyrie_message_free(response);
+        valkyrie_client_free(client);
+    }
+    free(steps);
+}
+
 /* ---- private servers ---- */
 
 /* Where a fresh server is; kind is "", "credentials" or "access POLICY". */
@@ -919,6 +1004,8 @@ static void run(const test_case *one) {
         }
         if (tries == 100) fail("100 calls succeeded");
         valkyrie_client_free(client);
+    } else if (!strcmp(action, "script")) {
+        run_script(one);
     } else {
         fail("unknown action %s", action);
     }
@@ -961,6 +1048,7 @@ int main(void) {
         printf("{\"case\":\"%s\",\"ok\":%s,\"detail\":\"", raw(&one, "case"), failed ? "false" : "true");
         for (const char *at = detail; *at; at++) {
             if (*at == '"' || *at == '\\') printf("\\%c", *at);
+            else if (*at == '\n') printf("\\n");
             else if ((unsigned char)*at < ' ') printf(" ");
             else putchar(*at);
         }

@@ -334,6 +334,39 @@ const ACTIONS = {
     await one.check(await one.outcome(call()));
   },
 
+  // The outcomes of its calls, and the core's trace of them.
+  async script(one) {
+    const { endpoint, service_config: serviceConfig, steps } = one.fields;
+    const client = await one.sdk.connect(endpoint, { serviceConfig });
+    let trace = '';
+    for (const step of steps.split(';')) {
+      let words = step.trim().split(' ');
+      let count = 1;
+      const kind = words[0].at(-1);
+      if (kind === 'x' || kind === '&') {
+        count = Number(words[0].slice(0, -1));
+        words = words.slice(1);
+      }
+      const [method, ...others] = words;
+      const timeout = others.find((word) => word.startsWith('timeout='));
+      const options = { idempotent: others.includes('idempotent'), timeoutMs: timeout && Number(timeout.slice(8)) };
+      const call = () => one.outcome(client.callWithResponse(method, '', options));
+      let outcomes = [];
+      if (kind === '&') {
+        await client.call(`/script/together/${count}`, '');
+        outcomes = await Promise.all(Array.from({ length: count }, call));
+      } else {
+        for (let i = 0; i < count; i++) outcomes.push(await call());
+      }
+      for (const got of method.startsWith('/script/') ? [] : outcomes) {
+        trace += `${got.code ?? 'OK'} ${got.reason ?? fromUtf8(got.message)}\n`;
+      }
+    }
+    trace += fromUtf8(await client.call('/script/trace', ''));
+    await client.close();
+    return trace;
+  },
+
   // By the text, and by the object that a text may stand for.
   async configured(one) {
     const config = one.fields.service_config;

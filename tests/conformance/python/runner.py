@@ -477,6 +477,31 @@ async def do_configured(one: Case) -> None:
         await other.check(await outcome(call()))
 
 
+async def do_script(one: Case) -> str:
+    """The outcomes of its calls, and the core's trace of them."""
+    trace = ""
+    config = one.fields.get("service_config")
+    async with valkyrie.connect(one.fields["endpoint"], service_config=config) as client:
+        for step in one.fields["steps"].split(";"):
+            words = step.split()
+            count, kind = 1, words[0][-1]
+            if kind in "x&":
+                count, words = int(words[0][:-1]), words[1:]
+            options: dict[str, Any] = {"idempotent": "idempotent" in words}
+            for word in words:
+                if word.startswith("timeout="):
+                    options["timeout"] = int(word[8:]) / 1000
+            calls = [outcome(client.call_with_response(words[0], b"", **options)) for _ in range(count)]
+            if kind == "&":
+                await client.call(f"/script/together/{count}", b"")
+                outcomes = await asyncio.gather(*calls)
+            else:
+                outcomes = [await call for call in calls]
+            for got in outcomes if not words[0].startswith("/script/") else ():
+                trace += f"{got.code} {got.error.reason if got.error else got.message.decode()}\n"
+        return trace + (await client.call("/script/trace", b"")).decode()
+
+
 async def do_bad_metadata(one: Case) -> str:
     try:
         await one.client.call("/echo", b"x", **one.options)

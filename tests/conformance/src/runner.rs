@@ -10,6 +10,7 @@ use std::{
             Ordering::{Relaxed, SeqCst},
         },
     },
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -179,6 +180,7 @@ impl Case<'_> {
             "call_closed" => self.call_closed().await,
             "double_close" => self.double_close().await,
             "after_shutdown" => self.after_shutdown().await,
+            "script" => self.script().await,
             other => Err(format!("unknown action {other:?}")),
         }
     }
@@ -712,6 +714,71 @@ impl Case<'_> {
         }
         Err("100 calls succeeded after the shutdown".into())
     }
+}
+
+impl Case<'_> {
+    /// The outcomes of its calls, and the core's trace of them.
+    async fn script(&self) -> Verdict {
+        let endpoint = self.text("endpoint").unwrap_or_default();
+        let client = Client::builder().endpoint(endpoint).service_config(self.service_config()?);
+        let client = client.build().await.or_else(fail)?;
+        let mut trace = String::new();
+        let steps = self.text("steps").unwrap_or_default();
+        for step in steps.split(';').map(str::trim) {
+            let words: Vec<&str> = step.split(' ').collect();
+            let (count, together, words) = match words[0].split_at_checked(words[0].len() - 1) {
+                Some((count, kind @ ("x" | "&"))) => {
+                    (count.parse().map_err(|_| format!("no count: {step}"))?, kind == "&", &words[1..])
+                }
+                _ => (1, false, &words[..]),
+            };
+            if together {
+                client.call(&format!("/script/together/{count}"), "").await.or_else(fail)?;
+            }
+            let call = || client.call_with(words[0], "", step_options(&words[1..]));
+            let mut outcomes = Vec::new();
+            if together {
+                outcomes = all((0..count).map(|_| call())).await;
+            } else {
+                for _ in 0..count {
+                    outcomes.push(call().await);
+                }
+            }
+            for outcome in outcomes.into_iter().filter(|_| !words[0].starts_with("/script/")) {
+                trace += &match outcome {
+                    Ok(response) => format!("OK {}\n", String::from_utf8_lossy(&response.message)),
+                    Err(status) => format!("{} {}\n", status.code().name(), status.reason()),
+                };
+            }
+        }
+        let steps = client.call("/script/trace", "").await.or_else(fail)?.message;
+        client.close().await;
+        Ok(trace + &String::from_utf8_lossy(&steps))
+    }
+}
+
+/// Begins them in order, and waits for all.
+async fn all<T: Unpin>(futures: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
+    let mut waiting: Vec<_> = futures.map(|future| (Box::pin(future), None)).collect();
+    std::future::poll_fn(|cx| {
+        for (future, output) in waiting.iter_mut().filter(|(_, output)| output.is_none()) {
+            if let Poll::Ready(ready) = future.as_mut().poll(cx) {
+                *output = Some(ready);
+            }
+        }
+        match waiting.iter().all(|(_, output)| output.is_some()) {
+            true => Poll::Ready(waiting.iter_mut().filter_map(|(_, output)| output.take()).collect()),
+            false => Poll::Pending,
+        }
+    })
+    .await
+}
+
+fn step_options(words: &[&str]) -> CallOptions {
+    words.iter().fold(CallOptions::new(), |options, word| match word.split_once('=') {
+        Some(("timeout", ms)) => options.with_timeout(Duration::from_millis(ms.parse().unwrap_or(1))),
+        _ => options.with_idempotent(*word == "idempotent"),
+    })
 }
 
 /// All that is logged, as text.
