@@ -563,13 +563,14 @@ class Batch {
 
   error() {
     const number = this.word();
-    const [code, reason, kind, message] = [this.text(), this.text(), this.text(), this.text()];
+    const [code, reason, kind, message, timeline] = [this.text(), this.text(), this.text(), this.text(), this.text()];
     const pushback = this.word();
     return new StatusError(message, {
       code,
       number,
       reason,
       class: kind,
+      timeline,
       pushbackMs: pushback === 0 ? undefined : pushback === 0xffffffff ? Infinity : pushback - 1,
       details: this.list(() => ({ type: this.text(), value: this.bytes() })),
       metadata: this.metadata(),

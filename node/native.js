@@ -73,7 +73,7 @@ if (built.split(' ')[0] !== version) {
 }
 
 // The layout of bindings/bridge/src/layout.rs that index.js reads.
-const LAYOUT = 1;
+const LAYOUT = 2;
 const written = native.layoutVersion?.();
 if (written !== LAYOUT) {
   throw new Error(

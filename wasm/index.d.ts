@@ -191,6 +191,8 @@ export class StatusError extends Error {
   readonly details: ReadonlyArray<{ readonly type: string; readonly value: Uint8Array }>;
   /** How long the server asks to wait before another attempt; `Infinity`: never. */
   readonly pushbackMs: number | undefined;
+  /** What became of the call's attempts, a line for each; empty when none was made. */
+  readonly timeline: string;
   /** Metadata that came before the status. */
   readonly metadata: Metadata;
   /** Trailers that came with the status. */

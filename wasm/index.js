@@ -436,7 +436,7 @@ function fail(error) {
 function rejectAll() {
   for (const slot of slots.keys()) {
     if (slots[slot] === undefined) continue;
-    const facts = { code: 'INTERNAL', number: 13, reason: 'INTERNAL', class: 'server', pushbackMs: undefined };
+    const facts = { code: 'INTERNAL', number: 13, reason: 'INTERNAL', class: 'server', timeline: '', pushbackMs: undefined };
     settle(slot).reject(
       new StatusError(failure, { ...facts, details: [], metadata: NO_METADATA, trailers: NO_METADATA }),
     );

@@ -2,7 +2,7 @@
 // of what is in it.
 
 /** The version of the layout that is read here. */
-export const LAYOUT = 1;
+export const LAYOUT = 2;
 export const LEVELS = ['error', 'warn', 'info', 'debug'];
 
 const decoder = new TextDecoder();
@@ -109,13 +109,14 @@ export class Batch {
 
   error() {
     const number = this.word();
-    const [code, reason, kind, message] = [this.text(), this.text(), this.text(), this.text()];
+    const [code, reason, kind, message, timeline] = [this.text(), this.text(), this.text(), this.text(), this.text()];
     const pushback = this.word();
     return new StatusError(message, {
       code,
       number,
       reason,
       class: kind,
+      timeline,
       pushbackMs: pushback === 0 ? undefined : pushback === 0xffffffff ? Infinity : pushback - 1,
       details: this.list(() => ({ type: this.text(), value: this.bytes() })),
       metadata: this.metadata(),

@@ -15,8 +15,8 @@ const shown = (value) =>
       return item instanceof Uint8Array ? `hex:${Buffer.from(item).toString('hex')}` : item;
     }),
   );
-const facts = ({ message, code, number, reason, class: kind, pushbackMs, details, metadata, trailers }) =>
-  shown({ message, code, number, reason, class: kind, pushbackMs, details, metadata, trailers });
+const facts = ({ message, code, number, reason, class: kind, timeline, pushbackMs, details, metadata, trailers }) =>
+  shown({ message, code, number, reason, class: kind, timeline, pushbackMs, details, metadata, trailers });
 
 test('the published bytes are read as they are published', async () => {
   const server = await startServer();

@@ -34,7 +34,7 @@ class StatusError(Exception):
 
     ``code`` is a ``Code`` (``UNKNOWN`` for a number without a name), ``number`` the number as it came, ``reason`` the
     library's stable reason or ``"NONE"``, ``error_class`` whose fault it is, ``details`` pairs of type and bytes,
-    ``pushback`` the seconds the server asks to wait.
+    ``pushback`` the seconds the server asks to wait, ``timeline`` what became of the call's attempts, a line for each.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class StatusError(Exception):
         pushback: float | None = None,
         metadata: Metadata | None = None,
         trailers: Metadata | None = None,
+        timeline: str = "",
     ) -> None:
         self.number = int(code)
         self.code = Code(code) if code in _NUMBERS else Code.UNKNOWN
@@ -56,6 +57,7 @@ class StatusError(Exception):
         self.error_class = error_class
         self.details = details
         self.pushback = pushback
+        self.timeline = timeline
         self.metadata = metadata if metadata is not None else Metadata()
         self.trailers = trailers if trailers is not None else Metadata()
         super().__init__(f"{self.code.name}: {message}" if message else self.code.name)
@@ -155,6 +157,7 @@ StatusFields = tuple[
     str,
     str,
     str,
+    str,
     list[tuple[str, bytes]],
     int | None,
     list[tuple[str, bytes]],
@@ -164,7 +167,7 @@ StatusFields = tuple[
 
 def from_status(fields: StatusFields) -> StatusError:
     """The exception of a status: the one mapping."""
-    code, _, reason, error_class, message, details, pushback_ms, metadata, trailers = fields
+    code, _, reason, error_class, message, timeline, details, pushback_ms, metadata, trailers = fields
     made = ClientClosed if reason == "CLIENT_CLOSED" else _CLASSES.get(code, Unknown)
     return made(
         code,
@@ -175,4 +178,5 @@ def from_status(fields: StatusFields) -> StatusError:
         pushback=None if pushback_ms is None else pushback_ms / 1000,
         metadata=Metadata(metadata),
         trailers=Metadata(trailers),
+        timeline=timeline,
     )

@@ -71,8 +71,9 @@ test('the published bytes are read as they are published', async () => {
   batch.read(
     (slot, value) => read.push({ slot, value: value ?? null }),
     (slot, error) => {
-      const { message, code, number, reason, class: kind, pushbackMs, details, metadata, trailers } = error;
-      read.push({ slot, error: { message, code, number, reason, class: kind, pushbackMs, details, metadata, trailers } });
+      const { message, code, number, reason, class: kind, timeline, pushbackMs, details, metadata, trailers } = error;
+      const facts = { message, code, number, reason, class: kind, timeline, pushbackMs, details, metadata, trailers };
+      read.push({ slot, error: facts });
     },
     (records) => read.push({ records }),
   );

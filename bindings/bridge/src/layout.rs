@@ -7,7 +7,7 @@ use bytes::Bytes;
 use valkyrie_sdk::{Metadata, Record, Status};
 
 /// The version of the layout. Who reads another one must not read at all.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes after which a batch takes no further record: a small message that the host keeps never keeps more than about
 /// this much alive.
@@ -77,6 +77,7 @@ impl Batch {
         self.name(status.reason().name());
         self.name(status.class().name());
         self.text(status.message());
+        self.text(status.timeline());
         let milliseconds = status.pushback().map(|wait| u32::try_from(wait.as_millis()).unwrap_or(u32::MAX));
         self.word(milliseconds.map_or(0, |wait| wait.saturating_add(1)));
         self.word(status.details().len() as u32);

@@ -30,7 +30,8 @@ fn every_kind_of_completion_has_the_published_bytes() {
     let status = Status::new(Code::Unavailable, "später")
         .with_detail("type", &b"\x01"[..])
         .with_pushback(Duration::from_millis(1_500))
-        .with_trailers(metadata(&[("k", b"v")]));
+        .with_trailers(metadata(&[("k", b"v")]))
+        .with_timeline("attempt 1".into());
     batch.error(5, &status);
     batch.logs(&[Record::new(Level::Warn, "valkyrie.connection", "lost").with("endpoint", "tcp://h:1")]);
     assert!(batch.has_room());

@@ -1551,6 +1551,17 @@ pub extern "C" fn valkyrie_error_class(error: *const valkyrie_error) -> valkyrie
     lend(quiet(None, name).unwrap_or("application").as_bytes())
 }
 
+/// What became of the call's attempts, a line for each: the server, how long it waited and took, its outcome, the breaker's state, and
+/// whether there was another one or why not. Empty when none was made, or error is not alive. Not ended by NUL.
+///
+/// Thread: any.
+/// Owner: the bytes are the error's, and live until it is freed.
+#[unsafe(no_mangle)]
+pub extern "C" fn valkyrie_error_timeline(error: *const valkyrie_error) -> valkyrie_bytes {
+    let timeline = || with_failure(error, |failure| Some(lend(failure.status.timeline().as_bytes())));
+    quiet(None, timeline).unwrap_or(lend(b""))
+}
+
 /// Milliseconds that the server asks to wait before another attempt: whether it does. UINT64_MAX means never. out may
 /// be NULL.
 ///

@@ -39,7 +39,7 @@ pub(crate) fn raised(py: Python<'_>, status: &Status) -> PyErr {
     exception().map_or_else(|error| error, PyErr::from_value)
 }
 
-/// `(code, reason, reason name, class, message, details, pushback_ms, metadata, trailers)`
+/// `(code, reason, reason name, class, message, timeline, details, pushback_ms, metadata, trailers)`
 fn status_out<'py>(py: Python<'py>, status: &Status) -> PyResult<Bound<'py, PyTuple>> {
     let details = status.details().iter().map(|detail| (&detail.type_name, PyBytes::new(py, &detail.value)));
     let pushback = status.pushback().map(|wait| u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
@@ -49,6 +49,7 @@ fn status_out<'py>(py: Python<'py>, status: &Status) -> PyResult<Bound<'py, PyTu
         status.reason().name(),
         status.class().name(),
         status.message(),
+        status.timeline(),
         PyList::new(py, details)?,
         pushback,
         metadata_out(py, status.metadata())?,

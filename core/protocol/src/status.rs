@@ -342,6 +342,7 @@ struct Rare {
     pushback: Option<Duration>,
     metadata: Metadata,
     trailers: Metadata,
+    timeline: String,
 }
 
 /// The outcome of a call that did not simply succeed: code, reason, message, details.
@@ -410,6 +411,12 @@ impl Status {
         self.rare.as_deref().map_or(&EMPTY, |rare| &rare.trailers)
     }
 
+    /// What became of the call's attempts, a line for each: the server, how long it waited for a connection and took, its outcome,
+    /// the breaker's state, and whether there was another one or why not. Empty where no attempt was made; it does not travel.
+    pub fn timeline(&self) -> &str {
+        self.rare.as_deref().map_or("", |rare| &rare.timeline)
+    }
+
     /// Whether another attempt may help: the default retryable code is `UNAVAILABLE` alone.
     pub fn is_retryable(&self) -> bool {
         self.code == Code::Unavailable
@@ -464,6 +471,12 @@ impl Status {
         if !trailers.is_empty() {
             self.rare().trailers = trailers;
         }
+        self
+    }
+
+    /// The same status with the call's attempts.
+    pub fn with_timeline(mut self, timeline: String) -> Self {
+        self.rare().timeline = timeline;
         self
     }
 

@@ -175,10 +175,14 @@ impl Call {
         let (number, backend) = (state.attempt, admitted.as_ref().map(Admitted::endpoint));
         self.pool.note(|| Step::AttemptEnded { number, backend, failure: Some(&status) });
         let verdict = self.pool.failed(&mut state.course, admitted, &status, not_before);
-        let (Verdict::Retry { at, transparent }, Some(call)) = (verdict, self.this.upgrade()) else {
-            self.end(guard, Err(status));
-            return;
+        let (at, transparent) = match verdict {
+            Verdict::Retry { at, transparent } => (at, transparent),
+            Verdict::GiveUp(why) => {
+                self.pool.note(|| Step::NoRetry { why: why.name() });
+                return self.end(guard, Err(status));
+            }
         };
+        let Some(call) = self.this.upgrade() else { return self.end(guard, Err(status)) };
         self.pool.note(|| Step::Retry { at, transparent });
         state.attempt += 1;
         state.stage = Stage::Waiting;
@@ -212,6 +216,7 @@ impl Call {
         }
         state.stage = Stage::Over;
         self.pool.note(|| Step::Ended { failure: result.as_ref().err() });
+        let result = result.map_err(|status| state.course.explain(status));
         // Its handle may be kept for longer.
         state.request.message = Bytes::new();
         match std::mem::replace(&mut state.receiver, Receiver::Told) {

@@ -109,6 +109,16 @@ impl Endpoint {
     }
 }
 
+impl Endpoint {
+    /// As people name the server: without a path behind host and port.
+    pub(crate) fn label(&self) -> String {
+        match self.scheme.as_str() {
+            "unix" | "memory" => self.to_string(),
+            scheme => format!("{scheme}://{}", self.authority()),
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.scheme.as_str() {

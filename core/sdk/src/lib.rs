@@ -58,6 +58,7 @@ mod server;
 mod stream;
 #[cfg(feature = "native")]
 mod table;
+mod timeline;
 #[cfg(feature = "tls")]
 mod tls;
 mod traits;

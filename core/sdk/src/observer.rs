@@ -30,6 +30,8 @@ pub(crate) enum Step<'a> {
     AttemptEnded { number: u64, backend: Option<&'a Endpoint>, failure: Option<&'a Status> },
     /// The next attempt is not made before then.
     Retry { at: Time, transparent: bool },
+    /// There is no next attempt, and why.
+    NoRetry { why: &'static str },
     /// The call ended.
     Ended { failure: Option<&'a Status> },
     /// A connection is tried.

@@ -28,6 +28,7 @@ use crate::{
         Seen, ServiceConfig, Throttle, Verdict,
     },
     runtime::{race, sleep_until},
+    timeline::Timeline,
 };
 
 #[cfg(feature = "tls")]
@@ -550,9 +551,18 @@ pub(crate) struct Course {
     kept: Option<bool>,
     /// The places of those that failed it.
     tried: Vec<u32>,
+    timeline: Timeline,
 }
 
 impl Course {
+    /// The call's last status, with what became of its attempts.
+    pub(crate) fn explain(&self, status: Status) -> Status {
+        match self.timeline.text() {
+            text if text.is_empty() => status,
+            text => status.with_timeline(text),
+        }
+    }
+
     pub(crate) fn is_idempotent(&self) -> bool {
         self.idempotent
     }
@@ -629,6 +639,7 @@ impl Pool {
                 deadline,
                 kept: None,
                 tried: Vec::new(),
+                timeline: Timeline::default(),
             },
             name,
         )
@@ -637,6 +648,7 @@ impl Pool {
     /// Whether an attempt may go out, and where: over `waited_for`, though it may be over, if it waited.
     pub(crate) fn admit(self: &Arc<Self>, course: &mut Course, waited_for: Option<Picked>) -> Admission {
         let now = self.runtime().now();
+        course.timeline.asks(now);
         let mut state = lock(&self.state);
         if state.closed {
             return Admission::Refused(closed());
@@ -683,6 +695,7 @@ impl Pool {
         let state = &mut *guard;
         state.count(now, course);
         let limit = course.limit.take().flatten();
+        let mut breaker = None;
         if let Some(admitted) = &admitted {
             // A server that goes away gracefully has not failed.
             let leaves = status.is_unprocessed() && status.reason() == Reason::GOING_AWAY;
@@ -697,6 +710,8 @@ impl Pool {
             }
             state.give_back(admitted, course, outcome, now);
             course.tried.push(admitted.place);
+            breaker =
+                state.breaker(admitted.place, course.lane, &course.breaker).map(|breaker| breaker.state());
         }
         let of_attempt =
             status.reason() == Reason::DEADLINE_EXCEEDED && limit.is_some() && limit != course.deadline;
@@ -705,7 +720,7 @@ impl Pool {
         let verdict = course.attempts.failed(&failure, now, &mut state.budget, &mut state.random);
         self.note_news(state);
         drop(guard);
-        match verdict {
+        let verdict = match verdict {
             Verdict::Retry { at, transparent } => {
                 let at = not_before.map_or(at, |not_before| at.max(not_before));
                 match course.deadline.is_some_and(|deadline| at >= deadline) {
@@ -714,7 +729,10 @@ impl Pool {
                 }
             }
             verdict => verdict,
-        }
+        };
+        let sent = admitted.map(|admitted| (admitted.endpoint().label(), admitted.began));
+        course.timeline.failed(sent, status, breaker, verdict, now);
+        verdict
     }
 
     /// An attempt was given up.

@@ -431,6 +431,7 @@ fn write_step(out: &mut String, now: Time, step: Step<'_>) -> std::fmt::Result {
             out.push_str(if transparent { "transparent retry at " } else { "retry at " });
             write_time(out, at)?;
         }
+        Step::NoRetry { why } => write!(out, "no retry: {why}")?,
         Step::Ended { failure } => write!(out, "call {}", outcome(failure))?,
         Step::Dial { backend } => write!(out, "dial {}", backend.authority())?,
         Step::Dialled { backend, failure } => {

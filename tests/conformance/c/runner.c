@@ -524,6 +524,12 @@ static void say(const got *one) {
     valkyrie_bytes what = one->error ? valkyrie_error_reason(one->error) : lend(one->message);
     snprintf(detail + used, sizeof detail - used, "%s %.*s\n", valkyrie_code_name(one->code), (int)what.len,
              (const char *)what.data);
+    valkyrie_bytes timeline = valkyrie_error_timeline(one->error);
+    for (size_t at = 0, end; at < timeline.len; at = end + 1) {
+        for (end = at; end < timeline.len && timeline.data[end] != '\n';) end++;
+        used = strlen(detail);
+        snprintf(detail + used, sizeof detail - used, "  %.*s\n", (int)(end - at), (const char *)timeline.data + at);
+    }
 }
 
 /* One step: [COUNTx|COUNT&] METHOD [idempotent] [timeout=MS] */

@@ -99,8 +99,8 @@ class Case {
   failed(error) {
     if (error?.name === 'AbortError') return { code: 'CANCELLED', message: EMPTY };
     if (!(error instanceof this.sdk.StatusError)) throw error;
-    const { code, number, reason, message, details, pushbackMs, metadata, trailers } = error;
-    return { code, number, reason, status: message, details, pushbackMs, metadata, trailers, message: EMPTY };
+    const { code, number, reason, message, timeline, details, pushbackMs, metadata, trailers } = error;
+    return { code, number, reason, status: message, timeline, details, pushbackMs, metadata, trailers, message: EMPTY };
   }
 
   async check(got) {
@@ -360,6 +360,7 @@ const ACTIONS = {
       }
       for (const got of method.startsWith('/script/') ? [] : outcomes) {
         trace += `${got.code ?? 'OK'} ${got.reason ?? fromUtf8(got.message)}\n`;
+        if (got.timeline) trace += `  ${got.timeline.replaceAll('\n', '\n  ')}\n`;
       }
     }
     trace += fromUtf8(await client.call('/script/trace', ''));

@@ -499,6 +499,8 @@ async def do_script(one: Case) -> str:
                 outcomes = [await call for call in calls]
             for got in outcomes if not words[0].startswith("/script/") else ():
                 trace += f"{got.code} {got.error.reason if got.error else got.message.decode()}\n"
+                for line in got.error.timeline.splitlines() if got.error else ():
+                    trace += f"  {line}\n"
         return trace + (await client.call("/script/trace", b"")).decode()
 
 

@@ -747,7 +747,11 @@ impl Case<'_> {
             for outcome in outcomes.into_iter().filter(|_| !words[0].starts_with("/script/")) {
                 trace += &match outcome {
                     Ok(response) => format!("OK {}\n", String::from_utf8_lossy(&response.message)),
-                    Err(status) => format!("{} {}\n", status.code().name(), status.reason()),
+                    Err(status) => {
+                        let timeline = status.timeline().lines().map(|line| format!("  {line}\n"));
+                        format!("{} {}\n", status.code().name(), status.reason())
+                            + &timeline.collect::<String>()
+                    }
                 };
             }
         }
