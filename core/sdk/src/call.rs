@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, Weak},
+    sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll, Waker},
 };
 
@@ -15,29 +15,14 @@ use crate::{
     connection::{cancelled, lock},
     observer::Step,
     policy::Verdict,
-    pool::{Admission, Admitted, Course, Picked, Pool, Unpicked},
+    pool::{Admission, Admitted, Course, Picked, Plan, Pool, Unpicked},
 };
 
 /// What a call asks for, kept for its next attempt.
 pub(crate) struct Request {
-    pub(crate) method: Bytes,
     pub(crate) metadata: Metadata,
     pub(crate) priority: Priority,
-    pub(crate) deadline: Option<Time>,
     pub(crate) message: Bytes,
-}
-
-impl Request {
-    fn opened(&self, deadline: Option<Time>) -> Opened {
-        Opened {
-            method: self.method.clone(),
-            metadata: self.metadata.clone(),
-            priority: self.priority,
-            deadline,
-            message: Some(self.message.clone()),
-            end: true,
-        }
-    }
 }
 
 /// Who takes the result.
@@ -50,11 +35,9 @@ pub(crate) enum Receiver {
     Told,
 }
 
-/// A call. It is the sink of each of its attempts, by their number.
+/// A call. It takes the outcome of each of its attempts, by their number.
 pub(crate) struct Call {
     pool: Arc<Pool>,
-    /// For its next attempt.
-    this: Weak<Call>,
     state: Mutex<State>,
 }
 
@@ -75,6 +58,17 @@ enum Stage {
 }
 
 impl State {
+    /// The attempt, and the request stays for another one if the policy keeps it.
+    fn opened(&mut self, deadline: Option<Time>) -> Opened {
+        let Request { metadata, priority, message } = &mut self.request;
+        let (metadata, message) = match self.course.keeps(message.len()) {
+            true => (metadata.clone(), message.clone()),
+            false => (std::mem::take(metadata), std::mem::take(message)),
+        };
+        let (method, priority) = (self.course.method.clone(), *priority);
+        Opened { method, metadata, priority, deadline, message: Some(message), end: true }
+    }
+
     /// What was under way, which no longer is.
     fn close(&mut self) -> Option<(Admitted, StreamKey)> {
         if !matches!(self.stage, Stage::Open(..)) {
@@ -87,8 +81,23 @@ impl State {
     }
 }
 
-impl Sink for Call {
-    fn complete(&self, number: u64, result: Result<Response, Status>) {
+impl Call {
+    /// Begins a call.
+    pub(crate) fn begin(pool: &Arc<Pool>, plan: Plan<'_>, request: Request, receiver: Receiver) -> Arc<Self> {
+        let observer = pool.observer().inspect(|observer| observer.hold());
+        let Plan { method, idempotent, deadline, .. } = plan;
+        pool.note(|| Step::Call { method, idempotent, deadline });
+        let (course, admission) = pool.begin(plan);
+        let state = State { request, course, attempt: 1, stage: Stage::Waiting, receiver };
+        let call = Arc::new(Self { pool: pool.clone(), state: Mutex::new(state) });
+        call.admitted(lock(&call.state), admission);
+        pool.tell();
+        observer.into_iter().for_each(|observer| observer.release());
+        call
+    }
+
+    /// What came of an attempt, which its connection read `at` that instant.
+    pub(crate) fn complete(self: Arc<Self>, number: u64, result: Result<Response, Status>, at: Time) {
         let mut state = lock(&self.state);
         if state.attempt != number {
             return;
@@ -96,47 +105,34 @@ impl Sink for Call {
         let Some((admitted, _)) = state.close() else { return };
         match result {
             Ok(response) => {
-                let backend = Some(admitted.endpoint());
-                self.pool.note(|| Step::AttemptEnded { number, backend, failure: None });
-                self.pool.succeeded(&mut state.course, admitted);
+                let backend = self.pool.named(&admitted);
+                self.pool.note(|| Step::AttemptEnded { number, backend: backend.as_ref(), failure: None });
+                self.pool.succeeded(&mut state.course, admitted, at);
                 self.end(state, Ok(response));
             }
             Err(status) => self.failed(state, Some(admitted), status, None),
         }
         self.pool.tell();
     }
-}
-
-impl Call {
-    /// Begins a call.
-    pub(crate) fn begin(pool: &Arc<Pool>, course: Course, request: Request, receiver: Receiver) -> Arc<Self> {
-        let observer = pool.observer().inspect(|observer| observer.hold());
-        let Request { method, deadline, .. } = &request;
-        let idempotent = course.is_idempotent();
-        pool.note(|| Step::Call { method, idempotent, deadline: *deadline });
-        let state = State { request, course, attempt: 1, stage: Stage::Waiting, receiver };
-        let call =
-            Arc::new_cyclic(|this| Self { pool: pool.clone(), this: this.clone(), state: Mutex::new(state) });
-        call.attempt(1, None);
-        pool.tell();
-        observer.into_iter().for_each(|observer| observer.release());
-        call
-    }
 
     /// Begins an attempt: at once where there is a connection.
     fn attempt(self: &Arc<Self>, number: u64, waited_for: Option<Picked>) {
-        let mut guard = lock(&self.state);
-        let state = &mut *guard;
-        if state.attempt != number || !matches!(state.stage, Stage::Waiting) {
-            return;
+        let mut state = lock(&self.state);
+        if state.attempt == number && matches!(state.stage, Stage::Waiting) {
+            let admission = self.pool.admit(&mut state.course, waited_for);
+            self.admitted(state, admission);
         }
-        match self.pool.admit(&mut state.course, waited_for) {
+    }
+
+    /// The attempt may go out, or waits, or is the last.
+    fn admitted(self: &Arc<Self>, mut guard: MutexGuard<'_, State>, admission: Admission) {
+        let state = &mut *guard;
+        let number = state.attempt;
+        match admission {
             Admission::Go(admitted) => {
-                self.pool.note(|| Step::Attempt { number, backend: admitted.endpoint() });
-                let opened = state.request.opened(admitted.ends);
-                if !state.course.keeps(state.request.message.len()) {
-                    state.request.message = Bytes::new();
-                }
+                let backend = self.pool.named(&admitted);
+                self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
+                let opened = state.opened(admitted.ends);
                 match admitted.link.unary(opened, number, self.clone()) {
                     Ok(key) => state.stage = Stage::Open(admitted, key),
                     Err(status) => self.failed(guard, Some(admitted), status, None),
@@ -144,7 +140,7 @@ impl Call {
             }
             Admission::Wait => {
                 self.pool.note(|| Step::Waits);
-                let (waiting, deadline) = (Waiting::new(self), state.request.deadline);
+                let (waiting, deadline) = (Waiting::new(self), state.course.deadline);
                 drop(guard);
                 self.pool.runtime().spawn(Box::pin(async move {
                     let picked = waiting.call.pool.link_before(deadline).await;
@@ -162,7 +158,7 @@ impl Call {
 
     /// An attempt failed: the call does, or tries again, not before the time at which that is of any use.
     fn failed(
-        &self,
+        self: &Arc<Self>,
         mut guard: MutexGuard<'_, State>,
         admitted: Option<Admitted>,
         status: Status,
@@ -172,8 +168,9 @@ impl Call {
         if matches!(state.stage, Stage::Over) {
             return;
         }
-        let (number, backend) = (state.attempt, admitted.as_ref().map(Admitted::endpoint));
-        self.pool.note(|| Step::AttemptEnded { number, backend, failure: Some(&status) });
+        let (number, backend) =
+            (state.attempt, admitted.as_ref().and_then(|admitted| self.pool.named(admitted)));
+        self.pool.note(|| Step::AttemptEnded { number, backend: backend.as_ref(), failure: Some(&status) });
         let verdict = self.pool.failed(&mut state.course, admitted, &status, not_before);
         let (at, transparent) = match verdict {
             Verdict::Retry { at, transparent } => (at, transparent),
@@ -182,17 +179,16 @@ impl Call {
                 return self.end(guard, Err(status));
             }
         };
-        let Some(call) = self.this.upgrade() else { return self.end(guard, Err(status)) };
         self.pool.note(|| Step::Retry { at, transparent });
         state.attempt += 1;
         state.stage = Stage::Waiting;
         let number = state.attempt;
         drop(guard);
         if at <= self.pool.runtime().now() {
-            call.attempt(number, None);
+            self.attempt(number, None);
             return;
         }
-        let waiting = Waiting::new(&call);
+        let waiting = Waiting::new(self);
         self.pool.runtime().spawn(Box::pin(async move {
             waiting.call.pool.until(at).await;
             let call = waiting.over();
@@ -202,7 +198,7 @@ impl Call {
     }
 
     /// There was no connection to be had.
-    fn unpicked(&self, number: u64, unpicked: Unpicked) {
+    fn unpicked(self: &Arc<Self>, number: u64, unpicked: Unpicked) {
         let state = lock(&self.state);
         if state.attempt == number {
             self.failed(state, None, unpicked.status, unpicked.not_before);
@@ -285,19 +281,30 @@ impl Drop for Waiting {
     }
 }
 
-/// A call that a future waits for. Dropping it cancels the call.
-pub(crate) struct Pending(pub(crate) Arc<Call>);
+/// A call that a future waits for. Dropping it before its end cancels the call.
+pub(crate) struct Pending(Option<Arc<Call>>);
+
+impl Pending {
+    pub(crate) fn new(call: Arc<Call>) -> Self {
+        Self(Some(call))
+    }
+}
 
 impl Future for Pending {
     type Output = Result<Response, Status>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll(cx)
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(call) = &self.0 else { return Poll::Pending };
+        let result = std::task::ready!(call.poll(cx));
+        self.0 = None;
+        Poll::Ready(result)
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.0.cancel();
+        if let Some(call) = &self.0 {
+            call.cancel();
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     log::Logger,
     observer::Observer,
     policy::ServiceConfig,
-    pool::{Ask, Dialer, Pool},
+    pool::{Ask, Dialer, Plan, Pool},
     stream::halves,
 };
 
@@ -439,10 +439,18 @@ impl Client {
             return answer;
         }
         self.intercept(method, &mut options)?;
-        let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
-        let (course, method) = self.0.pool.course(method, options.idempotent, deadline);
-        let request = request(method, message.into(), options, deadline);
-        Pending(Call::begin(&self.0.pool, course, request, Receiver::Future(None))).await
+        Pending::new(self.begin(method, message.into(), options, Receiver::Future(None))).await
+    }
+
+    fn begin(&self, method: &str, message: Bytes, options: CallOptions, receiver: Receiver) -> Arc<Call> {
+        let CallOptions { timeout, metadata, priority, idempotent } = options;
+        let pool = &self.0.pool;
+        let (now, policy) = (pool.runtime().now(), pool.config().method(method));
+        let timeout = timeout.or(policy.timeout).unwrap_or(self.0.timeout);
+        let deadline = (timeout != Duration::MAX).then(|| now.after(timeout));
+        let idempotent = idempotent || policy.idempotent;
+        let plan = Plan { method, policy, idempotent, deadline, now };
+        Call::begin(pool, plan, Request { metadata, priority, message }, receiver)
     }
 
     /// Opens a stream of any shape. Without a timeout in `options` it has none.
@@ -488,7 +496,6 @@ impl Client {
         token: u64,
         sink: Arc<dyn Sink>,
     ) -> Submission {
-        let pool = &self.0.pool;
         if let Some(answer) = self.answer(method) {
             sink.complete(token, answer);
             return Submission(None);
@@ -497,10 +504,7 @@ impl Client {
             sink.complete(token, Err(status));
             return Submission(None);
         }
-        let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
-        let (course, method) = pool.course(method, options.idempotent, deadline);
-        let request = request(method, message, options, deadline);
-        Submission(Some(Call::begin(pool, course, request, Receiver::Sink(token, sink))))
+        Submission(Some(self.begin(method, message, options, Receiver::Sink(token, sink))))
     }
 
     /// Ends gracefully: calls in flight may finish within 5 s, then the connection closes. Later calls fail with
@@ -580,11 +584,6 @@ impl Client {
             },
         }
     }
-}
-
-fn request(method: Bytes, message: Bytes, options: CallOptions, deadline: Option<Time>) -> Request {
-    let CallOptions { metadata, priority, .. } = options;
-    Request { method, metadata, priority, deadline, message }
 }
 
 fn opened(

@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -25,8 +25,9 @@ use valkyrie_protocol::{
 };
 
 use crate::{
-    Carrier, Level, Peer, Pollable, Principal, ReadBuffer, Record, Response, Runtime, Sink, Timer, Token,
+    Carrier, Level, Peer, Pollable, Principal, ReadBuffer, Record, Response, Runtime, Timer, Token,
     Transport,
+    call::Call,
     channels::Channels,
     guard,
     lead::{self, Chair},
@@ -145,6 +146,8 @@ pub(crate) struct Link {
     pub(crate) state: Mutex<State>,
     /// Who drives, where that may be a thread: of a client.
     pub(crate) chair: Mutex<Chair>,
+    /// Whether new calls may be opened, as of the last change: whoever chooses a connection waits for no driver.
+    usable: AtomicBool,
     calls: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -181,7 +184,7 @@ pub(crate) struct State {
 }
 
 enum Slot {
-    Unary { token: u64, sink: Arc<dyn Sink>, head: Metadata, message: Option<Bytes> },
+    Unary { attempt: u64, call: Arc<Call>, head: Metadata, message: Option<Bytes> },
     Stream(Arc<StreamCell>),
 }
 
@@ -242,7 +245,7 @@ impl std::iter::Sum for Credit {
     }
 }
 
-type Completed = (Arc<dyn Sink>, u64, Result<Response, Status>);
+type Completed = (Arc<Call>, u64, Result<Response, Status>);
 
 /// Things to do once the lock is free.
 #[derive(Default)]
@@ -329,6 +332,7 @@ impl Link {
                 queued: VecDeque::new(),
             }),
             chair: Mutex::default(),
+            usable: AtomicBool::new(true),
             calls: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
@@ -342,6 +346,7 @@ impl Link {
             transmit: TransmitBuffer::default(),
             timer,
             timer_at: None,
+            now,
             led: false,
             actions: Actions::default(),
             read_size: READ_MIN,
@@ -393,8 +398,7 @@ impl Link {
 
     /// Whether new calls may be opened.
     pub(crate) fn is_usable(&self) -> bool {
-        let state = lock(&self.state);
-        state.closed.is_none() && state.abort.is_none() && !state.protocol.is_draining()
+        self.usable.load(Relaxed)
     }
 
     pub(crate) fn is_over(&self) -> bool {
@@ -425,7 +429,11 @@ impl Link {
         if let Some(status) = state.closed.as_ref().or(state.abort.as_ref()) {
             return Err((slot, status.clone().as_unprocessed()));
         }
-        match state.protocol.open(call) {
+        let opened = state.protocol.open(call);
+        if state.protocol.is_draining() {
+            self.usable.store(false, Relaxed);
+        }
+        match opened {
             Err(status) => Err((slot, status.as_unprocessed())),
             Ok(key) => {
                 self.calls.fetch_add(1, Relaxed);
@@ -436,10 +444,10 @@ impl Link {
         }
     }
 
-    /// Begins a unary call; `sink` is completed exactly once, from the driver, or not at all when this fails.
-    pub(crate) fn unary(&self, call: Opened, token: u64, sink: Arc<dyn Sink>) -> Result<StreamKey, Status> {
-        let slot = Slot::Unary { token, sink, head: Metadata::new(), message: None };
-        self.open_slot(call, slot).map_err(|(_, status)| status)
+    /// Begins an attempt of a unary call, which is completed exactly once, from the driver, or not at all when this fails.
+    pub(crate) fn unary(&self, opened: Opened, attempt: u64, call: Arc<Call>) -> Result<StreamKey, Status> {
+        let slot = Slot::Unary { attempt, call, head: Metadata::new(), message: None };
+        self.open_slot(opened, slot).map_err(|(_, status)| status)
     }
 
     /// Opens a stream of any shape.
@@ -449,13 +457,14 @@ impl Link {
         Ok(StreamHandle { link: self.clone(), key, cell })
     }
 
-    /// Gives up a unary call: completes its sink with CANCELLED unless it is complete.
+    /// Gives up an attempt of a unary call, which is not completed any more.
     pub(crate) fn cancel_unary(&self, key: StreamKey) {
         let mut state = lock(&self.state);
-        let Some(Slot::Unary { token, sink, .. }) = state.take(key) else { return };
-        state.protocol.reset(key, ErrorCode::CANCEL);
-        Self::wake_driver(state);
-        sink.complete(token, Err(cancelled()));
+        if let Some(Slot::Unary { call, .. }) = state.take(key) {
+            state.protocol.reset(key, ErrorCode::CANCEL);
+            Self::wake_driver(state);
+            drop(call);
+        }
     }
 
     /// Ends a call that the peer opened.
@@ -483,6 +492,7 @@ impl Link {
         let mut state = lock(&self.state);
         if state.closed.is_none() && state.closing.is_none_or(|at| deadline < at) {
             state.protocol.go_away(message);
+            self.usable.store(false, Relaxed);
             state.closing = Some(deadline);
             state.dirty = false;
             if self.log.wants(Level::Debug).is_some() {
@@ -508,6 +518,7 @@ impl Link {
         let mut state = lock(&self.state);
         if state.closed.is_none() && state.abort.is_none() {
             state.abort = Some(status);
+            self.usable.store(false, Relaxed);
             state.dirty = false;
             Self::wake_driver(state);
         }
@@ -762,14 +773,14 @@ impl State {
                             // A unary caller takes its message at once, and a second one is the server's error.
                             let twice = first.replace(message).is_some();
                             self.protocol.consumed(key, len);
-                            if twice && let Some(Slot::Unary { token, sink, .. }) = self.take(key) {
+                            if twice && let Some(Slot::Unary { attempt, call, .. }) = self.take(key) {
                                 self.protocol.reset(key, ErrorCode::CANCEL);
                                 let status = Status::from_reason(
                                     Reason::STREAM_MISUSE,
                                     "the server answered a unary call with more than one message",
                                 )
                                 .with_code(valkyrie_protocol::Code::Internal);
-                                actions.completed.push((sink, token, Err(status)));
+                                actions.completed.push((call, attempt, Err(status)));
                             }
                         }
                         Some(Slot::Stream(cell)) if full => {
@@ -831,7 +842,7 @@ impl State {
 
     fn end(&mut self, key: StreamKey, outcome: Result<Finish, Status>, actions: &mut Actions) {
         match self.take(key) {
-            Some(Slot::Unary { token, sink, head, message }) => {
+            Some(Slot::Unary { attempt, call, head, message }) => {
                 let result = outcome.and_then(|finish| {
                     let metadata = if head.is_empty() { finish.metadata } else { head };
                     match finish.message.or(message) {
@@ -842,7 +853,7 @@ impl State {
                         )),
                     }
                 });
-                actions.completed.push((sink, token, result));
+                actions.completed.push((call, attempt, result));
             }
             Some(Slot::Stream(cell)) => cell.end(outcome, actions),
             None => {}
@@ -857,7 +868,7 @@ impl State {
                 false => status.clone(),
             };
             match slot {
-                Slot::Unary { token, sink, .. } => actions.completed.push((sink, token, Err(status))),
+                Slot::Unary { attempt, call, .. } => actions.completed.push((call, attempt, Err(status))),
                 Slot::Stream(cell) => cell.end(Err(status), actions),
             }
         }
@@ -1092,6 +1103,8 @@ pub(crate) struct Driver {
     transmit: TransmitBuffer,
     timer: Box<dyn Timer>,
     timer_at: Option<Time>,
+    /// When the last turn began.
+    now: Time,
     /// A thread drives: it looks at `timer_at`, and the timer is not set.
     led: bool,
     actions: Actions,
@@ -1113,8 +1126,8 @@ impl Driver {
         let Actions { wakers, completed, calls, records, token } = &mut self.actions;
         let mut any = !calls.is_empty();
         self.woke |= !wakers.is_empty() || !completed.is_empty();
-        for (sink, token, result) in completed.drain(..) {
-            sink.complete(token, result);
+        for (call, attempt, result) in completed.drain(..) {
+            call.complete(attempt, result, self.now);
         }
         wakers.drain(..).for_each(Waker::wake);
         for record in records.drain(..) {
@@ -1311,6 +1324,7 @@ impl Driver {
     /// One turn under the lock: bytes and time in, events out, frames out.
     fn turn(&mut self, cx: &Context<'_>) {
         let now = self.link.runtime.now();
+        self.now = now;
         let mut guard = lock(&self.link.state);
         let state = &mut *guard;
         match &mut state.driver {
@@ -1377,6 +1391,9 @@ impl Driver {
         // Writing may have made room for senders, or ended streams.
         state.dispatch(&self.link, &mut self.actions);
         self.holds = state.protocol.holds_back();
+        if state.protocol.is_draining() {
+            self.link.usable.store(false, Relaxed);
+        }
         let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
         let next = Time::sooner(next, self.broken.as_ref().map(|(until, _)| *until));
         drop(guard);
@@ -1570,6 +1587,7 @@ impl Driver {
         self.actions.records.append(&mut state.records);
         self.actions.records.extend(record);
         state.close(status, &mut self.actions);
+        self.link.usable.store(false, Relaxed);
         drop(state);
         self.actions.calls.clear();
         self.run_actions();

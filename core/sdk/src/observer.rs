@@ -21,11 +21,11 @@ pub(crate) trait Observer: Send + Sync {
 /// What can happen.
 pub(crate) enum Step<'a> {
     /// A call began.
-    Call { method: &'a [u8], idempotent: bool, deadline: Option<Time> },
+    Call { method: &'a str, idempotent: bool, deadline: Option<Time> },
     /// It waits for a connection.
     Waits,
     /// An attempt of it goes out, counted from 1.
-    Attempt { number: u64, backend: &'a Endpoint },
+    Attempt { number: u64, backend: Option<&'a Endpoint> },
     /// An attempt ended. One that found no connection has no backend.
     AttemptEnded { number: u64, backend: Option<&'a Endpoint>, failure: Option<&'a Status> },
     /// The next attempt is not made before then.

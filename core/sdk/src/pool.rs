@@ -5,8 +5,8 @@ use std::{
     collections::HashMap,
     io,
     sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -23,9 +23,9 @@ use crate::{
     log::of_connection,
     observer::{Observer, Step},
     policy::{
-        Attempts, BackendState, BalancePolicy, Balancer, Breaker, BreakerPolicy, BreakerState, Budget,
-        CallOutcome, Edge, Failure, GiveUp, Outliers, Permit, Random, Reconnect, ReconnectPolicy, Rejection,
-        Seen, ServiceConfig, Throttle, Verdict,
+        Attempts, BackendState, BalancePolicy, Balancer, Breaker, BreakerState, Budget, CallOutcome, Edge,
+        Failure, GiveUp, MethodPolicy, Outliers, Permit, Random, Reconnect, ReconnectPolicy, Rejection, Seen,
+        ServiceConfig, Throttle, Verdict,
     },
     runtime::{race, sleep_until},
     timeline::Timeline,
@@ -84,7 +84,7 @@ impl Dialer {
     /// A server that the client may use.
     pub(crate) fn backend(&self, endpoint: Endpoint) -> Result<Arc<Backend>, Status> {
         let connector = self.connector(&endpoint)?;
-        Ok(Arc::new(Backend { endpoint, connector, in_flight: AtomicU32::new(0) }))
+        Ok(Arc::new(Backend { endpoint, connector }))
     }
 }
 
@@ -92,33 +92,23 @@ impl Dialer {
 pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
     connector: Arc<dyn Connector>,
-    /// Attempts of this client's calls that it has not answered.
-    in_flight: AtomicU32,
 }
 
 /// A connection for an attempt, and the server's place in the list.
 #[derive(Clone)]
 pub(crate) struct Picked {
     pub(crate) link: Arc<Link>,
-    pub(crate) backend: Arc<Backend>,
     place: u32,
 }
 
 /// An attempt that goes out. It is to be given back: to [`Pool::succeeded`], [`Pool::failed`] or [`Pool::cancelled`].
 pub(crate) struct Admitted {
     pub(crate) link: Arc<Link>,
-    backend: Arc<Backend>,
     place: u32,
     permit: Option<Permit>,
     began: Time,
     /// The attempt's own time limit, or the call's deadline.
     pub(crate) ends: Option<Time>,
-}
-
-impl Admitted {
-    pub(crate) fn endpoint(&self) -> &Endpoint {
-        &self.backend.endpoint
-    }
 }
 
 /// Whether an attempt may go out.
@@ -175,9 +165,12 @@ struct State {
     /// Tries that ended.
     tries: u64,
     /// Changes of breakers that nobody was told of.
-    edges: Vec<(Edge, Arc<Backend>, Lane)>,
-    /// By method.
+    edges: Vec<(Edge, u32, Lane)>,
+    /// By method, and the methods by lane.
     lanes: HashMap<Bytes, Lane>,
+    methods: Vec<Bytes>,
+    /// That of the last call, which the next one's often is.
+    last_lane: Lane,
     balancer: Balancer,
     outliers: Outliers,
     throttle: Throttle,
@@ -199,6 +192,8 @@ const NO_LANE: Lane = Lane::MAX;
 
 struct Member {
     backend: Arc<Backend>,
+    /// Attempts of this client's calls that it has not answered.
+    in_flight: u32,
     links: Vec<Arc<Link>>,
     dialing: bool,
     backoff: Reconnect,
@@ -218,7 +213,8 @@ enum Tried {
 impl Member {
     fn new(backend: Arc<Backend>, policy: ReconnectPolicy) -> Self {
         let backoff = Reconnect::new(policy);
-        Self { backend, links: Vec::new(), dialing: false, backoff, tried: None, breakers: Vec::new() }
+        let (links, breakers) = (Vec::new(), Vec::new());
+        Self { backend, in_flight: 0, links, dialing: false, backoff, tried: None, breakers }
     }
 
     fn usable(&self) -> Option<&Arc<Link>> {
@@ -289,8 +285,7 @@ impl State {
         }
         for (place, member) in (0..).zip(&self.members) {
             if let Some(link) = member.usable().or_else(|| member.made_since(ask.since)) {
-                let (link, backend) = (link.clone(), member.backend.clone());
-                return Ok(Some(Ok(Picked { link, backend, place })));
+                return Ok(Some(Ok(Picked { link: link.clone(), place })));
             }
         }
         ask.since.get_or_insert(self.tries);
@@ -355,7 +350,13 @@ impl State {
 
     /// The method's lane and its name, which all of its calls share.
     fn lane(&mut self, method: &str) -> (Lane, Bytes) {
+        if let Some(name) = self.methods.get(self.last_lane as usize)
+            && name == method.as_bytes()
+        {
+            return (self.last_lane, name.clone());
+        }
         if let Some((name, lane)) = self.lanes.get_key_value(method.as_bytes()) {
+            self.last_lane = *lane;
             return (*lane, name.clone());
         }
         let name = Bytes::copy_from_slice(method.as_bytes());
@@ -364,19 +365,20 @@ impl State {
         }
         let lane = self.lanes.len() as Lane;
         self.lanes.insert(name.clone(), lane);
+        self.methods.push(name.clone());
         (lane, name)
     }
 
     /// The breaker of a member for a method, made at its first call.
-    fn breaker(&mut self, place: u32, lane: Lane, policy: &BreakerPolicy) -> Option<&mut Breaker> {
-        if lane == NO_LANE {
+    fn breaker(&mut self, place: u32, config: &ServiceConfig, course: &Course) -> Option<&mut Breaker> {
+        if course.lane == NO_LANE {
             return None;
         }
-        let breakers = &mut self.members[place as usize].breakers;
-        if breakers.len() <= lane as usize {
-            breakers.resize_with(lane as usize + 1, || None);
+        let (breakers, lane) = (&mut self.members[place as usize].breakers, course.lane as usize);
+        if breakers.len() <= lane {
+            breakers.resize_with(lane + 1, || None);
         }
-        Some(breakers[lane as usize].get_or_insert_with(|| Breaker::new(*policy)))
+        Some(breakers[lane].get_or_insert_with(|| Breaker::new(course.policy(config).breaker)))
     }
 
     /// A member that takes calls and whose breaker lets this one pass: not one that was tried, while there are others. `None`
@@ -396,26 +398,20 @@ impl State {
         let mut waits = self.members.is_empty();
         while passed_over < self.members.len() {
             let State { balancer, members, random, .. } = self;
-            let load = |place: u32| members[place as usize].backend.in_flight.load(Relaxed);
+            let load = |place: u32| members[place as usize].in_flight;
             let Some(place) = balancer.pick(&avoid, load, random) else { break };
             if passed_over > 0 && avoid[avoid.len() - passed_over..].contains(&place) {
                 break;
             }
-            let Member { backend, .. } = &members[place as usize];
-            let backend = backend.clone();
             let link = members[place as usize].usable().cloned();
-            let breaker = self.breaker(place, course.lane, &course.breaker);
+            let breaker = self.breaker(place, config, course);
             match (link, breaker) {
-                (Some(link), None) => {
-                    return Ok(Some(Chosen { link, backend, place, permit: None }));
-                }
+                (Some(link), None) => return Ok(Some(Chosen { link, place, permit: None })),
                 (Some(link), Some(breaker)) => {
                     let (permit, edge) = breaker.acquire(now);
-                    self.note(edge, &backend, course.lane);
+                    self.note(edge, place, course.lane);
                     match permit {
-                        Ok(permit) => {
-                            return Ok(Some(Chosen { link, backend, place, permit: Some(permit) }));
-                        }
+                        Ok(permit) => return Ok(Some(Chosen { link, place, permit: Some(permit) })),
                         Err(why) => rejection = Some(why),
                     }
                 }
@@ -437,17 +433,23 @@ impl State {
     }
 
     /// As [`State::choose`], for one that was waited for.
-    fn choose_this(&mut self, picked: Picked, now: Time, course: &Course) -> Result<Chosen, Rejection> {
-        let Picked { link, backend, place } = picked;
-        let permit = match self.breaker(place, course.lane, &course.breaker) {
+    fn choose_this(
+        &mut self,
+        picked: Picked,
+        config: &ServiceConfig,
+        now: Time,
+        course: &Course,
+    ) -> Result<Chosen, Rejection> {
+        let Picked { link, place } = picked;
+        let permit = match self.breaker(place, config, course) {
             Some(breaker) => {
                 let (permit, edge) = breaker.acquire(now);
-                self.note(edge, &backend, course.lane);
+                self.note(edge, place, course.lane);
                 Some(permit?)
             }
             None => None,
         };
-        Ok(Chosen { link, backend, place, permit })
+        Ok(Chosen { link, place, permit })
     }
 
     /// A connection that takes calls, whatever the breakers say.
@@ -456,7 +458,7 @@ impl State {
             self.refresh(config);
         }
         let State { balancer, members, random, .. } = self;
-        let load = |place: u32| members[place as usize].backend.in_flight.load(Relaxed);
+        let load = |place: u32| members[place as usize].in_flight;
         let place = balancer.pick(&[], load, random)?;
         let usable = |member: &Member| member.usable().cloned();
         let link = usable(&members[place as usize]);
@@ -470,10 +472,10 @@ impl State {
 
     /// What was chosen, unless the throttle holds it back.
     fn go(&mut self, now: Time, course: &mut Course, chosen: Chosen) -> Admission {
-        let Chosen { link, backend, place, permit } = chosen;
+        let Chosen { link, place, permit } = chosen;
         let ends = self.count(now, course);
-        backend.in_flight.fetch_add(1, Relaxed);
-        let admitted = Admitted { link, backend, place, permit, began: now, ends };
+        self.members[place as usize].in_flight += 1;
+        let admitted = Admitted { link, place, permit, began: now, ends };
         if self.throttle.admit(now, &mut self.random) {
             return Admission::Go(admitted);
         }
@@ -484,12 +486,13 @@ impl State {
 
     /// An attempt has ended, with an outcome or without.
     fn give_back(&mut self, admitted: &Admitted, course: &Course, outcome: Option<CallOutcome>, now: Time) {
-        admitted.backend.in_flight.fetch_sub(1, Relaxed);
+        let member = &mut self.members[admitted.place as usize];
+        member.in_flight -= 1;
         if let Some(outcome) = outcome {
             self.outliers.record(admitted.place as usize, outcome == CallOutcome::Success);
         }
         let Some(permit) = admitted.permit else { return };
-        let Some(breaker) = self.breaker(admitted.place, course.lane, &course.breaker) else { return };
+        let Some(Some(breaker)) = member.breakers.get_mut(course.lane as usize) else { return };
         let edge = match outcome {
             Some(outcome) => breaker.done(permit, outcome, now.since(admitted.began), now),
             None => {
@@ -497,15 +500,15 @@ impl State {
                 None
             }
         };
-        self.note(edge, &admitted.backend, course.lane);
+        self.note(edge, admitted.place, course.lane);
     }
 
     /// A breaker changed, which is told with nothing locked.
-    fn note(&mut self, edge: Option<Edge>, backend: &Arc<Backend>, lane: Lane) {
+    fn note(&mut self, edge: Option<Edge>, place: u32, lane: Lane) {
         if let Some(edge) = edge
             && self.edges.len() < MAX_EDGES
         {
-            self.edges.push((edge, backend.clone(), lane));
+            self.edges.push((edge, place, lane));
         }
     }
 
@@ -533,20 +536,27 @@ impl State {
 
 struct Chosen {
     link: Arc<Link>,
-    backend: Arc<Backend>,
     place: u32,
     permit: Option<Permit>,
 }
 
+/// A call that begins.
+pub(crate) struct Plan<'a> {
+    pub(crate) method: &'a str,
+    pub(crate) policy: &'a MethodPolicy,
+    pub(crate) idempotent: bool,
+    pub(crate) deadline: Option<Time>,
+    pub(crate) now: Time,
+}
+
 /// A call's way through the policies: what it is, and what became of its attempts.
 pub(crate) struct Course {
+    pub(crate) method: Bytes,
     lane: Lane,
-    idempotent: bool,
-    breaker: BreakerPolicy,
     attempts: Attempts,
     /// The attempt that is under way was counted, and has this limit.
     limit: Option<Option<Time>>,
-    deadline: Option<Time>,
+    pub(crate) deadline: Option<Time>,
     /// Whether its message was counted.
     kept: Option<bool>,
     /// The places of those that failed it.
@@ -563,8 +573,8 @@ impl Course {
         }
     }
 
-    pub(crate) fn is_idempotent(&self) -> bool {
-        self.idempotent
+    fn policy<'a>(&self, config: &'a ServiceConfig) -> &'a MethodPolicy {
+        config.method(std::str::from_utf8(&self.method).unwrap_or_default())
     }
 
     /// Its message goes out: whether to keep it for another attempt.
@@ -594,6 +604,8 @@ impl Pool {
             tries: 0,
             edges: Vec::new(),
             lanes: HashMap::new(),
+            methods: Vec::new(),
+            last_lane: 0,
             balancer: Balancer::new(config.balance),
             outliers,
             throttle: Throttle::new(config.throttle),
@@ -618,44 +630,49 @@ impl Pool {
         }
     }
 
+    /// Where an attempt goes, for the observer if there is one.
+    pub(crate) fn named(&self, admitted: &Admitted) -> Option<Endpoint> {
+        self.observer()?;
+        Some(lock(&self.state).members[admitted.place as usize].backend.endpoint.clone())
+    }
+
     pub(crate) fn config(&self) -> &ServiceConfig {
         &self.config
     }
 
-    /// A call begins: its first attempt is to be admitted next.
-    pub(crate) fn course(&self, method: &str, idempotent: bool, deadline: Option<Time>) -> (Course, Bytes) {
-        let policy = self.config.method(method);
-        let idempotent = idempotent || policy.idempotent;
+    /// A call begins, and asks for its first attempt.
+    pub(crate) fn begin(self: &Arc<Self>, plan: Plan<'_>) -> (Course, Admission) {
+        let Plan { method, policy, idempotent, deadline, now } = plan;
         let attempts = Attempts::new(policy.retry, idempotent, deadline);
-        let (lane, name) = lock(&self.state).lane(method);
-        let breaker = policy.breaker;
-        (
-            Course {
-                lane,
-                idempotent,
-                breaker,
-                attempts,
-                limit: None,
-                deadline,
-                kept: None,
-                tried: Vec::new(),
-                timeline: Timeline::default(),
-            },
-            name,
-        )
+        let mut state = lock(&self.state);
+        let (lane, method) = state.lane(method);
+        let (tried, timeline) = (Vec::new(), Timeline::default());
+        let mut course =
+            Course { method, lane, attempts, limit: None, deadline, kept: None, tried, timeline };
+        let admission = self.admit_now(state, &mut course, None, now);
+        (course, admission)
     }
 
     /// Whether an attempt may go out, and where: over `waited_for`, though it may be over, if it waited.
     pub(crate) fn admit(self: &Arc<Self>, course: &mut Course, waited_for: Option<Picked>) -> Admission {
         let now = self.runtime().now();
+        self.admit_now(lock(&self.state), course, waited_for, now)
+    }
+
+    fn admit_now(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, State>,
+        course: &mut Course,
+        waited_for: Option<Picked>,
+        now: Time,
+    ) -> Admission {
         course.timeline.asks(now);
-        let mut state = lock(&self.state);
         if state.closed {
             return Admission::Refused(closed());
         }
         let dials = state.due_dials(now);
         let chosen = match waited_for {
-            Some(picked) => state.choose_this(picked, now, course).map(Some),
+            Some(picked) => state.choose_this(picked, &self.config, now, course).map(Some),
             None => state.choose(&self.config, now, course),
         };
         let admission = match chosen {
@@ -673,8 +690,7 @@ impl Pool {
     }
 
     /// An attempt succeeded.
-    pub(crate) fn succeeded(&self, course: &mut Course, admitted: Admitted) {
-        let now = self.runtime().now();
+    pub(crate) fn succeeded(&self, course: &mut Course, admitted: Admitted, now: Time) {
         let state = &mut *lock(&self.state);
         state.throttle.accepted(now);
         course.attempts.succeeded(&mut state.budget);
@@ -695,11 +711,12 @@ impl Pool {
         let state = &mut *guard;
         state.count(now, course);
         let limit = course.limit.take().flatten();
-        let mut breaker = None;
+        let (mut breaker, mut sent) = (None, None);
         if let Some(admitted) = &admitted {
             // A server that goes away gracefully has not failed.
             let leaves = status.is_unprocessed() && status.reason() == Reason::GOING_AWAY;
-            let outcome = match course.breaker.is_failure(status.code(), status.reason()) {
+            let outcome = match course.policy(&self.config).breaker.is_failure(status.code(), status.reason())
+            {
                 _ if leaves => None,
                 true => Some(CallOutcome::Failure),
                 false => Some(CallOutcome::Success),
@@ -710,8 +727,8 @@ impl Pool {
             }
             state.give_back(admitted, course, outcome, now);
             course.tried.push(admitted.place);
-            breaker =
-                state.breaker(admitted.place, course.lane, &course.breaker).map(|breaker| breaker.state());
+            breaker = state.breaker(admitted.place, &self.config, course).map(|breaker| breaker.state());
+            sent = Some((state.members[admitted.place as usize].backend.endpoint.label(), admitted.began));
         }
         let of_attempt =
             status.reason() == Reason::DEADLINE_EXCEEDED && limit.is_some() && limit != course.deadline;
@@ -730,7 +747,6 @@ impl Pool {
             }
             verdict => verdict,
         };
-        let sent = admitted.map(|admitted| (admitted.endpoint().label(), admitted.began));
         course.timeline.failed(sent, status, breaker, verdict, now);
         verdict
     }
@@ -759,7 +775,14 @@ impl Pool {
     }
 
     /// Tells whoever wants to know which breakers changed. With nothing locked.
+    #[inline]
     pub(crate) fn tell(&self) {
+        if self.news.load(Relaxed) {
+            self.tell_now();
+        }
+    }
+
+    fn tell_now(&self) {
         while self.news.load(Relaxed) {
             let record = {
                 let mut state = lock(&self.state);
@@ -767,20 +790,19 @@ impl Pool {
                     self.news.store(false, Relaxed);
                     return;
                 }
-                let (edge, backend, lane) = state.edges.remove(0);
+                let (edge, place, lane) = state.edges.remove(0);
                 let Edge { from, to, at } = edge;
                 let level = if to == BreakerState::Open { Level::Warn } else { Level::Info };
                 let wanted = self.dialer.terms.log.wants(level).is_some();
                 if !wanted && self.dialer.observer.is_none() {
                     continue;
                 }
-                let method = state.lanes.iter().find(|(_, of)| **of == lane).map(|(method, _)| &method[..]);
-                let method = method.unwrap_or_default();
+                let endpoint = &state.members[place as usize].backend.endpoint;
+                let method = state.methods.get(lane as usize).map_or(&[][..], |method| &method[..]);
                 if let Some(observer) = &self.dialer.observer {
-                    let step = Step::Breaker { backend: &backend.endpoint, method, edge: &edge };
-                    observer.note(at, step);
+                    observer.note(at, Step::Breaker { backend: endpoint, method, edge: &edge });
                 }
-                let endpoint = &backend.endpoint.to_string();
+                let endpoint = &endpoint.to_string();
                 let method = std::str::from_utf8(method).unwrap_or_default();
                 let (from, to) = (from.name(), to.name());
                 let sentence = ["the breaker of ", endpoint, " for ", method, " was ", from, " and is ", to];

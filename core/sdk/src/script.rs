@@ -415,14 +415,16 @@ fn write_step(out: &mut String, now: Time, step: Step<'_>) -> std::fmt::Result {
     write_time(out, now)?;
     match step {
         Step::Call { method, idempotent, deadline } => {
-            write!(out, "call {}{}", text(method), if idempotent { " idempotent" } else { "" })?;
+            write!(out, "call {method}{}", if idempotent { " idempotent" } else { "" })?;
             if let Some(deadline) = deadline {
                 out.push_str(" until ");
                 write_time(out, deadline)?;
             }
         }
         Step::Waits => out.push_str("wait"),
-        Step::Attempt { number, backend } => write!(out, "attempt {number} {}", backend.authority())?,
+        Step::Attempt { number, backend } => {
+            write!(out, "attempt {number} {}", backend.map_or("-", Endpoint::authority))?;
+        }
         Step::AttemptEnded { number, backend, failure } => {
             let backend = backend.map_or("-", Endpoint::authority);
             write!(out, "attempt {number} {backend} {}", outcome(failure))?;

@@ -17,6 +17,12 @@ pub struct Usage {
 static LARGEST: AtomicUsize = AtomicUsize::new(0);
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// How often memory was taken or moved since the process began.
+pub fn count() -> usize {
+    COUNT.load(Relaxed)
+}
 
 /// Counts what `work` allocates. Targets have one thread; libFuzzer's own memory is C++'s and is not counted.
 ///
@@ -37,6 +43,7 @@ struct Counting;
 static ALLOCATOR: Counting = Counting;
 
 fn took(size: usize) {
+    COUNT.fetch_add(1, Relaxed);
     LARGEST.fetch_max(size, Relaxed);
     let held = HELD.fetch_add(size, Relaxed) + size;
     PEAK.fetch_max(held, Relaxed);

@@ -6,6 +6,6 @@ mod allocator;
 mod auditor;
 mod wire;
 
-pub use allocator::{Usage, measure};
+pub use allocator::{Usage, count, measure};
 pub use auditor::Auditor;
 pub use wire::{Wire, bytes, hello, parse_frames, until_hello};
