@@ -549,6 +549,11 @@ impl Connection {
         self.greeted
     }
 
+    /// Whether this side ended it because the peer said nothing, or not enough, for too long.
+    pub fn timed_out(&self) -> bool {
+        self.failed.as_ref().is_some_and(|error| error.code == ErrorCode::TIMEOUT)
+    }
+
     /// Whether either side takes no new streams, or this one has none left.
     pub fn is_draining(&self) -> bool {
         self.going_away || self.peer_going_away || self.is_used_up() || self.failed.is_some()

@@ -20,8 +20,8 @@ use std::{
 
 use bytes::Bytes;
 use valkyrie_protocol::{
-    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened,
-    Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
+    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Keepalive, Limits,
+    Metadata, Opened, Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
 use crate::{
@@ -49,6 +49,9 @@ const MAX_PARTS: usize = 16;
 const MAX_TURNS: usize = 32;
 /// How long what a peer said before its connection broke may take to come.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A client's keepalive, while calls are open.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is held of a client whose first credentials are undecided (PROTOCOL.md, W6-14).
 const HELD_MOST: usize = 16 << 10;
 /// Messages that may be sent before the driver has a turn: what is on the way overlaps with what is being made.
@@ -96,6 +99,7 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Terms {
     pub(crate) limits: Limits,
     pub(crate) versions: RangeInclusive<u8>,
+    pub(crate) keepalive: Keepalive,
     /// How long a driver looks for bytes before it sleeps.
     pub(crate) spin: Duration,
     pub(crate) log: Logger,
@@ -106,10 +110,34 @@ impl Default for Terms {
         Self {
             limits: Limits::default(),
             versions: VERSION..=VERSION,
+            keepalive: Keepalive { time: Some(KEEPALIVE_TIME), idle: None, timeout: KEEPALIVE_TIMEOUT },
             spin: Duration::ZERO,
             log: Logger::default(),
         }
     }
+}
+
+impl Terms {
+    /// # Errors
+    /// INVALID_CONFIGURATION for what would ask peers more often, or give them less time, than is good for anybody.
+    pub(crate) fn check_keepalive(&self) -> Result<(), Status> {
+        let Keepalive { time, idle, timeout } = self.keepalive;
+        let least = |name, least: u64, said: Option<Duration>, or| match said {
+            Some(said) if said < Duration::from_millis(least) => Err(Status::from_reason(
+                Reason::INVALID_CONFIGURATION,
+                format!("{name} is {}; give at least {least}{or}", said.as_millis()),
+            )),
+            _ => Ok(()),
+        };
+        least("keepalive_ms", 10_000, time, ", or 0 for never")?;
+        least("keepalive_idle_ms", 300_000, idle, ", or 0 for never")?;
+        least("keepalive_timeout_ms", 1_000, Some(timeout), "")
+    }
+}
+
+/// What a builder says in milliseconds, where 0 is never.
+pub(crate) fn unless_0(ms: u64) -> Option<Duration> {
+    (ms > 0).then_some(Duration::from_millis(ms))
 }
 
 /// A connection whose transport stands.
@@ -293,8 +321,9 @@ impl Link {
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
         let multiplexed = transport.carrier() == Carrier::Streams;
-        let Terms { limits, versions, spin, log } = terms.clone();
-        let config = Config { limits, versions, grease, multiplexed, authenticates, ..Config::new(role) };
+        let Terms { limits, versions, keepalive, spin, log } = terms.clone();
+        let config =
+            Config { limits, versions, grease, multiplexed, authenticates, keepalive, ..Config::new(role) };
         let mut protocol = Connection::new(config, now);
         if let Some((code, message)) = refused {
             protocol.refuse(code, message);
@@ -399,6 +428,11 @@ impl Link {
 
     pub(crate) fn is_over(&self) -> bool {
         lock(&self.state).closed.is_some()
+    }
+
+    /// Whether it is over because the peer was silent.
+    pub(crate) fn timed_out(&self) -> bool {
+        lock(&self.state).protocol.timed_out()
     }
 
     /// Why it is over, when nothing was ever heard on it.

@@ -81,7 +81,8 @@ impl Dialer {
     /// A server that the client may use.
     pub(crate) fn backend(&self, endpoint: Endpoint) -> Result<Arc<Backend>, Status> {
         let connector = self.connector(&endpoint)?;
-        Ok(Arc::new(Backend { endpoint, connector, in_flight: AtomicU32::new(0) }))
+        let (in_flight, silent) = (AtomicU32::new(0), AtomicBool::new(false));
+        Ok(Arc::new(Backend { endpoint, connector, in_flight, silent }))
     }
 }
 
@@ -91,6 +92,9 @@ pub(crate) struct Backend {
     connector: Arc<dyn Connector>,
     /// Attempts of this client's calls that it has not answered.
     in_flight: AtomicU32,
+    /// Its last connection ended because it said nothing: the next one gets no calls before its first word, as a system takes
+    /// connections for a process that has stopped.
+    silent: AtomicBool,
 }
 
 /// A connection for an attempt, and the server's place in the list.
@@ -216,6 +220,14 @@ impl Member {
         self.links.iter().find(|link| link.is_usable())
     }
 
+    /// Whether it fell silent, perhaps a moment ago, and nothing was heard of it since.
+    fn note_silence(&self) -> bool {
+        if self.links.iter().any(|link| link.timed_out()) {
+            self.backend.silent.store(true, Relaxed);
+        }
+        self.backend.silent.load(Relaxed)
+    }
+
     /// Whether a connection to it may be tried.
     fn may_dial(&self, now: Time, ask: Ask) -> bool {
         let again = |(tried, number): &(Tried, u64)| match tried {
@@ -245,6 +257,7 @@ impl Member {
 
     fn dial(&mut self, now: Time) -> Arc<Backend> {
         self.dialing = true;
+        self.note_silence();
         self.backoff.dialling(now);
         self.backend.clone()
     }
@@ -288,7 +301,8 @@ impl State {
         if self.members.iter().any(|member| member.dialing) {
             return Ok(None);
         }
-        if let Some(member) = self.members.iter_mut().find(|member| member.may_dial(now, *ask)) {
+        let may_dial = self.members.iter_mut().filter(|member| member.may_dial(now, *ask));
+        if let Some(member) = may_dial.min_by_key(|member| member.note_silence()) {
             return Err(member.dial(now));
         }
         let failed = || self.members.iter().filter_map(Member::failed);
@@ -868,6 +882,7 @@ impl Pool {
             if let Some(member) = members.iter_mut().find(of)
                 && let Some(at) = member.links.iter().position(|other| Arc::ptr_eq(other, link))
             {
+                member.note_silence();
                 member.links.remove(at);
                 match link.is_mute() {
                     None => member.backoff.reset(),
@@ -908,7 +923,7 @@ impl Attempt {
         match race(connecting, sleep_until(&**runtime, deadline)).await {
             Some(Ok(transport)) => {
                 let peer = Peer::new(endpoint.to_string());
-                let provisional = transport.is_provisional();
+                let provisional = transport.is_provisional() || self.backend.silent.load(Relaxed);
                 let (guest, side) = (Guest::new(transport, peer), Side::Client(token));
                 let (link, driver) = Link::new(guest, terms, runtime.clone(), side);
                 let (pool, backend, driven) =
@@ -922,6 +937,9 @@ impl Attempt {
                     false => Some(Ok(())),
                 };
                 let greeted = greeted.unwrap_or_else(|| Err(self.too_late()));
+                if provisional && greeted.is_ok() {
+                    self.backend.silent.store(false, Relaxed);
+                }
                 if let Err(status) = &greeted {
                     link.abort(status.clone());
                 } else if let Some(credentials) = credentials {

@@ -15,7 +15,7 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use valkyrie_protocol::{Limits, Reason, Status};
+use valkyrie_protocol::{Keepalive, Limits, Reason, Status};
 
 use crate::{
     Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, Log, MessageHandler, Runtime, Security,
@@ -35,6 +35,13 @@ use crate::{Pem, tls::Identity};
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long accepting rests after an error such as "too many open files": doubled from the first to the second.
 const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// More patient than clients are, who have somebody waiting.
+const KEEPALIVE: Keepalive = Keepalive {
+    time: Some(Duration::from_secs(300)),
+    idle: Some(Duration::from_secs(7_200)),
+    timeout: Duration::from_secs(20),
+};
 
 /// Describes a server; [`ServerBuilder::build`] binds it.
 #[must_use = "a builder does nothing until it is built"]
@@ -58,7 +65,7 @@ impl Default for ServerBuilder {
         Self {
             binds: Vec::new(),
             handlers: Vec::new(),
-            terms: Terms::default(),
+            terms: Terms { keepalive: KEEPALIVE, ..Terms::default() },
             max_running_handlers: 256,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
