@@ -100,6 +100,8 @@ pub struct Config {
     pub authenticates: bool,
     /// When the peer is asked whether it is there. Default: never.
     pub keepalive: Keepalive,
+    /// How long there may be no stream before this side lets go of the connection, by [`Event::Idle`]. Default: for ever.
+    pub max_idle: Option<Duration>,
 }
 
 impl Config {
@@ -114,6 +116,7 @@ impl Config {
             multiplexed: false,
             authenticates: false,
             keepalive: Keepalive::default(),
+            max_idle: None,
         }
     }
 }
@@ -224,6 +227,9 @@ pub enum Event {
     },
     /// The credentials that a server accepted have expired: the client is told, and its streams are gone.
     Expired,
+    /// There was no stream for [`Config::max_idle`]: the peer is told by GOAWAY. What it says is to be read for 1 s, or until it
+    /// closes, so that a call that was on its way is refused and not lost.
+    Idle,
     /// The peer answered a PING.
     Pong {
         /// The data of the PING.
@@ -401,7 +407,7 @@ impl Connection {
             failed: None,
             now,
             handshake_deadline: Some(now.after(limits.handshake_timeout)),
-            alive: Alive::new(now, &config.keepalive),
+            alive: Alive::new(now, &config.keepalive, config.max_idle),
             unfinished: None,
             next_deadline: None,
             streams: Streams::default(),
@@ -2059,6 +2065,7 @@ impl Connection {
             self.buffered -= partial;
             self.drop_bytes(partial as usize);
         }
+        self.rest();
         Some((id, local))
     }
 

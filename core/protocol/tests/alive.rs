@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use side::{Sent, Side, call, frame, hello, record, status};
 use valkyrie_protocol::{
-    Config, Connection, ConnectionError, ConnectionState, ErrorCode, FLAG_END, FrameType, GoAway, Keepalive,
-    Metadata, Opened, Ping, Priority, Reason, Role, Status, StreamKey, Time, Window,
+    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, FLAG_END, Finish, FrameType,
+    GoAway, Keepalive, Metadata, Opened, Ping, Priority, Reason, Role, Status, StreamKey, Time, Window,
 };
 
 const KEEPALIVE: Keepalive =
@@ -274,4 +274,77 @@ fn the_end_is_told() {
     assert_eq!(types(&sent), [FrameType::GOAWAY]);
     let record = Bytes::from(sent[0].record.clone());
     assert_eq!(GoAway::decode(&record).unwrap().code, ErrorCode::TIMEOUT.number());
+}
+
+/// A server that lets go of connections that nobody uses for 60 s.
+fn leaving() -> Side {
+    let max_idle = Some(Duration::from_secs(60));
+    let mut side = Side(Connection::new(Config { max_idle, ..Config::new(Role::Server) }, at(0)));
+    read(&mut side, 1, hello()).unwrap();
+    said(&mut side, 1);
+    side.events();
+    side
+}
+
+fn opened(side: &mut Side) -> StreamKey {
+    match side.0.poll_event() {
+        Some(Event::Call { key, .. }) => key,
+        event => panic!("{event:?}"),
+    }
+}
+
+#[test]
+fn a_connection_that_nobody_uses_is_let_go_of() {
+    // Never used.
+    assert_eq!(pass(&mut leaving(), u64::MAX / 1_000), (vec![(60_000, FrameType::GOAWAY)], None));
+
+    let mut side = leaving();
+    // A call that takes longer than that, and one that begins before it ends and takes a moment more.
+    read(&mut side, 1_000, call(1, FLAG_END, b"")).unwrap();
+    let first = opened(&mut side);
+    assert_eq!(pass(&mut side, 100_000), (vec![], None));
+    read(&mut side, 100_000, call(3, FLAG_END, b"")).unwrap();
+    let second = opened(&mut side);
+    side.0.respond(first, Ok(Finish::default()));
+    assert_eq!(said(&mut side, 100_000), [FrameType::STATUS]);
+    side.0.respond(second, Ok(Finish::default()));
+    assert_eq!(said(&mut side, 100_500), [FrameType::STATUS]);
+    // One in between begins it anew, and PINGs do not.
+    read(&mut side, 130_000, call(5, FLAG_END, b"")).unwrap();
+    let third = opened(&mut side);
+    side.0.respond(third, Ok(Finish::default()));
+    assert_eq!(said(&mut side, 130_000), [FrameType::STATUS]);
+    let ping = Ping { data: 1, extensions: Vec::new() };
+    let ping = frame(FrameType::PING, 0, 0, &record(|out| ping.encode(out)), b"");
+    read(&mut side, 189_000, ping).unwrap();
+    assert_eq!(said(&mut side, 189_000), [FrameType::PONG]);
+    assert_eq!(pass(&mut side, u64::MAX / 1_000), (vec![(190_000, FrameType::GOAWAY)], None));
+    assert_eq!((side.events(), side.0.poll_timeout()), (vec![Event::Idle], None));
+}
+
+// spec: W9-18
+#[test]
+fn f47_a_call_that_crosses_the_end_of_an_idle_connection_may_be_repeated() {
+    let mut server = leaving();
+    server.0.handle_timeout(at(60_000)).unwrap();
+    assert_eq!(server.events(), [Event::Idle]);
+    let told = server.sent(at(60_000), usize::MAX);
+    assert_eq!(types(&told), [FrameType::GOAWAY]);
+
+    // Each side reads what the other had sent before it knew.
+    let mut client = side(Role::Client, Keepalive::default(), 0);
+    let key = open(&mut client, 60_000, None);
+    let called = client.sent(at(60_000), usize::MAX);
+    assert_eq!(types(&called), [FrameType::CALL]);
+    read(&mut server, 60_010, called[0].bytes.clone()).unwrap();
+    assert_eq!(server.events(), []);
+    let refused = server.sent(at(60_010), usize::MAX);
+    assert_eq!(types(&refused), [FrameType::RESET]);
+    read(&mut client, 60_010, told[0].bytes.clone()).unwrap();
+    let unprocessed =
+        |event: &Event| matches!(event, Event::Reset { key: of, unprocessed: true, .. } if *of == key);
+    assert!(client.events().iter().any(unprocessed));
+    // And what comes behind it changes nothing.
+    read(&mut client, 60_020, refused[0].bytes.clone()).unwrap();
+    assert_eq!(client.events(), []);
 }

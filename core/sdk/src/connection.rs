@@ -100,6 +100,8 @@ pub(crate) struct Terms {
     pub(crate) limits: Limits,
     pub(crate) versions: RangeInclusive<u8>,
     pub(crate) keepalive: Keepalive,
+    /// How long there may be no stream.
+    pub(crate) max_idle: Option<Duration>,
     /// How long a driver looks for bytes before it sleeps.
     pub(crate) spin: Duration,
     pub(crate) log: Logger,
@@ -111,6 +113,7 @@ impl Default for Terms {
             limits: Limits::default(),
             versions: VERSION..=VERSION,
             keepalive: Keepalive { time: Some(KEEPALIVE_TIME), idle: None, timeout: KEEPALIVE_TIMEOUT },
+            max_idle: None,
             spin: Duration::ZERO,
             log: Logger::default(),
         }
@@ -189,6 +192,8 @@ pub(crate) struct State {
     pub(crate) resting: bool,
     /// Ends by itself once no stream is left, or at this time.
     closing: Option<Time>,
+    /// Nobody uses it: ends at this time, when whatever was on its way has arrived.
+    leaving: Option<Time>,
     abort: Option<Status>,
     closed: Option<Status>,
     on_change: Vec<Waker>,
@@ -321,9 +326,17 @@ impl Link {
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
         let multiplexed = transport.carrier() == Carrier::Streams;
-        let Terms { limits, versions, keepalive, spin, log } = terms.clone();
-        let config =
-            Config { limits, versions, grease, multiplexed, authenticates, keepalive, ..Config::new(role) };
+        let Terms { limits, versions, keepalive, max_idle, spin, log } = terms.clone();
+        let config = Config {
+            limits,
+            versions,
+            grease,
+            multiplexed,
+            authenticates,
+            keepalive,
+            max_idle,
+            ..Config::new(role)
+        };
         let mut protocol = Connection::new(config, now);
         if let Some((code, message)) = refused {
             protocol.refuse(code, message);
@@ -345,6 +358,7 @@ impl Link {
                 dirty: true,
                 resting: false,
                 closing: None,
+                leaving: None,
                 abort: None,
                 closed: None,
                 on_change: Vec::new(),
@@ -758,6 +772,7 @@ impl State {
                 }
                 // The client is told; then there is nothing left to do.
                 Event::Expired => self.close_at(link.runtime.now().after(LAST_WORDS)),
+                Event::Idle => self.leaving = Some(link.runtime.now().after(LAST_WORDS)),
                 Event::GoAway { error } => actions.records.extend(link.went_away(&error)),
                 Event::Call { key, method, metadata, priority, message, end } => {
                     link.calls.fetch_add(1, Relaxed);
@@ -1378,6 +1393,9 @@ impl Driver {
                 self.ended = Some(status);
             } else if let Some((_, status)) = self.broken.take_if(|(until, _)| *until <= now) {
                 self.ended = Some(status);
+            } else if state.leaving.is_some_and(|at| at <= now) {
+                let message = "the connection was closed, as nobody used it";
+                self.ended = Some(Status::from_reason(Reason::CONNECTION_LOST, message));
             } else if self.channels.is_some()
                 && self.router.is_none()
                 && state.closing.is_none()
@@ -1412,6 +1430,7 @@ impl Driver {
         state.dispatch(&self.link, &mut self.actions);
         self.holds = state.protocol.holds_back();
         let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
+        let next = Time::sooner(next, state.leaving);
         let next = Time::sooner(next, self.broken.as_ref().map(|(until, _)| *until));
         drop(guard);
         if next != self.timer_at {

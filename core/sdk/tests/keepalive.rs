@@ -16,7 +16,7 @@ use kept::{Kept, field};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    sync::watch,
+    sync::{mpsc, watch},
 };
 use valkyrie_sdk::{
     BoxFuture, Bytes, CallOptions, Client, ClientBuilder, Code, EchoHandler, Reason, Reply, Runtime,
@@ -209,8 +209,13 @@ async fn a_connection_that_was_only_idle_is_kept() {
 /// The program of [`Stopped`]'s children: this one, once more.
 #[test]
 fn child() {
-    let Ok(bind) = std::env::var("KEEPALIVE_TEST_BIND") else { return };
     let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Ok(endpoint) = std::env::var("KEEPALIVE_TEST_CALL") {
+        let forever = CallOptions::new().with_timeout(Duration::MAX);
+        let call = async { Client::connect(&endpoint).await?.call_with("/hang", "x", forever).await };
+        panic!("{:?}", runtime.block_on(call));
+    }
+    let Ok(bind) = std::env::var("KEEPALIVE_TEST_BIND") else { return };
     runtime.block_on(async {
         let server = counting(&Executed::default()).bind(bind).build().await.unwrap();
         println!("\nserving {}", server.endpoints()[0]);
@@ -218,26 +223,32 @@ fn child() {
     });
 }
 
-/// A server in a process of its own, which can be stopped: its sockets stand and take bytes, and nobody reads them.
+/// A peer in a process of its own, which can be stopped: its sockets stand and take bytes, and nobody reads them.
 struct Stoppable {
     process: Child,
+    /// Of a server.
     endpoint: String,
 }
 
 impl Stoppable {
-    fn new(bind: &str) -> Self {
-        let mut process = Command::new(std::env::current_exe().unwrap())
+    fn start(name: &str, value: &str) -> Self {
+        let process = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "child", "--nocapture"])
-            .env("KEEPALIVE_TEST_BIND", bind)
+            .env(name, value)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let endpoint = lines
+        Self { process, endpoint: String::new() }
+    }
+
+    fn serving(bind: &str) -> Self {
+        let mut server = Self::start("KEEPALIVE_TEST_BIND", bind);
+        let lines = BufReader::new(server.process.stdout.take().unwrap()).lines();
+        server.endpoint = lines
             .map(|line| line.unwrap())
             .find_map(|line| line.strip_prefix("serving ").map(str::to_owned))
             .expect("the child says where it serves");
-        Self { process, endpoint }
+        server
     }
 
     /// Each of its threads has stopped when this returns: until then one may answer.
@@ -273,7 +284,7 @@ impl Drop for Stoppable {
 async fn a_server_that_is_stopped_is_found() {
     let path = std::env::temp_dir().join(format!("valkyrie-keepalive-{}.sock", std::process::id()));
     for bind in ["tcp://127.0.0.1:0".to_owned(), format!("unix://{}", path.display())] {
-        let (first, second) = (Stoppable::new(&bind), Stoppable::new("tcp://127.0.0.1:0"));
+        let (first, second) = (Stoppable::serving(&bind), Stoppable::serving("tcp://127.0.0.1:0"));
         let alone = client(first.endpoint.as_str()).build().await.unwrap();
         let both = client(format!("{},{}", first.endpoint, second.endpoint));
         let in_order = ServiceConfig::parse(r#"{"balance": {"policy": "pick_first"}}"#).unwrap();
@@ -315,6 +326,65 @@ async fn a_server_that_is_stopped_is_found() {
     }
 }
 
+/// F47. The server lets go of connections at about the time at which the next call is made: each is executed exactly once,
+/// though none of them may be repeated.
+#[tokio::test(flavor = "multi_thread")]
+async fn f47_no_call_is_lost_to_the_end_of_an_idle_connection() {
+    const CALLS: u64 = 120;
+    let path = std::env::temp_dir().join(format!("valkyrie-idle-{}.sock", std::process::id()));
+    for bind in ["tcp://127.0.0.1:0".to_owned(), format!("unix://{}", path.display()), "memory:idle".into()] {
+        let executed = Executed::default();
+        let (endpoint, control) = serve(counting(&executed).max_connection_idle_ms(20), &bind).await;
+        let client = Client::builder().endpoint(endpoint).timeout_ms(60_000).build().await.unwrap();
+        for number in 0..CALLS {
+            // A timer of tokio's is up to 1 ms late: around 20 ms, in both directions.
+            tokio::time::sleep(Duration::from_micros(17_500 + 500 * (number % 9))).await;
+            let message = Bytes::from(number.to_string());
+            let answer = bounded("a call", client.call("/count", message)).await;
+            answer.unwrap_or_else(|status| panic!("{bind}, call {number}: {status:?}"));
+        }
+        let executed = executed.lock().unwrap();
+        assert!(executed.len() as u64 == CALLS && executed.values().all(|times| *times == 1), "{executed:?}");
+        let connections = control.stats().connections_total;
+        assert!((10..=CALLS + 1).contains(&connections), "{connections}");
+        println!("{bind}: {CALLS} calls over {connections} connections");
+    }
+}
+
+/// The other way round: a client's process that is stopped while a call of it runs loses its connection, and the handler
+/// stops.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_stopped_is_found() {
+    let (says, mut hears) = mpsc::unbounded_channel();
+    let hang = handler_fn(move |_| {
+        let says = Says(says.clone());
+        async move {
+            says.0.send("begun").unwrap();
+            std::future::pending().await
+        }
+    });
+    let server = ServerBuilder::new().handler("/hang", hang).keepalive_ms(10_000).keepalive_timeout_ms(1_000);
+    let (endpoint, control) = serve(server, "127.0.0.1:0").await;
+    let caller = Stoppable::start("KEEPALIVE_TEST_CALL", &endpoint);
+    assert_eq!(bounded("a call", hears.recv()).await, Some("begun"));
+    bounded("a stop", caller.stop()).await;
+    assert_eq!(bounded("the end", hears.recv()).await, Some("stopped"));
+    bounded("the connection's end", async {
+        while control.stats().connections > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+struct Says(mpsc::UnboundedSender<&'static str>);
+
+impl Drop for Says {
+    fn drop(&mut self) {
+        let _ = self.0.send("stopped");
+    }
+}
+
 /// What would ask too often, or too impatiently, is refused with the least that may be given.
 #[tokio::test]
 async fn times_that_are_too_short_are_refused() {
@@ -333,4 +403,8 @@ async fn times_that_are_too_short_are_refused() {
     let most = builder().keepalive_ms(10_000).keepalive_idle_ms(300_000).keepalive_timeout_ms(1_000);
     assert!(most.connect_lazily().is_ok());
     assert!(builder().keepalive_ms(0).keepalive_idle_ms(0).connect_lazily().is_ok());
+
+    let server = ServerBuilder::new().bind("127.0.0.1:0").keepalive_ms(1);
+    let error = server.build().await.err().unwrap();
+    assert_eq!(error.message(), "keepalive_ms is 1; give at least 10000, or 0 for never");
 }

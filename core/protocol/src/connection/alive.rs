@@ -1,11 +1,12 @@
 //! Whether the peer is there: a PING where nothing is heard of it, and an end where that stays so (PROTOCOL.md, "Silence").
+//! And a gentle end for a connection that nobody uses.
 //!
 //! Everything that is received answers. Who hears enough is never asked, and costs no timer of its own: the bound of the
 //! next look is moved when it is reached, and not by each frame.
 
 use std::time::Duration;
 
-use super::Connection;
+use super::{Connection, Event};
 use crate::{ConnectionError, ErrorCode, Reason, Time};
 
 /// When a silent peer is asked whether it is there, and how long it may take to say so. Default: never.
@@ -35,14 +36,25 @@ pub(super) struct Alive {
     answer_by: Option<Time>,
     /// No silence is long enough earlier.
     look_at: Option<Time>,
+    /// When the last stream ended, at first when the connection began.
+    at_rest: Time,
+    /// A connection that is let go of when nobody uses it has been at rest for no long enough time earlier.
+    leave_at: Option<Time>,
     /// How long its HELLO took: a round trip, and the time that the peer needed.
     round_trip: Duration,
 }
 
 impl Alive {
-    pub(super) fn new(now: Time, keepalive: &Keepalive) -> Self {
-        let look_at = keepalive.idle.map(|idle| now.after(idle));
-        Self { began: now, heard: now, answer_by: None, look_at, round_trip: Duration::ZERO }
+    pub(super) fn new(now: Time, keepalive: &Keepalive, max_idle: Option<Duration>) -> Self {
+        Self {
+            began: now,
+            heard: now,
+            answer_by: None,
+            look_at: keepalive.idle.map(|idle| now.after(idle)),
+            at_rest: now,
+            leave_at: max_idle.map(|idle| now.after(idle)),
+            round_trip: Duration::ZERO,
+        }
     }
 
     /// Something came.
@@ -57,12 +69,12 @@ impl Alive {
     }
 
     pub(super) fn next(&self) -> Option<Time> {
-        Time::sooner(self.answer_by, self.look_at)
+        Time::sooner(self.leave_at, Time::sooner(self.answer_by, self.look_at))
     }
 
     /// The connection is over.
     pub(super) fn stop(&mut self) {
-        (self.answer_by, self.look_at) = (None, None);
+        (self.answer_by, self.look_at, self.leave_at) = (None, None, None);
     }
 
     /// How long the answer ahead of a call may take that has so much time.
@@ -77,6 +89,17 @@ impl Connection {
     pub(super) fn watch(&mut self, now: Time) {
         if let Some(time) = self.config.keepalive.time {
             self.alive.look_at = Time::sooner(self.alive.look_at, Some(now.after(time)));
+        }
+    }
+
+    /// A stream is over, perhaps the last one.
+    pub(super) fn rest(&mut self) {
+        if let Some(idle) = self.config.max_idle
+            && self.streams() == 0
+            && !self.is_draining()
+        {
+            self.alive.at_rest = self.now;
+            self.alive.leave_at.get_or_insert(self.now.after(idle));
         }
     }
 
@@ -106,7 +129,7 @@ impl Connection {
         self.alive.answer_by = Some(now.after(timeout));
     }
 
-    /// Looks whether the silence is too long, if it is time to.
+    /// Looks whether the silence, or the rest, is too long, if it is time to.
     ///
     /// # Errors
     /// TIMEOUT when a PING was not answered.
@@ -125,6 +148,18 @@ impl Connection {
                 self.alive.look_at = silence.map(|silence| now.after(silence));
                 if self.alive.answer_by.is_none() {
                     self.ask(now, timeout);
+                }
+            }
+        }
+        if due(self.alive.leave_at) {
+            // Who is busy is looked at when it is at rest again.
+            let idle = self.config.max_idle.filter(|_| self.streams() == 0);
+            self.alive.leave_at = idle.map(|idle| self.alive.at_rest.after(idle));
+            if due(self.alive.leave_at) {
+                self.alive.leave_at = None;
+                if !self.is_draining() {
+                    self.go_away("nobody used the connection for long");
+                    self.events.push_back(Event::Idle);
                 }
             }
         }
