@@ -19,9 +19,11 @@
 //! It deliberately knows no socket and no waiters: a driver keeps those beside it, by [`StreamKey`].
 
 mod abuse;
+mod alive;
 mod channels;
 mod credentials;
 
+pub use alive::Keepalive;
 pub use channels::StreamAction;
 pub use credentials::Secret;
 
@@ -34,6 +36,7 @@ use std::{
 };
 
 use abuse::{Account, BRIEF, Bucket};
+use alive::Alive;
 use bytes::{Buf, Bytes, BytesMut};
 use credentials::{Credentials, Stage};
 
@@ -95,6 +98,10 @@ pub struct Config {
     /// A server's: whether it decides on credentials, by [`Event::Auth`]; one that does not accepts all, for ever. Default
     /// false.
     pub authenticates: bool,
+    /// When the peer is asked whether it is there. Default: never.
+    pub keepalive: Keepalive,
+    /// How long there may be no stream before this side lets go of the connection, by [`Event::Idle`]. Default: for ever.
+    pub max_idle: Option<Duration>,
 }
 
 impl Config {
@@ -108,6 +115,8 @@ impl Config {
             grease: None,
             multiplexed: false,
             authenticates: false,
+            keepalive: Keepalive::default(),
+            max_idle: None,
         }
     }
 }
@@ -218,6 +227,9 @@ pub enum Event {
     },
     /// The credentials that a server accepted have expired: the client is told, and its streams are gone.
     Expired,
+    /// There was no stream for [`Config::max_idle`]: the peer is told by GOAWAY. What it says is to be read for 1 s, or until it
+    /// closes, so that a call that was on its way is refused and not lost.
+    Idle,
     /// The peer answered a PING.
     Pong {
         /// The data of the PING.
@@ -285,6 +297,7 @@ pub struct Connection {
     /// The latest instant that was handed in.
     now: Time,
     handshake_deadline: Option<Time>,
+    alive: Alive,
     unfinished: Option<Unfinished>,
     /// No stream's deadline is earlier than this, nor the end of anybody's patience with a stream that stands still.
     next_deadline: Option<Time>,
@@ -394,6 +407,7 @@ impl Connection {
             failed: None,
             now,
             handshake_deadline: Some(now.after(limits.handshake_timeout)),
+            alive: Alive::new(now, &config.keepalive, config.max_idle),
             unfinished: None,
             next_deadline: None,
             streams: Streams::default(),
@@ -493,6 +507,7 @@ impl Connection {
         let frame = Time::sooner(self.unfinished.map(|frame| frame.deadline), overdue);
         let streams = Time::sooner(self.next_deadline, self.next_room());
         let streams = Time::sooner(self.credentials.expires, streams);
+        let streams = Time::sooner(self.alive.next(), streams);
         Time::sooner(self.handshake_deadline, Time::sooner(frame, streams))
     }
 
@@ -538,6 +553,11 @@ impl Connection {
     /// Whether the peer's HELLO was read and accepted, however the connection went on.
     pub fn is_greeted(&self) -> bool {
         self.greeted
+    }
+
+    /// Whether this side ended it because the peer said nothing, or not enough, for too long.
+    pub fn timed_out(&self) -> bool {
+        self.failed.as_ref().is_some_and(|error| error.code == ErrorCode::TIMEOUT)
     }
 
     /// Whether either side takes no new streams, or this one has none left.
@@ -862,10 +882,11 @@ impl Connection {
         }
     }
 
-    /// Lets what is due happen: deadlines, the end of a stream that stands still, the handshake's and a frame's time.
+    /// Lets what is due happen: deadlines, the end of a stream that stands still, the handshake's and a frame's time, a look
+    /// after a silent peer.
     ///
     /// # Errors
-    /// TIMEOUT when the handshake or a frame took too long, ENHANCE_CALM after too many resets.
+    /// TIMEOUT when the handshake or a frame took too long or the peer is gone, ENHANCE_CALM after too many resets.
     pub fn handle_timeout(&mut self, now: Time) -> Result<(), ConnectionError> {
         self.now = now;
         let due = |deadline: Option<Time>| deadline.is_some_and(|at| at <= now);
@@ -887,6 +908,11 @@ impl Connection {
         }
         if due(self.credentials.expires) {
             self.expire();
+        }
+        if due(self.alive.next())
+            && let Err(error) = self.look(now)
+        {
+            return Err(self.fail(error));
         }
         if due(self.next_deadline)
             && let Err(error) = self.end_streams_that_are_due(now)
@@ -978,6 +1004,7 @@ impl Connection {
                 ));
             }
             buffer.advance(HEADER_LEN);
+            self.alive.hear(now);
             match channel {
                 None => self.unfinished = None,
                 Some(id) => _ = self.unfinished_streams.remove(&id),
@@ -1013,6 +1040,7 @@ impl Connection {
             Some(frame) => frame.since,
             None => now,
         };
+        self.alive.hear(now);
         let limits = &self.config.limits;
         let slowest = limits.slowest_frame(len as u64);
         let deadline = now.after(limits.frame_timeout).min(since.after(slowest));
@@ -1202,6 +1230,7 @@ impl Connection {
         }
         self.peer.max_frame_bytes = self.peer.max_frame_bytes.min(MAX_FRAME_BYTES_CAP);
         self.greeted = true;
+        self.alive.greeted(self.now);
         if self.config.role == Role::Server && hello.extensions.iter().any(|(id, _)| *id == AUTH_FOLLOWS) {
             // The timer runs on, until they are decided on.
             self.credentials = Credentials::new(true);
@@ -1353,6 +1382,7 @@ impl Connection {
         let key = self.streams.insert(stream);
         self.ids.insert(header.stream, key);
         self.open_peer += 1;
+        self.watch(now);
         self.note_deadline(deadline);
         let end = header.has(FLAG_END);
         let whole = header.has(FLAG_MESSAGE) && !header.has(FLAG_MORE);
@@ -1708,6 +1738,7 @@ impl Connection {
     pub fn poll_transmit(&mut self, now: Time, out: &mut TransmitBuffer, budget: usize) {
         self.resumed = false;
         self.now = now;
+        self.doubt(now);
         // Not on top of what a peer does not read, but a GOAWAY that ends the connection always.
         if out.len() < budget || self.failed.is_some() {
             out.append(&mut self.control);
@@ -1891,6 +1922,10 @@ impl Connection {
         } else {
             self.make_ready(key);
         }
+        if opens {
+            self.watch(now);
+            self.hurry(now, deadline);
+        }
         if opens && !self.paused.is_empty() {
             self.use_room();
         }
@@ -2030,6 +2065,7 @@ impl Connection {
             self.buffered -= partial;
             self.drop_bytes(partial as usize);
         }
+        self.rest();
         Some((id, local))
     }
 
@@ -2131,6 +2167,7 @@ impl Connection {
         let message: String = error.message.chars().take(200).collect();
         self.push_go_away(error.code, &message);
         self.handshake_deadline = None;
+        self.alive.stop();
         self.unfinished = None;
         self.next_deadline = None;
         self.credentials.expires = None;

@@ -20,7 +20,8 @@ mod transmit;
 
 // The public interface is:
 pub use connection::{
-    Config, Connection, ConnectionState, Event, Finish, Opened, Role, Secret, SendError, StreamAction,
+    Config, Connection, ConnectionState, Event, Finish, Keepalive, Opened, Role, Secret, SendError,
+    StreamAction,
 };
 pub use error::{ConnectionError, ErrorCode};
 pub use header::{

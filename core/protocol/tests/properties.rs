@@ -427,7 +427,7 @@ impl Pair {
         follow(state, connection.state());
         while let Some(event) = self.sides[side].connection.poll_event() {
             match event {
-                Event::Connected | Event::GoAway { .. } | Event::Pong { .. } => {}
+                Event::Connected | Event::GoAway { .. } | Event::Pong { .. } | Event::Idle => {}
                 Event::Auth { .. } | Event::Authenticated { .. } | Event::Expired => panic!("{event:?}"),
                 Event::Call { key, method, message, end, .. } => {
                     assert_eq!(side, SERVER);

@@ -10,7 +10,7 @@ use crate::{
     DEFAULT_METHOD, DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Log, RecvStream, Response, Runtime, Security,
     SendStream, Token, TokenSource, ValkyrieClient,
     call::{Call, Pending, Receiver, Request},
-    connection::{Link, Terms},
+    connection::{Link, Terms, unless_0},
     credentials::Credentials,
     lead::Lead,
     log::Logger,
@@ -168,6 +168,33 @@ impl ClientBuilder {
         self
     }
 
+    /// How long the server may be silent while calls are open until it is asked by PING whether it is there, in milliseconds:
+    /// 30,000 by default, at least 10,000; 0 for never, nor ahead of calls. One that says nothing within
+    /// [`ClientBuilder::keepalive_timeout_ms`] is gone: the connection ends with CONNECTION_LOST, and its calls are retried
+    /// as their methods' policy says.
+    ///
+    /// A call that is made after 15 s of silence goes behind a PING, too, as what lies between may have dropped the connection.
+    /// The answer has a quarter of the call's time then, 1 s at most, and at least 100 ms and two round trips. Source:
+    /// PROTOCOL.md, W9-16 and W9-17; gRFC A8.
+    pub fn keepalive_ms(mut self, time_ms: u64) -> Self {
+        self.terms.keepalive.time = unless_0(time_ms);
+        self
+    }
+
+    /// How long the answer to a keepalive's PING may take, in milliseconds; anything that is received is one. Default 10,000,
+    /// at least 1,000. Source: gRFC A8 has 20,000.
+    pub fn keepalive_timeout_ms(mut self, timeout_ms: u64) -> Self {
+        self.terms.keepalive.timeout = Duration::from_millis(timeout_ms);
+        self
+    }
+
+    /// As [`ClientBuilder::keepalive_ms`] while no call is open, for networks that forget who is idle, in milliseconds: 0,
+    /// never, by default; at least 300,000. Source: gRFC A8.
+    pub fn keepalive_idle_ms(mut self, time_ms: u64) -> Self {
+        self.terms.keepalive.idle = unless_0(time_ms);
+        self
+    }
+
     /// The protocol versions to offer: 1 to 1, all that there are, by default. Another range is for trying what peers of
     /// other versions will do; whatever is agreed on, it behaves as version 1.
     #[doc(hidden)]
@@ -234,6 +261,7 @@ impl ClientBuilder {
             true => Some(self.scripted(&endpoints)?),
             false => observer,
         };
+        self.terms.check_keepalive()?;
         // Told after what is wrong with the endpoints themselves.
         let secure = endpoints.iter().try_for_each(|endpoint| self.check_security(endpoint));
         let runtime = match self.runtime {

@@ -20,8 +20,8 @@ use std::{
 
 use bytes::Bytes;
 use valkyrie_protocol::{
-    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Limits, Metadata, Opened,
-    Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
+    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Keepalive, Limits,
+    Metadata, Opened, Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
 use crate::{
@@ -50,6 +50,9 @@ const MAX_PARTS: usize = 16;
 const MAX_TURNS: usize = 32;
 /// How long what a peer said before its connection broke may take to come.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// A client's keepalive, while calls are open.
+const KEEPALIVE_TIME: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What is held of a client whose first credentials are undecided (PROTOCOL.md, W6-14).
 const HELD_MOST: usize = 16 << 10;
 /// Messages that may be sent before the driver has a turn: what is on the way overlaps with what is being made.
@@ -97,6 +100,9 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) struct Terms {
     pub(crate) limits: Limits,
     pub(crate) versions: RangeInclusive<u8>,
+    pub(crate) keepalive: Keepalive,
+    /// How long there may be no stream.
+    pub(crate) max_idle: Option<Duration>,
     /// How long a driver looks for bytes before it sleeps.
     pub(crate) spin: Duration,
     pub(crate) log: Logger,
@@ -107,10 +113,35 @@ impl Default for Terms {
         Self {
             limits: Limits::default(),
             versions: VERSION..=VERSION,
+            keepalive: Keepalive { time: Some(KEEPALIVE_TIME), idle: None, timeout: KEEPALIVE_TIMEOUT },
+            max_idle: None,
             spin: Duration::ZERO,
             log: Logger::default(),
         }
     }
+}
+
+impl Terms {
+    /// # Errors
+    /// INVALID_CONFIGURATION for what would ask peers more often, or give them less time, than is good for anybody.
+    pub(crate) fn check_keepalive(&self) -> Result<(), Status> {
+        let Keepalive { time, idle, timeout } = self.keepalive;
+        let least = |name, least: u64, said: Option<Duration>, or| match said {
+            Some(said) if said < Duration::from_millis(least) => Err(Status::from_reason(
+                Reason::INVALID_CONFIGURATION,
+                format!("{name} is {}; give at least {least}{or}", said.as_millis()),
+            )),
+            _ => Ok(()),
+        };
+        least("keepalive_ms", 10_000, time, ", or 0 for never")?;
+        least("keepalive_idle_ms", 300_000, idle, ", or 0 for never")?;
+        least("keepalive_timeout_ms", 1_000, Some(timeout), "")
+    }
+}
+
+/// What a builder says in milliseconds, where 0 is never.
+pub(crate) fn unless_0(ms: u64) -> Option<Duration> {
+    (ms > 0).then_some(Duration::from_millis(ms))
 }
 
 /// A connection whose transport stands.
@@ -164,6 +195,8 @@ pub(crate) struct State {
     pub(crate) resting: bool,
     /// Ends by itself once no stream is left, or at this time.
     closing: Option<Time>,
+    /// Nobody uses it: ends at this time, when whatever was on its way has arrived.
+    leaving: Option<Time>,
     abort: Option<Status>,
     closed: Option<Status>,
     on_change: Vec<Waker>,
@@ -296,8 +329,17 @@ impl Link {
         // Chance enough for grease: nobody gains by guessing it.
         let grease = Some(RandomState::new().hash_one(id));
         let multiplexed = transport.carrier() == Carrier::Streams;
-        let Terms { limits, versions, spin, log } = terms.clone();
-        let config = Config { limits, versions, grease, multiplexed, authenticates, ..Config::new(role) };
+        let Terms { limits, versions, keepalive, max_idle, spin, log } = terms.clone();
+        let config = Config {
+            limits,
+            versions,
+            grease,
+            multiplexed,
+            authenticates,
+            keepalive,
+            max_idle,
+            ..Config::new(role)
+        };
         let mut protocol = Connection::new(config, now);
         if let Some((code, message)) = refused {
             protocol.refuse(code, message);
@@ -319,6 +361,7 @@ impl Link {
                 dirty: true,
                 resting: false,
                 closing: None,
+                leaving: None,
                 abort: None,
                 closed: None,
                 on_change: Vec::new(),
@@ -403,6 +446,11 @@ impl Link {
 
     pub(crate) fn is_over(&self) -> bool {
         lock(&self.state).closed.is_some()
+    }
+
+    /// Whether it is over because the peer was silent.
+    pub(crate) fn timed_out(&self) -> bool {
+        lock(&self.state).protocol.timed_out()
     }
 
     /// Why it is over, when nothing was ever heard on it.
@@ -735,6 +783,7 @@ impl State {
                 }
                 // The client is told; then there is nothing left to do.
                 Event::Expired => self.close_at(link.runtime.now().after(LAST_WORDS)),
+                Event::Idle => self.leaving = Some(link.runtime.now().after(LAST_WORDS)),
                 Event::GoAway { error } => actions.records.extend(link.went_away(&error)),
                 Event::Call { key, method, metadata, priority, message, end } => {
                     link.calls.fetch_add(1, Relaxed);
@@ -1358,6 +1407,9 @@ impl Driver {
                 self.ended = Some(status);
             } else if let Some((_, status)) = self.broken.take_if(|(until, _)| *until <= now) {
                 self.ended = Some(status);
+            } else if state.leaving.is_some_and(|at| at <= now) {
+                let message = "the connection was closed, as nobody used it";
+                self.ended = Some(Status::from_reason(Reason::CONNECTION_LOST, message));
             } else if self.channels.is_some()
                 && self.router.is_none()
                 && state.closing.is_none()
@@ -1395,6 +1447,7 @@ impl Driver {
             self.link.usable.store(false, Relaxed);
         }
         let next = Time::sooner(state.protocol.poll_timeout(), state.closing);
+        let next = Time::sooner(next, state.leaving);
         let next = Time::sooner(next, self.broken.as_ref().map(|(until, _)| *until));
         drop(guard);
         if next != self.timer_at {

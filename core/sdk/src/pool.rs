@@ -84,7 +84,7 @@ impl Dialer {
     /// A server that the client may use.
     pub(crate) fn backend(&self, endpoint: Endpoint) -> Result<Arc<Backend>, Status> {
         let connector = self.connector(&endpoint)?;
-        Ok(Arc::new(Backend { endpoint, connector }))
+        Ok(Arc::new(Backend { endpoint, connector, silent: AtomicBool::new(false) }))
     }
 }
 
@@ -92,6 +92,9 @@ impl Dialer {
 pub(crate) struct Backend {
     pub(crate) endpoint: Endpoint,
     connector: Arc<dyn Connector>,
+    /// Its last connection ended because it said nothing: the next one gets no calls before its first word, as a system takes
+    /// connections for a process that has stopped.
+    silent: AtomicBool,
 }
 
 /// A connection for an attempt, and the server's place in the list.
@@ -221,6 +224,14 @@ impl Member {
         self.links.iter().find(|link| link.is_usable())
     }
 
+    /// Whether it fell silent, perhaps a moment ago, and nothing was heard of it since.
+    fn note_silence(&self) -> bool {
+        if self.links.iter().any(|link| link.timed_out()) {
+            self.backend.silent.store(true, Relaxed);
+        }
+        self.backend.silent.load(Relaxed)
+    }
+
     /// Whether a connection to it may be tried.
     fn may_dial(&self, now: Time, ask: Ask) -> bool {
         let again = |(tried, number): &(Tried, u64)| match tried {
@@ -250,6 +261,7 @@ impl Member {
 
     fn dial(&mut self, now: Time) -> Arc<Backend> {
         self.dialing = true;
+        self.note_silence();
         self.backoff.dialling(now);
         self.backend.clone()
     }
@@ -292,7 +304,8 @@ impl State {
         if self.members.iter().any(|member| member.dialing) {
             return Ok(None);
         }
-        if let Some(member) = self.members.iter_mut().find(|member| member.may_dial(now, *ask)) {
+        let may_dial = self.members.iter_mut().filter(|member| member.may_dial(now, *ask));
+        if let Some(member) = may_dial.min_by_key(|member| member.note_silence()) {
             return Err(member.dial(now));
         }
         let failed = || self.members.iter().filter_map(Member::failed);
@@ -955,6 +968,7 @@ impl Pool {
             if let Some(member) = members.iter_mut().find(of)
                 && let Some(at) = member.links.iter().position(|other| Arc::ptr_eq(other, link))
             {
+                member.note_silence();
                 member.links.remove(at);
                 match link.is_mute() {
                     None => member.backoff.reset(),
@@ -995,7 +1009,7 @@ impl Attempt {
         match race(connecting, sleep_until(&**runtime, deadline)).await {
             Some(Ok(transport)) => {
                 let peer = Peer::new(endpoint.to_string());
-                let provisional = transport.is_provisional();
+                let provisional = transport.is_provisional() || self.backend.silent.load(Relaxed);
                 let (guest, side) = (Guest::new(transport, peer), Side::Client(token));
                 let (link, driver) = Link::new(guest, terms, runtime.clone(), side);
                 let (pool, backend, driven) =
@@ -1009,6 +1023,9 @@ impl Attempt {
                     false => Some(Ok(())),
                 };
                 let greeted = greeted.unwrap_or_else(|| Err(self.too_late()));
+                if provisional && greeted.is_ok() {
+                    self.backend.silent.store(false, Relaxed);
+                }
                 if let Err(status) = &greeted {
                     link.abort(status.clone());
                 } else if let Some(credentials) = credentials {

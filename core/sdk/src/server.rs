@@ -15,12 +15,12 @@ use tokio::{
     sync::{Notify, watch},
     task::JoinSet,
 };
-use valkyrie_protocol::{Limits, Reason, Status};
+use valkyrie_protocol::{Keepalive, Limits, Reason, Status};
 
 use crate::{
     Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, Log, MessageHandler, Runtime, Security,
     TokioRuntime, ValkyrieServer,
-    connection::{Link, Side, Terms, lock},
+    connection::{Link, Side, Terms, lock, unless_0},
     failures::Failures,
     guard::{Closed, Guard},
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
@@ -35,6 +35,13 @@ use crate::{Pem, tls::Identity};
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long accepting rests after an error such as "too many open files": doubled from the first to the second.
 const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
+
+/// More patient than clients are, who have somebody waiting.
+const KEEPALIVE: Keepalive = Keepalive {
+    time: Some(Duration::from_secs(300)),
+    idle: Some(Duration::from_secs(7_200)),
+    timeout: Duration::from_secs(20),
+};
 
 /// Describes a server; [`ServerBuilder::build`] binds it.
 #[must_use = "a builder does nothing until it is built"]
@@ -58,7 +65,7 @@ impl Default for ServerBuilder {
         Self {
             binds: Vec::new(),
             handlers: Vec::new(),
-            terms: Terms::default(),
+            terms: Terms { keepalive: KEEPALIVE, ..Terms::default() },
             max_running_handlers: 256,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
@@ -171,6 +178,36 @@ impl ServerBuilder {
         self
     }
 
+    /// How long a client may be silent while calls of it run until it is asked by PING whether it is there, in milliseconds:
+    /// 300,000 by default, at least 10,000; 0 for never. One that says nothing within [`ServerBuilder::keepalive_timeout_ms`] is
+    /// gone: its connection is closed, and its handlers are stopped. Source: PROTOCOL.md, W9-16; gRFC A8 has 7,200,000.
+    pub fn keepalive_ms(mut self, time_ms: u64) -> Self {
+        self.terms.keepalive.time = unless_0(time_ms);
+        self
+    }
+
+    /// How long the answer to a keepalive's PING may take, in milliseconds; anything that is received is one. Default 20,000,
+    /// at least 1,000. Source: gRFC A8.
+    pub fn keepalive_timeout_ms(mut self, timeout_ms: u64) -> Self {
+        self.terms.keepalive.timeout = Duration::from_millis(timeout_ms);
+        self
+    }
+
+    /// As [`ServerBuilder::keepalive_ms`] for clients without a call, in milliseconds: 7,200,000 by default, at least 300,000;
+    /// 0 for never. Source: gRFC A8.
+    pub fn keepalive_idle_ms(mut self, time_ms: u64) -> Self {
+        self.terms.keepalive.idle = unless_0(time_ms);
+        self
+    }
+
+    /// How long a connection may have no call before it is closed, in milliseconds: 0, for ever, by default. PINGs do not count.
+    /// Its client is told, and a call that is on its way is refused, which clients repeat elsewhere: none is lost. Source: gRFC
+    /// A9.
+    pub fn max_connection_idle_ms(mut self, time_ms: u64) -> Self {
+        self.terms.max_idle = unless_0(time_ms);
+        self
+    }
+
     /// The protocol versions to offer: 1 to 1, all that there are, by default. Another range is for trying what peers of
     /// other versions will do; whatever is agreed on, it behaves as version 1.
     #[doc(hidden)]
@@ -227,6 +264,7 @@ impl ServerBuilder {
         if self.max_running_handlers == 0 || self.max_connections == 0 {
             return invalid("max_running_handlers and max_connections are at least 1".into());
         }
+        self.terms.check_keepalive()?;
         let has_credentials = self.guard.authenticator.is_some() || self.doors.has_credentials();
         if has_credentials && !self.open_to_all && self.guard.gate.is_none() {
             self.guard.gate = Some(Arc::new(Closed));

@@ -85,7 +85,7 @@ impl Auditor {
     pub fn event(&mut self, event: &Event) {
         match event {
             Event::Connected => assert!(!std::mem::replace(&mut self.greeted, true), "connected twice"),
-            Event::GoAway { .. } | Event::Pong { .. } => {}
+            Event::GoAway { .. } | Event::Pong { .. } | Event::Idle => {}
             Event::Auth { .. } => assert!(self.role == Role::Server && !self.held && !self.expired),
             Event::Authenticated { .. } => assert_eq!(self.role, Role::Client),
             Event::Expired => assert!(!std::mem::replace(&mut self.expired, true), "expired twice"),

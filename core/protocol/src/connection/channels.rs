@@ -80,8 +80,10 @@ impl Connection {
             return;
         }
         let at = self.streams_read.saturating_sub(len as u64);
-        let frame = self.unfinished_streams.entry(id).or_insert(Unfinished { since: now, len, at });
-        frame.len = len;
+        let frame = self.unfinished_streams.entry(id).or_insert(Unfinished { since: now, len: 0, at });
+        if std::mem::replace(&mut frame.len, len) != len {
+            self.alive.hear(now);
+        }
         let slow = frame.since.after(self.config.limits.frame_grace);
         self.next_overdue = Time::sooner(self.next_overdue, Some(slow));
     }
