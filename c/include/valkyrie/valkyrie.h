@@ -748,6 +748,15 @@ valkyrie_bytes valkyrie_error_reason(const valkyrie_error *error);
 valkyrie_bytes valkyrie_error_class(const valkyrie_error *error);
 
 /*
+ What became of the call's attempts, a line for each: the server, how long it waited and took, its outcome, the breaker's state, and
+ whether there was another one or why not. Empty when none was made, or error is not alive. Not ended by NUL.
+
+ Thread: any.
+ Owner: the bytes are the error's, and live until it is freed.
+ */
+valkyrie_bytes valkyrie_error_timeline(const valkyrie_error *error);
+
+/*
  Milliseconds that the server asks to wait before another attempt: whether it does. UINT64_MAX means never. out may
  be NULL.
 
