@@ -3,21 +3,21 @@
 use std::{collections::HashMap, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use valkyrie_protocol::{Limits, Opened, Reason, Status, Time};
+use valkyrie_protocol::{Limits, Opened, Reason, Status};
 
 use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connectivity, Connector, DEFAULT_CONNECT_TIMEOUT_MS,
     DEFAULT_METHOD, DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Log, RecvStream, Response, Runtime, Security,
     SendStream, Token, TokenSource, ValkyrieClient,
     call::{Call, Pending, Receiver, Request},
-    connection::{Link, Terms, unless_0},
+    connection::{Terms, unless_0},
     credentials::Credentials,
     lead::Lead,
     log::Logger,
     observer::Observer,
     policy::ServiceConfig,
     pool::{Ask, Dialer, Plan, Pool},
-    stream::halves,
+    stream,
 };
 
 #[cfg(feature = "script")]
@@ -477,27 +477,21 @@ impl Client {
         let timeout = timeout.or(policy.timeout).unwrap_or(self.0.timeout);
         let deadline = (timeout != Duration::MAX).then(|| now.after(timeout));
         let idempotent = idempotent || policy.idempotent;
-        let plan = Plan { method, policy, idempotent, deadline, now };
+        let plan = Plan { method, policy, idempotent, deadline, now, unary: true };
         Call::begin(pool, plan, Request { metadata, priority, message }, receiver)
     }
 
-    /// Opens a stream of any shape. Without a timeout in `options` it has none.
+    /// Opens a stream of any shape. Without a timeout in `options` it has none. One that could not be opened where it was to be
+    /// goes elsewhere, as the service config says; once it is open it has one attempt.
     ///
     /// # Errors
     /// As [`Client::call`]; what the server says arrives at the receiving half.
-    pub async fn open(
-        &self,
-        method: &str,
-        mut options: CallOptions,
-    ) -> Result<(SendStream, RecvStream), Status> {
-        self.intercept(method, &mut options)?;
-        let deadline = self.deadline(self.timeout(method, &options));
-        let link = self.link_before(deadline).await?;
-        let stream = link.stream(opened(method, options, deadline, None, false))?;
-        Ok(halves(stream, false))
+    pub async fn open(&self, method: &str, options: CallOptions) -> Result<(SendStream, RecvStream), Status> {
+        self.begin_stream(method, None, options).await
     }
 
-    /// Server streaming: sends one message, half-closes and gives the receiving half.
+    /// Server streaming: sends one message, half-closes and gives the receiving half. Until something of the answer was read the
+    /// call is tried again as a unary one is, by whoever reads.
     ///
     /// # Errors
     /// As [`Client::open`].
@@ -505,13 +499,29 @@ impl Client {
         &self,
         method: &str,
         message: impl Into<Bytes>,
-        mut options: CallOptions,
+        options: CallOptions,
     ) -> Result<RecvStream, Status> {
+        Ok(self.begin_stream(method, Some(message.into()), options).await?.1)
+    }
+
+    async fn begin_stream(
+        &self,
+        method: &str,
+        message: Option<Bytes>,
+        mut options: CallOptions,
+    ) -> Result<(SendStream, RecvStream), Status> {
         self.intercept(method, &mut options)?;
-        let deadline = self.deadline(self.timeout(method, &options));
-        let link = self.link_before(deadline).await?;
-        let stream = link.stream(opened(method, options, deadline, Some(message.into()), true))?;
-        Ok(halves(stream, true).1)
+        let CallOptions { timeout, metadata, priority, idempotent } = options;
+        let pool = &self.0.pool;
+        let (now, policy) = (pool.runtime().now(), pool.config().method(method));
+        let timeout = timeout.or(policy.timeout).filter(|timeout| *timeout != Duration::MAX);
+        let deadline = timeout.map(|timeout| now.after(timeout));
+        let end = message.is_some();
+        let idempotent = idempotent || policy.idempotent;
+        let plan = Plan { method, policy, idempotent, deadline, now, unary: false };
+        // The pool has the method's name.
+        let call = Opened { method: Bytes::new(), metadata, priority, deadline, message, end };
+        stream::open(pool, plan, call).await
     }
 
     /// Begins a unary call without a future: `sink` gets the result with `token`, exactly once, perhaps before this
@@ -592,45 +602,6 @@ impl Client {
 
     fn intercept(&self, method: &str, options: &mut CallOptions) -> Result<(), Status> {
         self.0.interceptors.iter().try_for_each(|interceptor| interceptor.before(method, options))
-    }
-
-    fn timeout(&self, method: &str, options: &CallOptions) -> Option<Duration> {
-        options.timeout.or_else(|| self.0.pool.config().method(method).timeout)
-    }
-
-    fn deadline(&self, timeout: Option<Duration>) -> Option<Time> {
-        let now = || self.0.pool.runtime().now();
-        timeout.filter(|timeout| *timeout != Duration::MAX).map(|timeout| now().after(timeout))
-    }
-
-    async fn link_before(&self, deadline: Option<Time>) -> Result<Arc<Link>, Status> {
-        match self.0.pool.ready() {
-            Some(link) => Ok(link),
-            None => match self.0.pool.link_before(deadline).await {
-                Ok(picked) => Ok(picked.link),
-                Err(unpicked) => Err(unpicked.status),
-            },
-        }
-    }
-}
-
-fn opened(
-    method: &str,
-    options: CallOptions,
-    deadline: Option<Time>,
-    message: Option<Bytes>,
-    end: bool,
-) -> Opened {
-    Opened {
-        method: match method {
-            DEFAULT_METHOD => Bytes::from_static(DEFAULT_METHOD.as_bytes()),
-            method => Bytes::copy_from_slice(method.as_bytes()),
-        },
-        metadata: options.metadata,
-        priority: options.priority,
-        deadline,
-        message,
-        end,
     }
 }
 

@@ -1014,6 +1014,17 @@ impl StreamHandle {
         lock(&self.cell.inner).trailers.clone()
     }
 
+    /// Whether messages came that nobody has taken.
+    pub(crate) fn has_messages(&self) -> bool {
+        !lock(&self.cell.inner).incoming.is_empty()
+    }
+
+    /// How the whole stream ended, if it did.
+    pub(crate) fn end(&self) -> Option<Result<(), Status>> {
+        let inner = lock(&self.cell.inner);
+        inner.gone.as_ref().and(inner.end.clone())
+    }
+
     pub(crate) fn send(&self, message: Bytes) -> impl Future<Output = Result<(), Status>> + Send + '_ {
         let mut message = Some(message);
         std::future::poll_fn(move |cx| {

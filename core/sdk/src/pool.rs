@@ -465,22 +465,12 @@ impl State {
         Ok(Chosen { link, place, permit })
     }
 
-    /// A connection that takes calls, whatever the breakers say.
-    fn choose_any(&mut self, config: &ServiceConfig) -> Option<Arc<Link>> {
-        if self.stale {
-            self.refresh(config);
-        }
-        let State { balancer, members, random, .. } = self;
-        let load = |place: u32| members[place as usize].in_flight;
-        let place = balancer.pick(&[], load, random)?;
-        let usable = |member: &Member| member.usable().cloned();
-        let link = usable(&members[place as usize]);
-        self.stale |= link.is_none();
-        link.or_else(|| self.members.iter().find_map(usable))
-    }
-
     fn count(&mut self, now: Time, course: &mut Course) -> Option<Time> {
-        *course.limit.get_or_insert_with(|| course.attempts.begin(now, &mut self.budget))
+        let Course { limit, attempts, unary, deadline, .. } = course;
+        *limit.get_or_insert_with(|| {
+            let ends = attempts.begin(now, &mut self.budget);
+            if *unary { ends } else { *deadline }
+        })
     }
 
     /// What was chosen, unless the throttle holds it back.
@@ -507,7 +497,10 @@ impl State {
         let Some(permit) = admitted.permit else { return };
         let Some(Some(breaker)) = member.breakers.get_mut(course.lane as usize) else { return };
         let edge = match outcome {
-            Some(outcome) => breaker.done(permit, outcome, now.since(admitted.began), now),
+            Some(outcome) => {
+                let took = if course.unary { now.since(admitted.began) } else { Duration::ZERO };
+                breaker.done(permit, outcome, took, now)
+            }
             None => {
                 breaker.cancelled(permit);
                 None
@@ -560,6 +553,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) idempotent: bool,
     pub(crate) deadline: Option<Time>,
     pub(crate) now: Time,
+    /// Whether it has one answer, so that the time that it takes says how its server does.
+    pub(crate) unary: bool,
 }
 
 /// A call's way through the policies: what it is, and what became of its attempts.
@@ -570,6 +565,7 @@ pub(crate) struct Course {
     /// The attempt that is under way was counted, and has this limit.
     limit: Option<Option<Time>>,
     pub(crate) deadline: Option<Time>,
+    unary: bool,
     /// Whether its message was counted.
     kept: Option<bool>,
     /// The places of those that failed it.
@@ -588,6 +584,11 @@ impl Course {
 
     fn policy<'a>(&self, config: &'a ServiceConfig) -> &'a MethodPolicy {
         config.method(std::str::from_utf8(&self.method).unwrap_or_default())
+    }
+
+    /// The answer is about to reach the caller: no attempt follows.
+    pub(crate) fn commit(&mut self) {
+        self.attempts.commit();
     }
 
     /// Its message goes out: whether to keep it for another attempt.
@@ -655,13 +656,13 @@ impl Pool {
 
     /// A call begins, and asks for its first attempt.
     pub(crate) fn begin(self: &Arc<Self>, plan: Plan<'_>) -> (Course, Admission) {
-        let Plan { method, policy, idempotent, deadline, now } = plan;
+        let Plan { method, policy, idempotent, deadline, now, unary } = plan;
         let attempts = Attempts::new(policy.retry, idempotent, deadline);
         let mut state = lock(&self.state);
         let (lane, method) = state.lane(method);
         let (tried, timeline) = (Vec::new(), Timeline::default());
         let mut course =
-            Course { method, lane, attempts, limit: None, deadline, kept: None, tried, timeline };
+            Course { method, lane, attempts, unary, limit: None, deadline, kept: None, tried, timeline };
         let admission = self.admit_now(state, &mut course, None, now);
         (course, admission)
     }
@@ -768,17 +769,6 @@ impl Pool {
     pub(crate) fn cancelled(&self, course: &Course, admitted: &Admitted) {
         let now = self.runtime().now();
         lock(&self.state).give_back(admitted, course, None, now);
-    }
-
-    /// A connection that stands, for a stream.
-    pub(crate) fn ready(self: &Arc<Self>) -> Option<Arc<Link>> {
-        let now = self.runtime().now();
-        let mut state = lock(&self.state);
-        let dials = state.due_dials(now);
-        let link = state.choose_any(&self.config);
-        drop(state);
-        dials.into_iter().for_each(|backend| self.dial(backend));
-        link
     }
 
     fn note_news(&self, state: &State) {

@@ -1,11 +1,16 @@
-//! The two halves of a stream that a client opened.
+//! The two halves of a stream that a client opened, and its way through the client's policies.
 
-use std::task::Poll;
+use std::{sync::Arc, task::Poll};
 
 use bytes::Bytes;
-use valkyrie_protocol::{Metadata, Status};
+use valkyrie_protocol::{Metadata, Opened, Reason, Status, Time};
 
-use crate::connection::{Inbox, StreamHandle};
+use crate::{
+    BoxFuture,
+    connection::{Inbox, StreamHandle, cancelled},
+    policy::Verdict,
+    pool::{Admission, Admitted, Course, Plan, Pool},
+};
 
 /// The sending half. Dropping it before [`SendStream::finish`] cancels the call: a half-written upload must not look
 /// like a whole one.
@@ -20,13 +25,150 @@ pub struct RecvStream {
     inbox: Inbox,
     trailers: Metadata,
     ended: bool,
+    /// Until the end is known.
+    way: Option<Box<Way>>,
+    /// Another attempt, which whoever reads waits for.
+    again: Option<Again>,
+    /// How it ended badly.
+    failed: Option<Status>,
 }
 
-pub(crate) fn halves(stream: StreamHandle, finished: bool) -> (SendStream, RecvStream) {
-    (
-        SendStream { stream: stream.clone(), finished },
-        RecvStream { stream, inbox: Inbox::default(), trailers: Metadata::new(), ended: false },
-    )
+type Again = BoxFuture<'static, Result<(StreamHandle, Box<Way>), Status>>;
+
+/// Opens a stream, over as many attempts as its policy allows. A call that is whole, its one message sent and half-closed, is
+/// kept for further attempts until the first part of its answer is read.
+pub(crate) async fn open(
+    pool: &Arc<Pool>,
+    plan: Plan<'_>,
+    mut call: Opened,
+) -> Result<(SendStream, RecvStream), Status> {
+    let (course, admission) = pool.begin(plan);
+    call.method = course.method.clone();
+    let finished = call.end;
+    let way = Way { pool: pool.clone(), course, admitted: None, call: Some(call), answered: false };
+    let (stream, way) = Box::new(way).open(admission).await?;
+    let sender = SendStream { stream: stream.clone(), finished };
+    let (inbox, trailers) = (Inbox::default(), Metadata::new());
+    let way = Some(way);
+    Ok((sender, RecvStream { stream, inbox, trailers, ended: false, way, again: None, failed: None }))
+}
+
+/// A stream's way through the policies of its client. It holds its place until its end is read, or its reader dropped.
+struct Way {
+    pool: Arc<Pool>,
+    course: Course,
+    admitted: Option<Admitted>,
+    /// The call, for another attempt.
+    call: Option<Opened>,
+    /// Something of the answer was read.
+    answered: bool,
+}
+
+impl Way {
+    async fn open(
+        mut self: Box<Self>,
+        mut admission: Admission,
+    ) -> Result<(StreamHandle, Box<Self>), Status> {
+        loop {
+            self.pool.tell();
+            let mut waited_for = None;
+            match admission {
+                Admission::Go(admitted) => match self.call().and_then(|call| admitted.link.stream(call)) {
+                    Ok(stream) => {
+                        self.admitted = Some(admitted);
+                        if self.call.as_ref().is_some_and(|call| !call.end) {
+                            self.commit();
+                        }
+                        return Ok((stream, self));
+                    }
+                    Err(status) => self.once_more(Some(admitted), status, None).await?,
+                },
+                Admission::Wait => match self.pool.link_before(self.course.deadline).await {
+                    Ok(picked) => waited_for = Some(picked),
+                    Err(unpicked) => self.once_more(None, unpicked.status, unpicked.not_before).await?,
+                },
+                Admission::Refused(status) => return Err(status),
+            }
+            admission = self.pool.admit(&mut self.course, waited_for);
+        }
+    }
+
+    /// The call, and it stays for another attempt if the policy keeps it.
+    fn call(&mut self) -> Result<Opened, Status> {
+        let Some(call) = &self.call else { return Err(cancelled()) };
+        match self.course.keeps(call.message.as_ref().map_or(0, Bytes::len)) {
+            true => Ok(call.clone()),
+            false => self.call.take().ok_or_else(cancelled),
+        }
+    }
+
+    /// Waits for the time of the next attempt.
+    async fn once_more(
+        &mut self,
+        admitted: Option<Admitted>,
+        status: Status,
+        not_before: Option<Time>,
+    ) -> Result<(), Status> {
+        let verdict = self.pool.failed(&mut self.course, admitted, &status, not_before);
+        let Verdict::Retry { at, .. } = verdict else { return Err(self.course.explain(status)) };
+        if at > self.pool.runtime().now() {
+            self.pool.until(at).await;
+        }
+        Ok(())
+    }
+
+    /// No attempt follows any more.
+    fn commit(&mut self) {
+        self.call = None;
+        self.course.commit();
+    }
+
+    /// Something of the answer is about to reach the caller.
+    fn answered(&mut self) {
+        if !self.answered {
+            self.answered = true;
+            self.commit();
+        }
+    }
+
+    fn succeeded(&mut self) {
+        if let Some(admitted) = self.admitted.take() {
+            let now = self.pool.runtime().now();
+            self.pool.succeeded(&mut self.course, admitted, now);
+            self.pool.tell();
+        }
+    }
+
+    /// The stream failed: another attempt, if there may be one. What its caller ended says nothing of the server, nor does a time
+    /// limit once the answer had begun.
+    fn failed(mut self: Box<Self>, status: &mut Status) -> Option<Again> {
+        let reason = status.reason();
+        if reason == Reason::CANCELLED || reason == Reason::DEADLINE_EXCEEDED && self.answered {
+            return None;
+        }
+        let admitted = self.admitted.take();
+        let verdict = self.pool.failed(&mut self.course, admitted, &*status, None);
+        self.pool.tell();
+        let Verdict::Retry { at, .. } = verdict else {
+            *status = self.course.explain(std::mem::replace(status, cancelled()));
+            return None;
+        };
+        Some(Box::pin(async move {
+            if at > self.pool.runtime().now() {
+                self.pool.until(at).await;
+            }
+            let admission = self.pool.admit(&mut self.course, None);
+            self.open(admission).await
+        }))
+    }
+}
+
+impl Drop for Way {
+    fn drop(&mut self) {
+        if let Some(admitted) = self.admitted.take() {
+            self.pool.cancelled(&self.course, &admitted);
+        }
+    }
 }
 
 impl SendStream {
@@ -83,27 +225,59 @@ impl RecvStream {
     /// # Cancel safety
     /// A message that was not returned is returned by the next call.
     pub async fn recv(&mut self) -> Result<Option<Bytes>, Status> {
-        let result = self.inbox.recv(&self.stream).await;
-        self.note(&result);
-        result
-    }
-
-    /// As [`RecvStream::recv`], when it would not wait.
-    pub fn try_recv(&mut self) -> Option<Result<Option<Bytes>, Status>> {
-        match self.inbox.poll_recv(&self.stream, None) {
-            Poll::Pending => None,
-            Poll::Ready(result) => {
-                self.note(&result);
-                Some(result)
+        loop {
+            self.stands().await?;
+            let mut result = self.inbox.recv(&self.stream).await;
+            if !self.begins_again(&mut result) {
+                return result;
             }
         }
     }
 
-    fn note(&mut self, result: &Result<Option<Bytes>, Status>) {
-        if !matches!(result, Ok(Some(_))) {
+    /// As [`RecvStream::recv`], when it would not wait.
+    pub fn try_recv(&mut self) -> Option<Result<Option<Bytes>, Status>> {
+        if let Some(status) = &self.failed {
+            return Some(Err(status.clone()));
+        }
+        if self.again.is_some() {
+            return None;
+        }
+        match self.inbox.poll_recv(&self.stream, None) {
+            Poll::Pending => None,
+            Poll::Ready(mut result) => (!self.begins_again(&mut result)).then_some(result),
+        }
+    }
+
+    /// Waits for the next attempt, if the last one failed and nothing of it was read.
+    async fn stands(&mut self) -> Result<(), Status> {
+        if let Some(again) = &mut self.again {
+            let opened = again.await;
+            self.again = None;
+            match opened {
+                Ok((stream, way)) => (self.stream, self.way) = (stream, Some(way)),
+                Err(status) => {
+                    (self.ended, self.trailers) = (true, status.trailers().clone());
+                    self.failed = Some(status);
+                }
+            }
+        }
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    /// What was read: whether it stays with the call, for which there is another attempt.
+    fn begins_again(&mut self, result: &mut Result<Option<Bytes>, Status>) -> bool {
+        match (&mut *result, &mut self.way) {
+            (Ok(Some(_)), Some(way)) => way.answered(),
+            (Ok(None), Some(way)) => way.succeeded(),
+            (Err(status), way) => self.again = way.take().and_then(|way| way.failed(status)),
+            (Ok(_), None) => {}
+        }
+        if self.again.is_none() && !matches!(result, Ok(Some(_))) {
             self.ended = true;
+            self.failed = result.as_ref().err().cloned();
             self.trailers = self.stream.trailers();
         }
+        self.again.is_some()
     }
 
     /// Initial metadata, once it or the first message is there.
@@ -111,7 +285,20 @@ impl RecvStream {
     /// # Errors
     /// The status that the call ended with before either.
     pub async fn metadata(&mut self) -> Result<Metadata, Status> {
-        self.stream.head(!self.inbox.is_empty()).await
+        loop {
+            self.stands().await?;
+            let head = self.stream.head(!self.inbox.is_empty()).await;
+            // The status of a failure has metadata, too; it stays to be read.
+            match self.stream.end() {
+                Some(Err(mut status)) if self.inbox.is_empty() && !self.stream.has_messages() => {
+                    self.again = self.way.take().and_then(|way| way.failed(&mut status));
+                }
+                _ => self.way.iter_mut().for_each(|way| way.answered()),
+            }
+            if self.again.is_none() {
+                return head;
+            }
+        }
     }
 
     /// Trailers; empty before the end.
@@ -122,12 +309,26 @@ impl RecvStream {
     /// Cancels the call in both directions. Idempotent.
     pub fn cancel(&mut self) {
         self.ended = true;
+        if self.again.take().is_some() {
+            self.failed = Some(cancelled());
+        }
         self.stream.cancel();
     }
 }
 
 impl Drop for RecvStream {
     fn drop(&mut self) {
+        // An end that nobody read is an outcome all the same.
+        if let Some(mut way) = self.way.take() {
+            match self.stream.end() {
+                Some(Ok(())) => way.succeeded(),
+                Some(Err(mut status)) => {
+                    way.commit();
+                    way.failed(&mut status);
+                }
+                None => {}
+            }
+        }
         if !self.ended {
             self.stream.cancel();
         }

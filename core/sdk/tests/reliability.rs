@@ -14,8 +14,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use valkyrie_sdk::{
-    Bytes, CallOptions, Client, ClientBuilder, Code, Connectivity, EchoHandler, Level, Log, Reason, Record,
-    Reply, Response, ServerBuilder, ServerControl, Sink, Status, handler_fn, policy::ServiceConfig,
+    Bytes, CallOptions, Client, ClientBuilder, Code, Connectivity, EchoHandler, Level, Limits, Log, Reason,
+    Record, Reply, Response, ServerBuilder, ServerControl, Sink, Status, handler_fn, policy::ServiceConfig,
 };
 
 async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -385,4 +385,187 @@ fn nobody_waits_for_ever() {
     runtime.shutdown_background();
     let status = told.recv_timeout(Duration::from_secs(60)).unwrap();
     assert_eq!(status.reason(), Reason::CONNECT_FAILED, "{status}");
+}
+
+/// A server-streaming call whose answer is lost goes elsewhere while nothing of it was read, if it may be executed twice, and only
+/// then; what was read is never read again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_stream_begins_again_until_its_answer_is_read() {
+    let executed = Executed::default();
+    let server = serve("127.0.0.1:0", &executed).await;
+    let (endpoint, cuts) = cutting(&server.endpoint).await;
+    let client = Client::connect(&endpoint).await.unwrap();
+    let mut answers = client.stream("/count", "once", CallOptions::new()).await.unwrap();
+    let status = bounded("an answer", answers.recv()).await.unwrap_err();
+    assert_eq!((status.code(), status.is_unprocessed()), (Code::Unavailable, false), "{status}");
+    assert_eq!((executed.lock().unwrap()[&Bytes::from("once")], cuts.load(SeqCst)), (1, 1));
+    assert_eq!(answers.recv().await.unwrap_err(), status, "the end stays");
+
+    let twice = || CallOptions::new().with_idempotent(true);
+    let mut answers = client.stream("/count", "once more", twice()).await.unwrap();
+    assert!(bounded("its metadata", answers.metadata()).await.unwrap().is_empty());
+    assert_eq!(executed.lock().unwrap()[&Bytes::from("once more")], 3, "three attempts are the default");
+    assert_eq!(answers.recv().await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(executed.lock().unwrap()[&Bytes::from("once more")], 3, "three attempts are the default");
+
+    // Beside a server whose answers come, the first one's loss is not seen.
+    let both = format!("{endpoint},{}", server.endpoint);
+    let text = r#"{"methods": [{"names": ["*"], "idempotent": true}], "balance": {"policy": "round_robin"}}"#;
+    let client = Client::builder().endpoint(both).service_config(config(text)).build().await.unwrap();
+    bounded("two connections", async {
+        while client.connections().len() < 2 {
+            client.call("/echo", "").await.unwrap();
+        }
+    })
+    .await;
+    let before = cuts.load(SeqCst);
+    for _ in 0..2 {
+        let mut answers = client.stream("/count", "once again", CallOptions::new()).await.unwrap();
+        assert_eq!(bounded("an answer", answers.recv()).await.unwrap().unwrap(), "once again");
+        assert_eq!(bounded("the end", answers.recv()).await.unwrap(), None);
+    }
+    assert_eq!(cuts.load(SeqCst) - before, 1);
+    assert_eq!(executed.lock().unwrap()[&Bytes::from("once again")], 3);
+
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = begun.clone();
+    let breaks = handler_fn(move |mut call| {
+        counted.fetch_add(1, SeqCst);
+        async move {
+            call.send("first").await?;
+            Err(Status::new(Code::Unavailable, "in the middle"))
+        }
+    });
+    let breaking = ServerBuilder::new().bind("127.0.0.1:0").handler("/breaks", breaks).build().await.unwrap();
+    let (endpoint, control) = (breaking.endpoints().remove(0), breaking.control());
+    tokio::spawn(async move { breaking.start().await });
+    let client = Client::connect(&endpoint).await.unwrap();
+    let mut answers = client.stream("/breaks", "", twice()).await.unwrap();
+    assert_eq!(bounded("an answer", answers.recv()).await.unwrap().unwrap(), "first");
+    assert_eq!(bounded("the end", answers.recv()).await.unwrap_err().message(), "in the middle");
+    assert_eq!(begun.load(SeqCst), 1, "what was read is not read again");
+    control.shutdown_now();
+    server.control.shutdown_now();
+}
+
+/// A stream waits for a server that restarts, as a unary call does, and for another connection when its own is used up.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_wait_for_a_connection() {
+    let executed = Executed::default();
+    let first = serve("127.0.0.1:0", &executed).await;
+    let address = first.endpoint.clone();
+    let quick = r#"{"methods": [{"names": ["*"], "retry": {"max_attempts": 5}}],
+        "reconnect": {"base_ms": 50}}"#;
+    let limits = Limits { last_stream: 5, ..Limits::default() };
+    let build = || Client::builder().endpoint(address.as_str()).service_config(config(quick)).limits(limits);
+    let client = build().build().await.unwrap();
+    let mut connections = std::collections::HashSet::new();
+    for number in 0..10 {
+        let (mut send, mut recv) =
+            bounded("a stream", client.open("/echo", CallOptions::new())).await.unwrap();
+        connections.extend(client.connections().iter().map(|connection| connection.id));
+        send.send(number.to_string()).await.unwrap();
+        send.finish_now();
+        assert_eq!(bounded("an answer", recv.recv()).await.unwrap().unwrap(), number.to_string());
+        assert_eq!(bounded("the end", recv.recv()).await.unwrap(), None);
+    }
+    assert!(connections.len() >= 3, "three streams for each connection: {connections:?}");
+    client.close().await;
+
+    bounded("a shutdown", first.control.shutdown()).await;
+    let client = build().connect_lazily().unwrap();
+    let stream = {
+        let client = client.clone();
+        tokio::spawn(async move { client.stream("/count", "meanwhile", CallOptions::new()).await })
+    };
+    bounded("a failed dial", async {
+        while client.connectivity() != Connectivity::TransientFailure {
+            client.connectivity_other_than(client.connectivity()).await;
+        }
+    })
+    .await;
+    let second = serve(address.strip_prefix("tcp://").unwrap(), &executed).await;
+    let mut answers = bounded("the stream", stream).await.unwrap().unwrap();
+    assert_eq!(bounded("an answer", answers.recv()).await.unwrap().unwrap(), "meanwhile");
+    assert_eq!(executed.lock().unwrap()[&Bytes::from("meanwhile")], 1);
+    second.control.shutdown_now();
+}
+
+/// Streams count as calls in flight, and a breaker opens for them and is tried by them; each gives its permit back once, however it
+/// ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_are_balanced_and_broken_as_calls_are() {
+    let failing = Arc::new(AtomicUsize::new(1));
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        let failing = failing.clone();
+        let flaky = handler_fn(move |mut call| {
+            let fails = failing.load(SeqCst) == 1;
+            async move {
+                while !fails && call.recv().await?.is_some() {}
+                if fails { Err(Status::new(Code::Unavailable, "failing")) } else { Ok(Reply::end()) }
+            }
+        });
+        let server = ServerBuilder::new().bind("127.0.0.1:0").handler("/flaky", flaky);
+        let server = server.handler("/echo", EchoHandler).build().await.unwrap();
+        servers.push(Serving { endpoint: server.endpoints().remove(0), control: server.control() });
+        tokio::spawn(async move { server.start().await });
+    }
+    let both = Client::connect(&list(&servers)).await.unwrap();
+    bounded("two connections", async {
+        while both.connections().len() < 2 {
+            both.call("/echo", "").await.unwrap();
+        }
+    })
+    .await;
+    let before: Vec<_> = servers.iter().map(|serving| serving.control.stats().calls_total).collect();
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        let mut halves = both.open("/echo", CallOptions::new()).await.unwrap();
+        halves.0.send("held").await.unwrap();
+        bounded("an answer", halves.1.recv()).await.unwrap();
+        held.push(halves);
+    }
+    for (serving, before) in servers.iter().zip(before) {
+        assert_eq!(serving.control.stats().calls_total - before, 5, "the less busy of two");
+    }
+    drop(held);
+
+    let text = r#"{"methods": [{"names": ["*"], "retry": {"max_attempts": 1},
+        "breaker": {"min_calls": 10, "open_ms": 100, "probes": 1}}], "throttle": {"enabled": false}}"#;
+    let alone = Client::builder().endpoint(servers[0].endpoint.as_str()).service_config(config(text));
+    let alone = alone.build().await.unwrap();
+    let open = || alone.open("/flaky", CallOptions::new());
+    for number in 0..10 {
+        let (_send, mut recv) = open().await.unwrap();
+        // An end that nobody reads counts, too.
+        while number % 2 == 0 && recv.recv().await.is_ok() {}
+        if number % 2 == 1 {
+            bounded("the end", recv.metadata()).await.unwrap();
+        }
+    }
+    assert_eq!(open().await.map(drop).unwrap_err().reason(), Reason::BREAKER_OPEN);
+    failing.store(0, SeqCst);
+    let trial = async || {
+        bounded("a trial call's turn", async {
+            loop {
+                match open().await {
+                    Ok(halves) => break halves,
+                    Err(status) => assert_eq!(status.reason(), Reason::BREAKER_OPEN),
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    };
+    let halves = trial().await;
+    assert_eq!(open().await.map(drop).unwrap_err().reason(), Reason::BREAKER_OPEN, "one trial call");
+    // Given up, it gives its permit back, and says nothing of the server.
+    drop(halves);
+    let (mut send, mut recv) = open().await.unwrap();
+    assert_eq!(open().await.map(drop).unwrap_err().reason(), Reason::BREAKER_OPEN, "one trial call");
+    send.finish_now();
+    assert_eq!(bounded("the end", recv.recv()).await.unwrap(), None);
+    let _closed = (open().await.unwrap(), open().await.unwrap());
+    servers.iter().for_each(|serving| serving.control.shutdown_now());
 }
