@@ -15,6 +15,9 @@ pub(crate) const LINUX: &str = "x86_64-unknown-linux-gnu";
 /// What stands before the folder of a crate in the paths that a panic names.
 const REGISTRY_FOLDER: &[u8] = b"/index.crates.io-";
 
+/// Crates of the standard library for wasm32, and their licences.
+const OF_STD: [(&str, &str); 1] = [("dlmalloc", "MIT OR Apache-2.0")];
+
 /// The crates of one artifact.
 pub(crate) struct Sbom {
     package: String,
@@ -76,6 +79,22 @@ impl Sbom {
             }
         }
         Ok(Sbom { package: package.to_owned(), version: project.version(), crates, licences, hashes })
+    }
+
+    /// Adds what the standard library itself brings into the artifact, which no lock file of ours names. Where std was built from
+    /// its sources, panics name it by its folder.
+    pub(crate) fn add_std(&mut self, artifact: &Path) -> Outcome<()> {
+        let bytes = std::fs::read(artifact).during(artifact.display())?;
+        for folder in crates_in(&bytes) {
+            if let Some((name, version)) = folder.rsplit_once('-')
+                && let Some((_, licence)) = OF_STD.iter().find(|(of_std, _)| *of_std == name)
+            {
+                let id = (name.to_owned(), version.to_owned());
+                self.licences.insert(id.clone(), (*licence).to_owned());
+                self.crates.insert(id);
+            }
+        }
+        Ok(())
     }
 
     /// Writes it and makes the folders above it.

@@ -123,7 +123,8 @@ fn module(project: &Project, stage: &Path, name: &str, features: &[&str]) -> Out
     optimise.args(["-Oz", "--converge", "--strip-debug", "--strip-producers"]).args(FEATURES);
     run(optimise.arg(&module).arg("-o").arg(&module))?;
     leaks_no_path(project, &module)?;
-    let sbom = Sbom::of(project, &["valkyrie-wasm"], features, "valkyrie-wasm", TARGET)?;
+    let mut sbom = Sbom::of(project, &["valkyrie-wasm"], features, "valkyrie-wasm", TARGET)?;
+    sbom.add_std(&module)?;
     sbom.names_what_is_in(&module)?;
     sbom.write(&glue.join(format!("{name}.cdx.json")))?;
     Sizes::of(project, &module)
