@@ -246,6 +246,7 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// As [`ClientBuilder::build`] for what is written wrong.
+    #[cfg_attr(not(feature = "script"), expect(unused_mut, reason = "a script brings its own runtime"))]
     pub fn connect_lazily(mut self) -> Result<Client, Status> {
         let invalid = |message: &'static str| Status::from_reason(Reason::INVALID_CONFIGURATION, message);
         let Some(endpoint) = &self.endpoint else {

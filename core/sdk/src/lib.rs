@@ -44,6 +44,7 @@ mod lead;
 #[cfg(feature = "native")]
 mod listen;
 mod log;
+#[cfg_attr(not(feature = "script"), expect(dead_code, reason = "scripts alone observe"))]
 mod observer;
 mod options;
 pub mod policy;
