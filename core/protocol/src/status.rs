@@ -249,6 +249,8 @@ reasons! {
     BREAKER_OPEN = 310 => Unavailable;
     /// The client holds calls back, since its servers refuse too many.
     THROTTLED = 311 => Unavailable;
+    /// The server has more calls than it can handle in time; no handler saw the call, and the status says when to come back.
+    OVERLOADED = 312 => ResourceExhausted;
 
     /// The handler panicked.
     HANDLER_PANICKED = 400 => Internal;

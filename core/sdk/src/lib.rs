@@ -43,6 +43,8 @@ mod jwt;
 mod lead;
 #[cfg(feature = "native")]
 mod listen;
+#[cfg(feature = "native")]
+mod load;
 mod log;
 mod options;
 pub mod policy;

@@ -24,7 +24,9 @@ use crate::{
     failures::Failures,
     guard::{Closed, Guard},
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
+    load::Load,
     log::Logger,
+    policy::LimiterPolicy,
     router::Router,
     table::{Phase, Table},
 };
@@ -44,6 +46,7 @@ pub struct ServerBuilder {
     handlers: Vec<(String, Arc<dyn MessageHandler>)>,
     terms: Terms,
     max_running_handlers: usize,
+    concurrency_limit: Option<LimiterPolicy>,
     max_connections: usize,
     drain_timeout_ms: u64,
     doors: Doors,
@@ -60,6 +63,7 @@ impl Default for ServerBuilder {
             handlers: Vec::new(),
             terms: Terms::default(),
             max_running_handlers: 256,
+            concurrency_limit: None,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
             doors: Doors::default(),
@@ -185,6 +189,16 @@ impl ServerBuilder {
         self
     }
 
+    /// Handlers that run at once for all connections together, as many as the server can do without their taking longer, in place of
+    /// [`ServerBuilder::max_running_handlers`]. Calls beyond wait, critical ones first and bulk one time in sixteen, and
+    /// normal and bulk calls leave a part of the limit to critical ones; whoever waits for too long is refused with OVERLOADED and
+    /// a pushback, before a handler has seen the call. How long handlers take is learnt of calls whose request came whole, which had to wait for
+    /// something, and ended well or at their deadline. `/valkyrie.Health/*` is answered whatever the load. Default: none.
+    pub fn concurrency_limit(mut self, policy: LimiterPolicy) -> Self {
+        self.concurrency_limit = Some(policy);
+        self
+    }
+
     /// Connections at once; further ones are closed as they come. Default 65,536. On Linux never more than the process
     /// may have descriptors, less 64: a connection that is refused is told so, one that cannot be accepted waits.
     pub fn max_connections(mut self, most: usize) -> Self {
@@ -227,11 +241,16 @@ impl ServerBuilder {
         if self.max_running_handlers == 0 || self.max_connections == 0 {
             return invalid("max_running_handlers and max_connections are at least 1".into());
         }
+        if let Some(fault) = self.concurrency_limit.and_then(|policy| policy.fault()) {
+            return invalid(format!("concurrency_limit: {fault}"));
+        }
+        let runtime: Arc<dyn Runtime> = Arc::new(runtime);
         let has_credentials = self.guard.authenticator.is_some() || self.doors.has_credentials();
         if has_credentials && !self.open_to_all && self.guard.gate.is_none() {
             self.guard.gate = Some(Arc::new(Closed));
         }
-        let mut router = Router::new(self.max_running_handlers, self.guard);
+        let load = self.concurrency_limit.map(|policy| Arc::new(Load::new(policy, runtime.clone())));
+        let mut router = Router::new(self.max_running_handlers, load, self.guard);
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }
@@ -253,7 +272,7 @@ impl ServerBuilder {
             bound: Mutex::new(Some(bound)),
             shared: Arc::new(Shared {
                 router: Arc::new(router),
-                runtime: Arc::new(runtime),
+                runtime,
                 terms: self.terms,
                 doorman,
                 failures: Failures::new(self.log),
@@ -331,6 +350,14 @@ pub struct ServerStats {
     pub streams: usize,
     /// Calls that ran when a shutdown closed their connection.
     pub calls_cut: u64,
+    /// Handlers that run.
+    pub running: usize,
+    /// Calls that wait for a handler to end.
+    pub queued: usize,
+    /// How many handlers may run now, where there is a [`ServerBuilder::concurrency_limit`].
+    pub limit: Option<u32>,
+    /// Calls that it refused.
+    pub shed: u64,
     /// Whether the server is shutting down.
     pub draining: bool,
 }
@@ -406,6 +433,7 @@ impl ServerControl {
     /// Counts.
     pub fn stats(&self) -> ServerStats {
         let infos = self.connections();
+        let load = self.0.router.load.as_ref().map(|load| load.stats());
         ServerStats {
             connections: infos.len(),
             connections_total: self.0.accepted.load(Relaxed),
@@ -413,6 +441,10 @@ impl ServerControl {
             calls_total: self.0.calls_before.load(Relaxed) + infos.iter().map(|info| info.calls).sum::<u64>(),
             streams: infos.iter().map(|info| info.streams).sum(),
             calls_cut: self.0.calls_cut.load(Relaxed),
+            running: infos.iter().map(|info| info.running).sum(),
+            queued: infos.iter().map(|info| info.queued).sum(),
+            limit: load.map(|(limit, _)| limit),
+            shed: load.map_or(0, |(_, shed)| shed),
             draining: *self.0.phase.borrow() != Phase::Serving,
         }
     }

@@ -1,4 +1,4 @@
-//! The client's reliability policies as plain state machines: what to do about an attempt, a call, a backend, when one fails.
+//! The reliability policies as plain state machines: what a client does about an attempt, a call, a backend, when one fails.
 //!
 //! Nothing here reads a clock, draws a random number of its own, waits, locks or talks to anybody: every instant and the
 //! [`Random`] are handed in, so that one seed gives one trace in every language. docs/policies.md has the keys of the
@@ -11,6 +11,13 @@
 //! | It failed: once more, and when? | [`Attempts`] with [`Budget`] | call; client |
 //! | It is slow: one more beside it? | [`Hedge`] with [`Latency`] | call; method |
 //! | When to dial again? | [`Reconnect`] | backend |
+//!
+//! And a server's, when it is asked for more than it can do:
+//!
+//! | question | machine | one for each |
+//! |---|---|---|
+//! | How many handlers run at once? | [`Limiter`] | server |
+//! | Who is next, and who has waited for too long? | [`Line`] | server |
 //!
 //! ```
 //! use valkyrie_sdk::{Reason, Status, Time};
@@ -42,6 +49,8 @@ mod budget;
 mod config;
 mod hedge;
 mod json;
+mod limiter;
+mod line;
 mod outlier;
 mod random;
 mod retry;
@@ -56,6 +65,8 @@ pub use breaker::{Breaker, BreakerPolicy, BreakerState, CallOutcome, Edge, Permi
 pub use budget::{Budget, BudgetPolicy, Cost, Extra};
 pub use config::{MethodPolicy, ServiceConfig};
 pub use hedge::{Hedge, HedgePolicy, HedgeStep, Latency};
+pub use limiter::{Limiter, LimiterPolicy};
+pub use line::Line;
 pub use outlier::{Ejection, FailurePercentage, OutlierPolicy, Outliers, SuccessRate};
 pub use random::Random;
 pub use retry::{Attempts, Codes, Failure, GiveUp, RetryPolicy, Seen, Verdict};
