@@ -260,6 +260,8 @@ reasons! {
     INTERNAL = 402 => Internal;
     /// The operation was dropped without an outcome.
     ABANDONED = 403 => Internal;
+    /// The call may have been run before, and the server does not know its idempotency key any more: it is not run again.
+    KEY_FORGOTTEN = 404 => FailedPrecondition;
 
     /// The bytes are not Valkyrie's: wrong magic.
     BAD_MAGIC = 500 => Internal;

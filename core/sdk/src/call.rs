@@ -13,6 +13,7 @@ use valkyrie_protocol::{Metadata, Opened, Priority, Reason, Status, StreamKey, T
 use crate::{
     Response, Sink,
     connection::{cancelled, lock},
+    options::KEY_AGE,
     policy::Verdict,
     pool::{Admission, Admitted, Course, Picked, Pool, Unpicked},
 };
@@ -24,13 +25,33 @@ pub(crate) struct Request {
     pub(crate) priority: Priority,
     pub(crate) deadline: Option<Time>,
     pub(crate) message: Bytes,
+    pub(crate) key: Keyed,
+}
+
+/// Whether a request has an idempotency key.
+pub(crate) enum Keyed {
+    No,
+    /// In its metadata, and not sent yet.
+    Unsent,
+    /// First sent then.
+    Since(Time),
 }
 
 impl Request {
-    fn opened(&self, deadline: Option<Time>) -> Opened {
+    fn opened(&mut self, deadline: Option<Time>, now: impl Fn() -> Time) -> Opened {
+        let mut metadata = self.metadata.clone();
+        match self.key {
+            Keyed::No => {}
+            Keyed::Unsent => self.key = Keyed::Since(now()),
+            Keyed::Since(first) => {
+                // Rounded up: it is not to look younger than it is.
+                let age = now().since(first).as_millis() + 1;
+                let _ = metadata.insert(KEY_AGE, age.to_string());
+            }
+        }
         Opened {
             method: self.method.clone(),
-            metadata: self.metadata.clone(),
+            metadata,
             priority: self.priority,
             deadline,
             message: Some(self.message.clone()),
@@ -124,7 +145,7 @@ impl Call {
         }
         match self.pool.admit(&mut state.course, waited_for) {
             Admission::Go(admitted) => {
-                let opened = state.request.opened(admitted.ends);
+                let opened = state.request.opened(admitted.ends, || self.pool.runtime().now());
                 if !state.course.keeps(state.request.message.len()) {
                     state.request.message = Bytes::new();
                 }

@@ -9,11 +9,12 @@ use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connectivity, Connector, DEFAULT_CONNECT_TIMEOUT_MS,
     DEFAULT_METHOD, DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Log, RecvStream, Response, Runtime, Security,
     SendStream, Token, TokenSource, ValkyrieClient,
-    call::{Call, Pending, Receiver, Request},
+    call::{Call, Keyed, Pending, Receiver, Request},
     connection::{Link, Terms},
     credentials::Credentials,
     lead::Lead,
     log::Logger,
+    options::{IdempotencyKey, KEY, KEY_MOST},
     policy::ServiceConfig,
     pool::{Ask, Dialer, Pool},
     stream::halves,
@@ -413,8 +414,10 @@ impl Client {
     ) -> Result<Response, Status> {
         self.intercept(method, &mut options)?;
         let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
-        let (course, method) = self.0.pool.course(method, options.idempotent, deadline);
-        let request = request(method, message.into(), options, deadline);
+        let keyed = self.key(&mut options)?;
+        let idempotent = options.idempotent || !matches!(keyed, Keyed::No);
+        let (course, method) = self.0.pool.course(method, idempotent, deadline);
+        let request = request(method, message.into(), options, deadline, keyed);
         Pending(Call::begin(&self.0.pool, course, request, Receiver::Future(None))).await
     }
 
@@ -428,6 +431,7 @@ impl Client {
         mut options: CallOptions,
     ) -> Result<(SendStream, RecvStream), Status> {
         self.intercept(method, &mut options)?;
+        no_key(&options)?;
         let deadline = self.deadline(self.timeout(method, &options));
         let link = self.link_before(deadline).await?;
         let stream = link.stream(opened(method, options, deadline, None, false))?;
@@ -445,6 +449,7 @@ impl Client {
         mut options: CallOptions,
     ) -> Result<RecvStream, Status> {
         self.intercept(method, &mut options)?;
+        no_key(&options)?;
         let deadline = self.deadline(self.timeout(method, &options));
         let link = self.link_before(deadline).await?;
         let stream = link.stream(opened(method, options, deadline, Some(message.into()), true))?;
@@ -462,13 +467,17 @@ impl Client {
         sink: Arc<dyn Sink>,
     ) -> Submission {
         let pool = &self.0.pool;
-        if let Err(status) = self.intercept(method, &mut options) {
-            sink.complete(token, Err(status));
-            return Submission(None);
-        }
+        let keyed = match self.intercept(method, &mut options).and_then(|()| self.key(&mut options)) {
+            Ok(keyed) => keyed,
+            Err(status) => {
+                sink.complete(token, Err(status));
+                return Submission(None);
+            }
+        };
         let deadline = self.deadline(self.timeout(method, &options).or(Some(self.0.timeout)));
-        let (course, method) = pool.course(method, options.idempotent, deadline);
-        let request = request(method, message, options, deadline);
+        let idempotent = options.idempotent || !matches!(keyed, Keyed::No);
+        let (course, method) = pool.course(method, idempotent, deadline);
+        let request = request(method, message, options, deadline, keyed);
         Submission(Some(Call::begin(pool, course, request, Receiver::Sink(token, sink))))
     }
 
@@ -526,6 +535,24 @@ impl Client {
         self.0.interceptors.iter().try_for_each(|interceptor| interceptor.before(method, options))
     }
 
+    /// Puts a call's idempotency key into its metadata.
+    fn key(&self, options: &mut CallOptions) -> Result<Keyed, Status> {
+        let key = match options.idempotency_key.take() {
+            None => return Ok(Keyed::No),
+            Some(IdempotencyKey::Given(key)) => key,
+            Some(IdempotencyKey::Drawn) => {
+                let runtime = self.0.pool.runtime();
+                [runtime.seed().to_le_bytes(), runtime.seed().to_le_bytes()].concat().into()
+            }
+        };
+        if key.is_empty() || key.len() > KEY_MOST {
+            let why = format!("an idempotency key is 1 to {KEY_MOST} bytes; this one is {}", key.len());
+            return Err(Status::from_reason(Reason::INVALID_ARGUMENT, why));
+        }
+        options.metadata.insert(KEY, key)?;
+        Ok(Keyed::Unsent)
+    }
+
     fn timeout(&self, method: &str, options: &CallOptions) -> Option<Duration> {
         options.timeout.or_else(|| self.0.pool.config().method(method).timeout)
     }
@@ -546,9 +573,24 @@ impl Client {
     }
 }
 
-fn request(method: Bytes, message: Bytes, options: CallOptions, deadline: Option<Time>) -> Request {
+fn request(
+    method: Bytes,
+    message: Bytes,
+    options: CallOptions,
+    deadline: Option<Time>,
+    key: Keyed,
+) -> Request {
     let CallOptions { metadata, priority, .. } = options;
-    Request { method, metadata, priority, deadline, message }
+    Request { method, metadata, priority, deadline, message, key }
+}
+
+/// A stream is not run once by a key.
+fn no_key(options: &CallOptions) -> Result<(), Status> {
+    let why = "an idempotency key is for unary calls, and this is a stream";
+    match options.idempotency_key {
+        None => Ok(()),
+        Some(_) => Err(Status::from_reason(Reason::INVALID_ARGUMENT, why)),
+    }
 }
 
 fn opened(

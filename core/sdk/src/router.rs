@@ -12,13 +12,17 @@ use std::{
 use bytes::Bytes;
 use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
 
-#[cfg(feature = "native")]
-use crate::load::{Granted, Load, Ticket};
 use crate::{
     HandlerFuture, MessageHandler, Principal, Reply, ServerCall,
     connection::{Inbox, Link, StreamHandle},
     guard::Guard,
     handler::First,
+};
+#[cfg(feature = "native")]
+use crate::{
+    keys::{Key, Keys},
+    load::{Granted, Load, Ticket},
+    options::KEY,
 };
 
 /// A call that came in and has no handler yet.
@@ -81,13 +85,21 @@ pub(crate) struct Router {
     /// One limit for all connections, in place of one for each.
     #[cfg(feature = "native")]
     pub(crate) load: Option<Arc<Load>>,
+    /// Where calls with idempotency keys are run once.
+    #[cfg(feature = "native")]
+    keys: Option<Arc<Keys>>,
     pub(crate) guard: Guard,
 }
 
 impl Router {
     #[cfg(feature = "native")]
-    pub(crate) fn new(max_running: usize, load: Option<Arc<Load>>, guard: Guard) -> Self {
-        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running, load, guard }
+    pub(crate) fn new(
+        max_running: usize,
+        load: Option<Arc<Load>>,
+        keys: Option<Arc<Keys>>,
+        guard: Guard,
+    ) -> Self {
+        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running, load, keys, guard }
     }
 
     /// Adds a handler.
@@ -159,7 +171,7 @@ impl Router {
     /// its first message is the caller's to return.
     pub(crate) fn start(self: &Arc<Self>, arrived: Arrived, permit: Permit) -> Option<Outcome> {
         let stream = arrived.stream.clone();
-        let is_whole = arrived.is_whole();
+        let (is_whole, outlives) = (arrived.is_whole(), self.outlives(&arrived));
         let mut future = match self.begin(arrived) {
             Ok(future) => future,
             Err(status) => return Some(Err(status)),
@@ -174,9 +186,21 @@ impl Router {
                     future: Some(future),
                     permit,
                     is_whole,
+                    outlives,
                 }));
                 None
             }
+        }
+    }
+
+    /// Whether a call goes on when its connection ends.
+    fn outlives(&self, arrived: &Arrived) -> bool {
+        #[cfg(feature = "native")]
+        return self.keys.is_some() && arrived.metadata.get(KEY).is_some();
+        #[cfg(not(feature = "native"))]
+        {
+            let _ = arrived;
+            false
         }
     }
 
@@ -195,6 +219,13 @@ impl Router {
         };
         let call =
             ServerCall { stream, principal, inbox: Inbox::default(), method, metadata, priority, first };
+        #[cfg(feature = "native")]
+        if let Some(key) = Key::of(&call.metadata)? {
+            match &self.keys {
+                Some(keys) => return Ok(keys.work(handler.clone(), call, key)),
+                None => key.unkept()?,
+            }
+        }
         catch_unwind(AssertUnwindSafe(|| handler.handle(call))).map_err(|panic| panicked(&*panic))
     }
 
@@ -223,6 +254,7 @@ impl Router {
             future: None,
             permit,
             is_whole: arrived.is_whole(),
+            outlives: self.outlives(&arrived),
         };
         // It may have ended, or be about to, while the task waited for its turn.
         if stream.remaining().is_some_and(|remaining| remaining.is_zero()) || stream.is_gone() {
@@ -267,6 +299,8 @@ struct Run {
     permit: Permit,
     /// Its request came whole: how long it takes is the handler's doing, not its caller's.
     is_whole: bool,
+    /// It goes on when the connection ends: whoever asks again gets its answer.
+    outlives: bool,
 }
 
 impl Future for Run {
@@ -275,7 +309,10 @@ impl Future for Run {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if let Some(future) = &mut this.future {
-            let told = match this.stream.poll_gone(cx) {
+            let outlives = |status: &Status| {
+                this.outlives && !matches!(status.reason(), Reason::CANCELLED | Reason::DEADLINE_EXCEEDED)
+            };
+            let told = match this.stream.poll_gone(cx).filter(|status| !outlives(status)) {
                 None => {
                     let outcome = std::task::ready!(poll(future, cx));
                     let told = outcome.is_ok();

@@ -23,10 +23,11 @@ use crate::{
     connection::{Link, Side, Terms, lock},
     failures::Failures,
     guard::{Closed, Guard},
+    keys::Keys,
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
     load::Load,
     log::Logger,
-    policy::LimiterPolicy,
+    policy::{DedupPolicy, LimiterPolicy},
     router::Router,
     table::{Phase, Table},
 };
@@ -47,6 +48,7 @@ pub struct ServerBuilder {
     terms: Terms,
     max_running_handlers: usize,
     concurrency_limit: Option<LimiterPolicy>,
+    dedup: Option<DedupPolicy>,
     max_connections: usize,
     drain_timeout_ms: u64,
     doors: Doors,
@@ -64,6 +66,7 @@ impl Default for ServerBuilder {
             terms: Terms::default(),
             max_running_handlers: 256,
             concurrency_limit: None,
+            dedup: None,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
             doors: Doors::default(),
@@ -199,6 +202,18 @@ impl ServerBuilder {
         self
     }
 
+    /// Keeps what calls with an idempotency key came to (`CallOptions::with_idempotency_key`): each of a principal, a method and a key is run
+    /// once. While it runs, others of its key wait for its answer; later ones get it without a run, with `valkyrie-replayed: true`
+    /// in their metadata. Errors are answers, too, but those with a pushback: their call is run again. Such a handler goes on when its connection
+    /// ends, until its deadline; given up by its caller, late or in a panic, it is not run again, and who asks is told CANCELLED. An
+    /// attempt that is not its call's first, and of which the server does not know that it knows everything, ends with KEY_FORGOTTEN.
+    /// Callers who prove nothing are one principal: their keys are to be hard to guess. Default: none, and then calls with a key are
+    /// run when they come for the first time, and end with KEY_FORGOTTEN when they come again.
+    pub fn dedup(mut self, policy: DedupPolicy) -> Self {
+        self.dedup = Some(policy);
+        self
+    }
+
     /// Connections at once; further ones are closed as they come. Default 65,536. On Linux never more than the process
     /// may have descriptors, less 64: a connection that is refused is told so, one that cannot be accepted waits.
     pub fn max_connections(mut self, most: usize) -> Self {
@@ -244,13 +259,17 @@ impl ServerBuilder {
         if let Some(fault) = self.concurrency_limit.and_then(|policy| policy.fault()) {
             return invalid(format!("concurrency_limit: {fault}"));
         }
+        if let Some(fault) = self.dedup.and_then(|policy| policy.fault()) {
+            return invalid(format!("dedup: {fault}"));
+        }
         let runtime: Arc<dyn Runtime> = Arc::new(runtime);
         let has_credentials = self.guard.authenticator.is_some() || self.doors.has_credentials();
         if has_credentials && !self.open_to_all && self.guard.gate.is_none() {
             self.guard.gate = Some(Arc::new(Closed));
         }
         let load = self.concurrency_limit.map(|policy| Arc::new(Load::new(policy, runtime.clone())));
-        let mut router = Router::new(self.max_running_handlers, load, self.guard);
+        let keys = self.dedup.map(|policy| Arc::new(Keys::new(policy, runtime.clone())));
+        let mut router = Router::new(self.max_running_handlers, load, keys, self.guard);
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }

@@ -257,6 +257,11 @@ async fn errors_are_reachable() {
 
     reached.push((Reason::HANDLER_PANICKED, call("/panic").await));
     reached.push((Reason::MISSING_MESSAGE, call("/nothing").await));
+    reached.push((Reason::KEY_FORGOTTEN, {
+        let key = Metadata::new().with("valkyrie-idempotency-key-bin", "key").unwrap();
+        let again = CallOptions::new().with_metadata(key.with("valkyrie-key-age-ms", "1").unwrap());
+        client.call_with("/echo", "", again).await.map(drop).unwrap_err()
+    }));
     reached.push((Reason::INTERNAL, go_away_with(ErrorCode::INTERNAL).await));
 
     reached.push((Reason::CONNECTION_LOST, {

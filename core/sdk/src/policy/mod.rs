@@ -12,12 +12,13 @@
 //! | It is slow: one more beside it? | [`Hedge`] with [`Latency`] | call; method |
 //! | When to dial again? | [`Reconnect`] | backend |
 //!
-//! And a server's, when it is asked for more than it can do:
+//! And a server's, when it is asked for more than it can do, or once more:
 //!
 //! | question | machine | one for each |
 //! |---|---|---|
 //! | How many handlers run at once? | [`Limiter`] | server |
 //! | Who is next, and who has waited for too long? | [`Line`] | server |
+//! | Was this call run before, and what did it come to? | [`Dedup`] | server |
 //!
 //! ```
 //! use valkyrie_sdk::{Reason, Status, Time};
@@ -47,6 +48,7 @@ mod balance;
 mod breaker;
 mod budget;
 mod config;
+mod dedup;
 mod hedge;
 mod json;
 mod limiter;
@@ -64,6 +66,7 @@ pub use balance::{BackendState, BalanceConfig, BalancePolicy, Balancer};
 pub use breaker::{Breaker, BreakerPolicy, BreakerState, CallOutcome, Edge, Permit, Rejection};
 pub use budget::{Budget, BudgetPolicy, Cost, Extra};
 pub use config::{MethodPolicy, ServiceConfig};
+pub use dedup::{Dedup, DedupPolicy, Known};
 pub use hedge::{Hedge, HedgePolicy, HedgeStep, Latency};
 pub use limiter::{Limiter, LimiterPolicy};
 pub use line::Line;
