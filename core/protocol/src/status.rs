@@ -249,6 +249,8 @@ reasons! {
     BREAKER_OPEN = 310 => Unavailable;
     /// The client holds calls back, since its servers refuse too many.
     THROTTLED = 311 => Unavailable;
+    /// The server has more calls than it can handle in time; no handler saw the call, and the status says when to come back.
+    OVERLOADED = 312 => ResourceExhausted;
 
     /// The handler panicked.
     HANDLER_PANICKED = 400 => Internal;
@@ -258,6 +260,8 @@ reasons! {
     INTERNAL = 402 => Internal;
     /// The operation was dropped without an outcome.
     ABANDONED = 403 => Internal;
+    /// The call may have been run before, and the server does not know its idempotency key any more: it is not run again.
+    KEY_FORGOTTEN = 404 => FailedPrecondition;
 
     /// The bytes are not Valkyrie's: wrong magic.
     BAD_MAGIC = 500 => Internal;

@@ -14,6 +14,7 @@ use crate::{
     Response, Sink,
     connection::{cancelled, lock},
     observer::Step,
+    options::KEY_AGE,
     policy::Verdict,
     pool::{Admission, Admitted, Course, Picked, Plan, Pool, Unpicked},
 };
@@ -23,6 +24,16 @@ pub(crate) struct Request {
     pub(crate) metadata: Metadata,
     pub(crate) priority: Priority,
     pub(crate) message: Bytes,
+    pub(crate) key: Keyed,
+}
+
+/// Whether a request has an idempotency key.
+pub(crate) enum Keyed {
+    No,
+    /// In its metadata, and not sent yet.
+    Unsent,
+    /// First sent then.
+    Since(Time),
 }
 
 /// Who takes the result.
@@ -59,12 +70,21 @@ enum Stage {
 
 impl State {
     /// The attempt, and the request stays for another one if the policy keeps it.
-    fn opened(&mut self, deadline: Option<Time>) -> Opened {
-        let Request { metadata, priority, message } = &mut self.request;
-        let (metadata, message) = match self.course.keeps(message.len()) {
+    fn opened(&mut self, deadline: Option<Time>, now: impl Fn() -> Time) -> Opened {
+        let Request { metadata, priority, message, key } = &mut self.request;
+        let (mut metadata, message) = match self.course.keeps(message.len()) {
             true => (metadata.clone(), message.clone()),
             false => (std::mem::take(metadata), std::mem::take(message)),
         };
+        match *key {
+            Keyed::No => {}
+            Keyed::Unsent => *key = Keyed::Since(now()),
+            Keyed::Since(first) => {
+                // Rounded up: it is not to look younger than it is.
+                let age = now().since(first).as_millis() + 1;
+                let _ = metadata.insert(KEY_AGE, age.to_string());
+            }
+        }
         let (method, priority) = (self.course.method.clone(), *priority);
         Opened { method, metadata, priority, deadline, message: Some(message), end: true }
     }
@@ -132,7 +152,7 @@ impl Call {
             Admission::Go(admitted) => {
                 let backend = self.pool.named(&admitted);
                 self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
-                let opened = state.opened(admitted.ends);
+                let opened = state.opened(admitted.ends, || self.pool.runtime().now());
                 match admitted.link.unary(opened, number, self.clone()) {
                     Ok(key) => state.stage = Stage::Open(admitted, key),
                     Err(status) => self.failed(guard, Some(admitted), status, None),

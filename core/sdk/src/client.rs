@@ -9,12 +9,13 @@ use crate::{
     BoxFuture, CallOptions, ConnectionInfo, Connectivity, Connector, DEFAULT_CONNECT_TIMEOUT_MS,
     DEFAULT_METHOD, DEFAULT_TIMEOUT_MS, Endpoint, Interceptor, Log, RecvStream, Response, Runtime, Security,
     SendStream, Token, TokenSource, ValkyrieClient,
-    call::{Call, Pending, Receiver, Request},
+    call::{Call, Keyed, Pending, Receiver, Request},
     connection::{Terms, unless_0},
     credentials::Credentials,
     lead::Lead,
     log::Logger,
     observer::Observer,
+    options::{IdempotencyKey, KEY, KEY_MOST},
     policy::ServiceConfig,
     pool::{Ask, Dialer, Plan, Pool},
     stream,
@@ -468,18 +469,26 @@ impl Client {
             return answer;
         }
         self.intercept(method, &mut options)?;
-        Pending::new(self.begin(method, message.into(), options, Receiver::Future(None))).await
+        let key = self.key(&mut options)?;
+        Pending::new(self.begin(method, message.into(), options, key, Receiver::Future(None))).await
     }
 
-    fn begin(&self, method: &str, message: Bytes, options: CallOptions, receiver: Receiver) -> Arc<Call> {
-        let CallOptions { timeout, metadata, priority, idempotent } = options;
+    fn begin(
+        &self,
+        method: &str,
+        message: Bytes,
+        options: CallOptions,
+        key: Keyed,
+        receiver: Receiver,
+    ) -> Arc<Call> {
+        let CallOptions { timeout, metadata, priority, idempotent, .. } = options;
         let pool = &self.0.pool;
         let (now, policy) = (pool.runtime().now(), pool.config().method(method));
         let timeout = timeout.or(policy.timeout).unwrap_or(self.0.timeout);
         let deadline = (timeout != Duration::MAX).then(|| now.after(timeout));
-        let idempotent = idempotent || policy.idempotent;
+        let idempotent = idempotent || policy.idempotent || !matches!(key, Keyed::No);
         let plan = Plan { method, policy, idempotent, deadline, now, unary: true };
-        Call::begin(pool, plan, Request { metadata, priority, message }, receiver)
+        Call::begin(pool, plan, Request { metadata, priority, message, key }, receiver)
     }
 
     /// Opens a stream of any shape. Without a timeout in `options` it has none. One that could not be opened where it was to be
@@ -512,7 +521,8 @@ impl Client {
         mut options: CallOptions,
     ) -> Result<(SendStream, RecvStream), Status> {
         self.intercept(method, &mut options)?;
-        let CallOptions { timeout, metadata, priority, idempotent } = options;
+        no_key(&options)?;
+        let CallOptions { timeout, metadata, priority, idempotent, .. } = options;
         let pool = &self.0.pool;
         let (now, policy) = (pool.runtime().now(), pool.config().method(method));
         let timeout = timeout.or(policy.timeout).filter(|timeout| *timeout != Duration::MAX);
@@ -539,11 +549,15 @@ impl Client {
             sink.complete(token, answer);
             return Submission(None);
         }
-        if let Err(status) = self.intercept(method, &mut options) {
-            sink.complete(token, Err(status));
-            return Submission(None);
+        match self.intercept(method, &mut options).and_then(|()| self.key(&mut options)) {
+            Ok(key) => {
+                Submission(Some(self.begin(method, message, options, key, Receiver::Sink(token, sink))))
+            }
+            Err(status) => {
+                sink.complete(token, Err(status));
+                Submission(None)
+            }
         }
-        Submission(Some(self.begin(method, message, options, Receiver::Sink(token, sink))))
     }
 
     /// Ends gracefully: calls in flight may finish within 5 s, then the connection closes. Later calls fail with
@@ -603,6 +617,33 @@ impl Client {
 
     fn intercept(&self, method: &str, options: &mut CallOptions) -> Result<(), Status> {
         self.0.interceptors.iter().try_for_each(|interceptor| interceptor.before(method, options))
+    }
+
+    /// Puts a call's idempotency key into its metadata.
+    fn key(&self, options: &mut CallOptions) -> Result<Keyed, Status> {
+        let key = match options.idempotency_key.take() {
+            None => return Ok(Keyed::No),
+            Some(IdempotencyKey::Given(key)) => key,
+            Some(IdempotencyKey::Drawn) => {
+                let runtime = self.0.pool.runtime();
+                [runtime.seed().to_le_bytes(), runtime.seed().to_le_bytes()].concat().into()
+            }
+        };
+        if key.is_empty() || key.len() > KEY_MOST {
+            let why = format!("an idempotency key is 1 to {KEY_MOST} bytes; this one is {}", key.len());
+            return Err(Status::from_reason(Reason::INVALID_ARGUMENT, why));
+        }
+        options.metadata.insert(KEY, key)?;
+        Ok(Keyed::Unsent)
+    }
+}
+
+/// A stream is not run once by a key.
+fn no_key(options: &CallOptions) -> Result<(), Status> {
+    let why = "an idempotency key is for unary calls, and this is a stream";
+    match options.idempotency_key {
+        None => Ok(()),
+        Some(_) => Err(Status::from_reason(Reason::INVALID_ARGUMENT, why)),
     }
 }
 

@@ -24,6 +24,8 @@ use valkyrie_protocol::{
     Metadata, Opened, Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
+#[cfg(feature = "native")]
+use crate::load::Load;
 use crate::{
     Carrier, Level, Peer, Pollable, Principal, ReadBuffer, Record, Response, Runtime, Timer, Token,
     Transport,
@@ -525,7 +527,7 @@ impl Link {
     /// Gives a permit back; the call that now has it, if one waited.
     pub(crate) fn release_permit(&self) -> Option<Arrived> {
         let mut state = lock(&self.state);
-        let next = state.next_queued();
+        let next = state.next_queued(&*self.runtime);
         if next.is_none() {
             state.running -= 1;
         }
@@ -533,6 +535,35 @@ impl Link {
             Self::wake_driver(state);
         }
         next
+    }
+
+    /// A handler has ended whose permit was the server's.
+    #[cfg(feature = "native")]
+    pub(crate) fn handler_ended(&self) {
+        lock(&self.state).running -= 1;
+    }
+
+    /// The call that waits, for the permit of the server's that its caller has.
+    #[cfg(feature = "native")]
+    pub(crate) fn take_queued(&self, key: StreamKey) -> Option<Arrived> {
+        let mut state = lock(&self.state);
+        let at = state.queued.iter().position(|call| call.stream.key == key)?;
+        let call = state.take_queued(at)?;
+        state.running += 1;
+        if state.protocol.wants_transmit() {
+            Self::wake_driver(state);
+        }
+        Some(call)
+    }
+
+    /// Ends a call that waits, if it still does.
+    #[cfg(feature = "native")]
+    pub(crate) fn refuse_queued(&self, key: StreamKey, status: Status) {
+        let mut state = lock(&self.state);
+        if state.give_up_queued(key) {
+            state.respond(key, Err(status));
+            Self::wake_driver(state);
+        }
     }
 
     /// Takes no new calls and ends once those that run have ended, or at `deadline`.
@@ -714,6 +745,24 @@ impl State {
         self.set_aside(key, &cell, len);
     }
 
+    /// A call waits for a permit of the server's, or is refused where too many do.
+    #[cfg(feature = "native")]
+    fn wait_in_line(&mut self, mut call: Arrived, load: &Arc<Load>, runtime: &dyn Runtime) {
+        let key = call.stream.key;
+        let remaining = self.protocol.remaining(key, runtime.now());
+        match load.wait(&call, remaining) {
+            // Whoever is handed its place finds it: this is locked until it waits.
+            Ok(ticket) => {
+                call.ticket = Some(ticket);
+                self.wait(call);
+            }
+            Err(status) => {
+                self.give_up(&call);
+                self.respond(key, Err(status));
+            }
+        }
+    }
+
     /// What came of a call that waits for a permit; a call that is too much is given up.
     fn set_aside(&mut self, key: StreamKey, cell: &StreamCell, len: usize) {
         if !self.protocol.set_aside(key, len) {
@@ -724,9 +773,21 @@ impl State {
         }
     }
 
-    /// The first call that waits, for the permit that its caller has.
-    fn next_queued(&mut self) -> Option<Arrived> {
-        let call = self.queued.pop_front()?;
+    /// The first call that waits and is not late, for the permit that its caller has.
+    fn next_queued(&mut self, runtime: &dyn Runtime) -> Option<Arrived> {
+        if self.queued.is_empty() {
+            return None;
+        }
+        let now = runtime.now();
+        let protocol = &mut self.protocol;
+        // One whose deadline has passed is ended by the driver, which is about to see it.
+        let mut is_late = |call: &Arrived| protocol.remaining(call.stream.key, now) == Some(Duration::ZERO);
+        let at = self.queued.iter().position(|call| !is_late(call))?;
+        self.take_queued(at)
+    }
+
+    fn take_queued(&mut self, at: usize) -> Option<Arrived> {
+        let call = self.queued.remove(at)?;
         self.take_up(&call);
         self.consumed(call.stream.key, Credit::bytes(call.first_len()));
         Some(call)
@@ -747,13 +808,13 @@ impl State {
         }
     }
 
-    fn give_up_queued(&mut self, key: StreamKey) {
-        if let Some(at) = self.queued.iter().position(|call| call.stream.key == key)
-            && let Some(call) = self.queued.remove(at)
-        {
-            self.take_up(&call);
-            self.give_up(&call);
-        }
+    /// Whether it waited.
+    fn give_up_queued(&mut self, key: StreamKey) -> bool {
+        let waited = self.queued.iter().position(|call| call.stream.key == key);
+        let Some(call) = waited.and_then(|at| self.queued.remove(at)) else { return false };
+        self.take_up(&call);
+        self.give_up(&call);
+        true
     }
 
     /// A call that nobody will handle gives back what came with it and after it.
@@ -763,10 +824,10 @@ impl State {
         self.consumed(call.stream.key, credit);
     }
 
-    /// Takes every free permit of `most`; how many that is.
-    fn reserve(&mut self, most: usize) -> usize {
-        let free = most - self.running;
-        self.running = most;
+    /// Takes every free permit of `most`, or one for each of the calls where the server counts them; how many that is.
+    fn reserve(&mut self, most: Option<usize>, calls: usize) -> usize {
+        let free = most.map_or(calls, |most| most - self.running);
+        self.running += free;
         free
     }
 
@@ -802,6 +863,8 @@ impl State {
                         priority,
                         message,
                         end,
+                        #[cfg(feature = "native")]
+                        ticket: None,
                     });
                 }
                 Event::Head { key, metadata } => match self.slot(key) {
@@ -979,6 +1042,11 @@ impl StreamHandle {
                 Link::wake_driver(state);
             }
         }
+    }
+
+    #[cfg(feature = "native")]
+    pub(crate) fn is_gone(&self) -> bool {
+        lock(&self.cell.inner).gone.is_some()
     }
 
     /// The status that ended the stream, if it is over; wakes the task when that changes.
@@ -1208,22 +1276,24 @@ impl Driver {
             let mut replies = Vec::with_capacity(calls.len());
             let mut taken = Vec::with_capacity(calls.len());
             let mut waiting = Vec::new();
-            let mut free = lock(&self.link.state).reserve(router.max_running());
+            let most = router.max_running();
+            let free = lock(&self.link.state).reserve(most, calls.len());
+            let mut begun = 0;
             for call in calls.drain(..) {
                 if let Err(status) = router.guard.admit(&call) {
                     taken.push((call.stream.key, call.first_len()));
                     replies.push((call.stream.key, Err(status)));
                     continue;
                 }
-                if free == 0 {
+                let Some(permit) = router.permit(&call, begun < free) else {
                     waiting.push(call);
                     continue;
-                }
+                };
                 let key = call.stream.key;
                 taken.push((key, call.first_len()));
-                match router.start(call) {
+                match router.start(call, permit) {
                     Some(outcome) => replies.push((key, outcome)),
-                    None => free -= 1,
+                    None => begun += 1,
                 }
             }
             let mut state = lock(&self.link.state);
@@ -1233,11 +1303,18 @@ impl Driver {
             for (key, outcome) in replies {
                 state.respond(key, outcome);
             }
-            state.running -= free;
+            state.running = state.running + begun - free;
+            #[cfg(feature = "native")]
+            if let Some(load) = router.load.as_ref().filter(|_| !waiting.is_empty()) {
+                waiting.into_iter().for_each(|call| state.wait_in_line(call, load, &*self.link.runtime));
+                drop(state);
+                load.serve(router);
+                return any;
+            }
             waiting.into_iter().for_each(|call| state.wait(call));
             // A permit that came back meanwhile found the queue empty: hand it on.
-            while state.running < router.max_running()
-                && let Some(next) = state.next_queued()
+            while most.is_some_and(|most| state.running < most)
+                && let Some(next) = state.next_queued(&*self.link.runtime)
             {
                 state.running += 1;
                 drop(state);

@@ -40,9 +40,13 @@ mod guard;
 mod handler;
 #[cfg(feature = "access")]
 mod jwt;
+#[cfg(feature = "native")]
+mod keys;
 mod lead;
 #[cfg(feature = "native")]
 mod listen;
+#[cfg(feature = "native")]
+mod load;
 mod log;
 #[cfg_attr(not(feature = "script"), expect(dead_code, reason = "scripts alone observe"))]
 mod observer;
@@ -83,7 +87,7 @@ pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, Serve
 pub use jwt::{JwksFetch, Jwt, JwtAlgorithm, JwtBuilder, StaticTokens};
 pub use lead::{Interest, Lead, expecting_to_lead};
 pub use log::{Level, Log, Record, Records};
-pub use options::{CallOptions, Response};
+pub use options::{CallOptions, IdempotencyKey, Response};
 pub use pool::Connectivity;
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;

@@ -18,6 +18,12 @@ use crate::{
     guard::Guard,
     handler::First,
 };
+#[cfg(feature = "native")]
+use crate::{
+    keys::{Key, Keys},
+    load::{Granted, Load, Ticket},
+    options::KEY,
+};
 
 /// A call that came in and has no handler yet.
 pub(crate) struct Arrived {
@@ -28,6 +34,28 @@ pub(crate) struct Arrived {
     pub(crate) priority: Priority,
     pub(crate) message: Option<Bytes>,
     pub(crate) end: bool,
+    /// Its place, while it waits in the server's line.
+    #[cfg(feature = "native")]
+    pub(crate) ticket: Option<Ticket>,
+}
+
+/// The right to run a handler.
+pub(crate) enum Permit {
+    /// One of its connection's.
+    Connection,
+    /// One of the server's, which has a limit; health needs none.
+    #[cfg(feature = "native")]
+    Server(Option<Granted>),
+}
+
+impl Permit {
+    /// What it was for has come to its end, and tells how long such calls take.
+    fn ended(&mut self) {
+        #[cfg(feature = "native")]
+        if let Permit::Server(Some(granted)) = self {
+            granted.ended();
+        }
+    }
 }
 
 impl Arrived {
@@ -35,9 +63,18 @@ impl Arrived {
     pub(crate) fn first_len(&self) -> usize {
         self.message.as_ref().map_or(0, Bytes::len)
     }
+
+    /// Whether the whole request came with it.
+    fn is_whole(&self) -> bool {
+        self.end && self.message.is_some()
+    }
 }
 
 type Outcome = Result<Finish, Status>;
+
+/// What is answered whatever the load.
+#[cfg(feature = "native")]
+const HEALTH: &[u8] = b"/valkyrie.Health/";
 
 /// Handlers by path. `/a/b` is exact; `/a/*` takes every path below `/a/` that no exact or longer one takes.
 pub(crate) struct Router {
@@ -45,13 +82,24 @@ pub(crate) struct Router {
     /// Longest first.
     prefixes: Vec<(String, Arc<dyn MessageHandler>)>,
     max_running: usize,
+    /// One limit for all connections, in place of one for each.
+    #[cfg(feature = "native")]
+    pub(crate) load: Option<Arc<Load>>,
+    /// Where calls with idempotency keys are run once.
+    #[cfg(feature = "native")]
+    keys: Option<Arc<Keys>>,
     pub(crate) guard: Guard,
 }
 
 impl Router {
     #[cfg(feature = "native")]
-    pub(crate) fn new(max_running: usize, guard: Guard) -> Self {
-        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running, guard }
+    pub(crate) fn new(
+        max_running: usize,
+        load: Option<Arc<Load>>,
+        keys: Option<Arc<Keys>>,
+        guard: Guard,
+    ) -> Self {
+        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running, load, keys, guard }
     }
 
     /// Adds a handler.
@@ -88,8 +136,26 @@ impl Router {
         }
     }
 
-    pub(crate) fn max_running(&self) -> usize {
-        self.max_running
+    /// Handlers that run at once for one connection; none where they are counted for the server.
+    pub(crate) fn max_running(&self) -> Option<usize> {
+        #[cfg(feature = "native")]
+        if self.load.is_some() {
+            return None;
+        }
+        Some(self.max_running)
+    }
+
+    /// The right to run a call's handler now, of which its connection has some `free`.
+    pub(crate) fn permit(self: &Arc<Self>, call: &Arrived, free: bool) -> Option<Permit> {
+        #[cfg(feature = "native")]
+        if let Some(load) = &self.load {
+            if call.method.starts_with(HEALTH) {
+                return Some(Permit::Server(None));
+            }
+            return Some(Permit::Server(Some(load.enter(self, call.priority)?)));
+        }
+        let _ = call;
+        free.then_some(Permit::Connection)
     }
 
     fn find(&self, method: &str) -> Option<&Arc<dyn MessageHandler>> {
@@ -103,56 +169,103 @@ impl Router {
 
     /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one. The credit of
     /// its first message is the caller's to return.
-    pub(crate) fn start(self: &Arc<Self>, arrived: Arrived) -> Option<Outcome> {
-        let Arrived { stream, principal, method, metadata, priority, message, end } = arrived;
+    pub(crate) fn start(self: &Arc<Self>, arrived: Arrived, permit: Permit) -> Option<Outcome> {
+        let stream = arrived.stream.clone();
+        let (is_whole, outlives) = (arrived.is_whole(), self.outlives(&arrived));
+        let mut future = match self.begin(arrived) {
+            Ok(future) => future,
+            Err(status) => return Some(Err(status)),
+        };
+        match poll(&mut future, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(outcome) => Some(outcome),
+            Poll::Pending => {
+                let runtime = stream.link.runtime.clone();
+                runtime.spawn(Box::pin(Run {
+                    router: self.clone(),
+                    stream,
+                    future: Some(future),
+                    permit,
+                    is_whole,
+                    outlives,
+                }));
+                None
+            }
+        }
+    }
+
+    /// Whether a call goes on when its connection ends.
+    fn outlives(&self, arrived: &Arrived) -> bool {
+        #[cfg(feature = "native")]
+        return self.keys.is_some() && arrived.metadata.get(KEY).is_some();
+        #[cfg(not(feature = "native"))]
+        {
+            let _ = arrived;
+            false
+        }
+    }
+
+    /// A handler's work, not yet begun.
+    fn begin(&self, arrived: Arrived) -> Result<HandlerFuture, Status> {
+        let Arrived { stream, principal, method, metadata, priority, message, end, .. } = arrived;
         let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
             stream.release();
             let method = String::from_utf8_lossy(&method).into_owned();
-            return Some(Err(Status::from_reason(
-                Reason::UNKNOWN_METHOD,
-                format!("unknown method {method}"),
-            )));
+            return Err(Status::from_reason(Reason::UNKNOWN_METHOD, format!("unknown method {method}")));
         };
         let first = match (message, end) {
             (Some(message), end) => First::Message(message, end),
             (None, true) => First::End,
             (None, false) => First::None,
         };
-        let task_stream = stream.clone();
         let call =
             ServerCall { stream, principal, inbox: Inbox::default(), method, metadata, priority, first };
-        let mut future = match catch_unwind(AssertUnwindSafe(|| handler.handle(call))) {
-            Ok(future) => future,
-            Err(panic) => return Some(Err(panicked(&*panic))),
-        };
-        match poll(&mut future, &mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => Some(outcome),
-            Poll::Pending => {
-                let runtime = task_stream.link.runtime.clone();
-                runtime.spawn(Box::pin(Run {
-                    router: self.clone(),
-                    stream: task_stream,
-                    future: Some(future),
-                }));
-                None
+        #[cfg(feature = "native")]
+        if let Some(key) = Key::of(&call.metadata)? {
+            match &self.keys {
+                Some(keys) => return Ok(keys.work(handler.clone(), call, key)),
+                None => key.unkept()?,
             }
         }
+        catch_unwind(AssertUnwindSafe(|| handler.handle(call))).map_err(|panic| panicked(&*panic))
     }
-}
 
-impl Router {
-    /// Starts a call that waited, with a permit that is taken for it, and those after it while they end at once.
+    /// Starts a call that waited, with a permit of its connection's that is taken for it, and those after it while they end
+    /// at once.
     pub(crate) fn start_holding_permit(self: &Arc<Self>, first: Arrived, link: &Link) {
         let mut next = Some(first);
         while let Some(arrived) = next {
             let key = arrived.stream.key;
-            match self.start(arrived) {
+            match self.start(arrived, Permit::Connection) {
                 // It runs, and has the permit.
                 None => return,
                 Some(outcome) => link.respond(key, outcome),
             }
             next = link.release_permit();
         }
+    }
+
+    /// Runs a call that waited in the server's line, as a task of its own.
+    #[cfg(feature = "native")]
+    pub(crate) async fn run(self: Arc<Self>, arrived: Arrived, permit: Permit) {
+        let stream = arrived.stream.clone();
+        let mut run = Run {
+            router: self.clone(),
+            stream: stream.clone(),
+            future: None,
+            permit,
+            is_whole: arrived.is_whole(),
+            outlives: self.outlives(&arrived),
+        };
+        // It may have ended, or be about to, while the task waited for its turn.
+        if stream.remaining().is_some_and(|remaining| remaining.is_zero()) || stream.is_gone() {
+            stream.release();
+            return;
+        }
+        match self.begin(arrived) {
+            Ok(future) => run.future = Some(future),
+            Err(status) => stream.link.respond(stream.key, Err(status)),
+        }
+        run.await;
     }
 }
 
@@ -183,6 +296,11 @@ struct Run {
     router: Arc<Router>,
     stream: StreamHandle,
     future: Option<HandlerFuture>,
+    permit: Permit,
+    /// Its request came whole: how long it takes is the handler's doing, not its caller's.
+    is_whole: bool,
+    /// It goes on when the connection ends: whoever asks again gets its answer.
+    outlives: bool,
 }
 
 impl Future for Run {
@@ -191,11 +309,22 @@ impl Future for Run {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = &mut *self;
         if let Some(future) = &mut this.future {
-            if this.stream.poll_gone(cx).is_none() {
-                let outcome = std::task::ready!(poll(future, cx));
-                this.stream.link.respond(this.stream.key, outcome);
-            }
+            let outlives = |status: &Status| {
+                this.outlives && !matches!(status.reason(), Reason::CANCELLED | Reason::DEADLINE_EXCEEDED)
+            };
+            let told = match this.stream.poll_gone(cx).filter(|status| !outlives(status)) {
+                None => {
+                    let outcome = std::task::ready!(poll(future, cx));
+                    let told = outcome.is_ok();
+                    this.stream.link.respond(this.stream.key, outcome);
+                    told
+                }
+                Some(status) => status.reason() == Reason::DEADLINE_EXCEEDED,
+            };
             this.future = None;
+            if told && this.is_whole {
+                this.permit.ended();
+            }
         }
         Poll::Ready(())
     }
@@ -206,8 +335,15 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.future = None;
         let link = &self.stream.link;
-        if let Some(next) = link.release_permit() {
-            self.router.start_holding_permit(next, link);
+        match self.permit {
+            Permit::Connection => {
+                if let Some(next) = link.release_permit() {
+                    self.router.start_holding_permit(next, link);
+                }
+            }
+            // The server's is given back when it is dropped.
+            #[cfg(feature = "native")]
+            Permit::Server(_) => link.handler_ended(),
         }
     }
 }

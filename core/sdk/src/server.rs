@@ -23,8 +23,11 @@ use crate::{
     connection::{Link, Side, Terms, lock, unless_0},
     failures::Failures,
     guard::{Closed, Guard},
+    keys::Keys,
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
+    load::Load,
     log::Logger,
+    policy::{DedupPolicy, LimiterPolicy},
     router::Router,
     table::{Phase, Table},
 };
@@ -51,6 +54,8 @@ pub struct ServerBuilder {
     handlers: Vec<(String, Arc<dyn MessageHandler>)>,
     terms: Terms,
     max_running_handlers: usize,
+    concurrency_limit: Option<LimiterPolicy>,
+    dedup: Option<DedupPolicy>,
     max_connections: usize,
     drain_timeout_ms: u64,
     doors: Doors,
@@ -67,6 +72,8 @@ impl Default for ServerBuilder {
             handlers: Vec::new(),
             terms: Terms { keepalive: KEEPALIVE, ..Terms::default() },
             max_running_handlers: 256,
+            concurrency_limit: None,
+            dedup: None,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
             doors: Doors::default(),
@@ -222,6 +229,28 @@ impl ServerBuilder {
         self
     }
 
+    /// Handlers that run at once for all connections together, as many as the server can do without their taking longer, in place of
+    /// [`ServerBuilder::max_running_handlers`]. Calls beyond wait, critical ones first and bulk one time in sixteen, and
+    /// normal and bulk calls leave a part of the limit to critical ones; whoever waits for too long is refused with OVERLOADED and
+    /// a pushback, before a handler has seen the call. How long handlers take is learnt of calls whose request came whole, which had to wait for
+    /// something, and ended well or at their deadline. `/valkyrie.Health/*` is answered whatever the load. Default: none.
+    pub fn concurrency_limit(mut self, policy: LimiterPolicy) -> Self {
+        self.concurrency_limit = Some(policy);
+        self
+    }
+
+    /// Keeps what calls with an idempotency key came to (`CallOptions::with_idempotency_key`): each of a principal, a method and a key is run
+    /// once. While it runs, others of its key wait for its answer; later ones get it without a run, with `valkyrie-replayed: true`
+    /// in their metadata. Errors are answers, too, but those with a pushback: their call is run again. Such a handler goes on when its connection
+    /// ends, until its deadline; given up by its caller, late or in a panic, it is not run again, and who asks is told CANCELLED. An
+    /// attempt that is not its call's first, and of which the server does not know that it knows everything, ends with KEY_FORGOTTEN.
+    /// Callers who prove nothing are one principal: their keys are to be hard to guess. Default: none, and then calls with a key are
+    /// run when they come for the first time, and end with KEY_FORGOTTEN when they come again.
+    pub fn dedup(mut self, policy: DedupPolicy) -> Self {
+        self.dedup = Some(policy);
+        self
+    }
+
     /// Connections at once; further ones are closed as they come. Default 65,536. On Linux never more than the process
     /// may have descriptors, less 64: a connection that is refused is told so, one that cannot be accepted waits.
     pub fn max_connections(mut self, most: usize) -> Self {
@@ -265,11 +294,20 @@ impl ServerBuilder {
             return invalid("max_running_handlers and max_connections are at least 1".into());
         }
         self.terms.check_keepalive()?;
+        if let Some(fault) = self.concurrency_limit.and_then(|policy| policy.fault()) {
+            return invalid(format!("concurrency_limit: {fault}"));
+        }
+        if let Some(fault) = self.dedup.and_then(|policy| policy.fault()) {
+            return invalid(format!("dedup: {fault}"));
+        }
+        let runtime: Arc<dyn Runtime> = Arc::new(runtime);
         let has_credentials = self.guard.authenticator.is_some() || self.doors.has_credentials();
         if has_credentials && !self.open_to_all && self.guard.gate.is_none() {
             self.guard.gate = Some(Arc::new(Closed));
         }
-        let mut router = Router::new(self.max_running_handlers, self.guard);
+        let load = self.concurrency_limit.map(|policy| Arc::new(Load::new(policy, runtime.clone())));
+        let keys = self.dedup.map(|policy| Arc::new(Keys::new(policy, runtime.clone())));
+        let mut router = Router::new(self.max_running_handlers, load, keys, self.guard);
         for (path, handler) in self.handlers {
             router.add(path, handler)?;
         }
@@ -291,7 +329,7 @@ impl ServerBuilder {
             bound: Mutex::new(Some(bound)),
             shared: Arc::new(Shared {
                 router: Arc::new(router),
-                runtime: Arc::new(runtime),
+                runtime,
                 terms: self.terms,
                 doorman,
                 failures: Failures::new(self.log),
@@ -369,6 +407,14 @@ pub struct ServerStats {
     pub streams: usize,
     /// Calls that ran when a shutdown closed their connection.
     pub calls_cut: u64,
+    /// Handlers that run.
+    pub running: usize,
+    /// Calls that wait for a handler to end.
+    pub queued: usize,
+    /// How many handlers may run now, where there is a [`ServerBuilder::concurrency_limit`].
+    pub limit: Option<u32>,
+    /// Calls that it refused.
+    pub shed: u64,
     /// Whether the server is shutting down.
     pub draining: bool,
 }
@@ -444,6 +490,7 @@ impl ServerControl {
     /// Counts.
     pub fn stats(&self) -> ServerStats {
         let infos = self.connections();
+        let load = self.0.router.load.as_ref().map(|load| load.stats());
         ServerStats {
             connections: infos.len(),
             connections_total: self.0.accepted.load(Relaxed),
@@ -451,6 +498,10 @@ impl ServerControl {
             calls_total: self.0.calls_before.load(Relaxed) + infos.iter().map(|info| info.calls).sum::<u64>(),
             streams: infos.iter().map(|info| info.streams).sum(),
             calls_cut: self.0.calls_cut.load(Relaxed),
+            running: infos.iter().map(|info| info.running).sum(),
+            queued: infos.iter().map(|info| info.queued).sum(),
+            limit: load.map(|(limit, _)| limit),
+            shed: load.map_or(0, |(_, shed)| shed),
             draining: *self.0.phase.borrow() != Phase::Serving,
         }
     }

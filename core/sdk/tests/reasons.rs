@@ -19,7 +19,7 @@ use valkyrie_sdk::{
     Reply, ServerBuilder, Sink, Status, Time, Transport,
     access::{Access, Policy},
     handler_fn,
-    policy::ServiceConfig,
+    policy::{LimiterPolicy, ServiceConfig},
 };
 
 /// Provoked by tests/tls.rs and tests/certificates.rs.
@@ -237,6 +237,16 @@ async fn errors_are_reachable() {
             }
         }
     }));
+    reached.push((Reason::OVERLOADED, {
+        let one = LimiterPolicy { min: 1, initial: 1, max: 1, ..LimiterPolicy::default() };
+        let hang = handler_fn(|_| std::future::pending::<Result<Reply, Status>>());
+        let server = ServerBuilder::new().bind("127.0.0.1:0").handler("/hang", hang).concurrency_limit(one);
+        let server = server.build().await.unwrap();
+        let client = Client::builder().endpoint(&server.endpoints()[0]).connect_lazily().unwrap();
+        tokio::spawn(async move { server.start().await });
+        let _runs = client.open("/hang", CallOptions::new()).await.unwrap();
+        client.call("/hang", "").await.map(drop).unwrap_err()
+    }));
     reached.push((Reason::ENHANCE_CALM, go_away_with(ErrorCode::ENHANCE_CALM).await));
 
     let breaker = r#"{"methods": [{"names": ["*"], "breaker": {"min_calls": 3}}]}"#;
@@ -247,6 +257,11 @@ async fn errors_are_reachable() {
 
     reached.push((Reason::HANDLER_PANICKED, call("/panic").await));
     reached.push((Reason::MISSING_MESSAGE, call("/nothing").await));
+    reached.push((Reason::KEY_FORGOTTEN, {
+        let key = Metadata::new().with("valkyrie-idempotency-key-bin", "key").unwrap();
+        let again = CallOptions::new().with_metadata(key.with("valkyrie-key-age-ms", "1").unwrap());
+        client.call_with("/echo", "", again).await.map(drop).unwrap_err()
+    }));
     reached.push((Reason::INTERNAL, go_away_with(ErrorCode::INTERNAL).await));
 
     reached.push((Reason::CONNECTION_LOST, {

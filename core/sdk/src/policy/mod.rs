@@ -1,4 +1,4 @@
-//! The client's reliability policies as plain state machines: what to do about an attempt, a call, a backend, when one fails.
+//! The reliability policies as plain state machines: what a client does about an attempt, a call, a backend, when one fails.
 //!
 //! Nothing here reads a clock, draws a random number of its own, waits, locks or talks to anybody: every instant and the
 //! [`Random`] are handed in, so that one seed gives one trace in every language. docs/policies.md has the keys of the
@@ -11,6 +11,14 @@
 //! | It failed: once more, and when? | [`Attempts`] with [`Budget`] | call; client |
 //! | It is slow: one more beside it? | [`Hedge`] with [`Latency`] | call; method |
 //! | When to dial again? | [`Reconnect`] | backend |
+//!
+//! And a server's, when it is asked for more than it can do, or once more:
+//!
+//! | question | machine | one for each |
+//! |---|---|---|
+//! | How many handlers run at once? | [`Limiter`] | server |
+//! | Who is next, and who has waited for too long? | [`Line`] | server |
+//! | Was this call run before, and what did it come to? | [`Dedup`] | server |
 //!
 //! ```
 //! use valkyrie_sdk::{Reason, Status, Time};
@@ -40,8 +48,11 @@ mod balance;
 mod breaker;
 mod budget;
 mod config;
+mod dedup;
 mod hedge;
 mod json;
+mod limiter;
+mod line;
 mod outlier;
 mod random;
 mod retry;
@@ -55,7 +66,10 @@ pub use balance::{BackendState, BalanceConfig, BalancePolicy, Balancer};
 pub use breaker::{Breaker, BreakerPolicy, BreakerState, CallOutcome, Edge, Permit, Rejection};
 pub use budget::{Budget, BudgetPolicy, Cost, Extra};
 pub use config::{MethodPolicy, ServiceConfig};
+pub use dedup::{Dedup, DedupPolicy, Known};
 pub use hedge::{Hedge, HedgePolicy, HedgeStep, Latency};
+pub use limiter::{Limiter, LimiterPolicy};
+pub use line::Line;
 pub use outlier::{Ejection, FailurePercentage, OutlierPolicy, Outliers, SuccessRate};
 pub use random::Random;
 pub use retry::{Attempts, Codes, Failure, GiveUp, RetryPolicy, Seen, Verdict};
