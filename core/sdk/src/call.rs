@@ -10,6 +10,10 @@ use std::{
 use bytes::Bytes;
 use valkyrie_protocol::{Metadata, Opened, Priority, Reason, Status, StreamKey, Time};
 
+mod hedged;
+
+use hedged::Copies;
+
 use crate::{
     Response, Sink,
     connection::{cancelled, lock},
@@ -65,14 +69,15 @@ enum Stage {
     /// For a connection, or for the time of the next attempt.
     Waiting,
     Open(Admitted, StreamKey),
+    Hedged(Box<Copies>),
     Over,
 }
 
-impl State {
+impl Request {
     /// The attempt, and the request stays for another one if the policy keeps it.
-    fn opened(&mut self, deadline: Option<Time>, now: impl Fn() -> Time) -> Opened {
-        let Request { metadata, priority, message, key } = &mut self.request;
-        let (mut metadata, message) = match self.course.keeps(message.len()) {
+    fn opened(&mut self, course: &mut Course, deadline: Option<Time>, now: impl Fn() -> Time) -> Opened {
+        let Request { metadata, priority, message, key } = self;
+        let (mut metadata, message) = match course.keeps(message.len()) {
             true => (metadata.clone(), message.clone()),
             false => (std::mem::take(metadata), std::mem::take(message)),
         };
@@ -85,10 +90,12 @@ impl State {
                 let _ = metadata.insert(KEY_AGE, age.to_string());
             }
         }
-        let (method, priority) = (self.course.method.clone(), *priority);
+        let (method, priority) = (course.method.clone(), *priority);
         Opened { method, metadata, priority, deadline, message: Some(message), end: true }
     }
+}
 
+impl State {
     /// What was under way, which no longer is.
     fn close(&mut self) -> Option<(Admitted, StreamKey)> {
         if !matches!(self.stage, Stage::Open(..)) {
@@ -96,7 +103,7 @@ impl State {
         }
         match std::mem::replace(&mut self.stage, Stage::Waiting) {
             Stage::Open(admitted, key) => Some((admitted, key)),
-            Stage::Waiting | Stage::Over => None,
+            Stage::Waiting | Stage::Hedged(_) | Stage::Over => None,
         }
     }
 }
@@ -119,6 +126,10 @@ impl Call {
     /// What came of an attempt, which its connection read `at` that instant.
     pub(crate) fn complete(self: Arc<Self>, number: u64, result: Result<Response, Status>, at: Time) {
         let mut state = lock(&self.state);
+        if matches!(state.stage, Stage::Hedged(_)) {
+            self.copy_completed(state, number, result, at);
+            return self.pool.tell();
+        }
         if state.attempt != number {
             return;
         }
@@ -152,8 +163,14 @@ impl Call {
             Admission::Go(admitted) => {
                 let backend = self.pool.named(&admitted);
                 self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
-                let opened = state.opened(admitted.ends, || self.pool.runtime().now());
+                let now = || self.pool.runtime().now();
+                let opened = state.request.opened(&mut state.course, admitted.ends, now);
                 match admitted.link.unary(opened, number, self.clone()) {
+                    Ok(key) if state.course.is_hedged() => {
+                        let hedge = self.pool.hedge(&mut state.course, &admitted);
+                        state.stage = Stage::Hedged(Box::new(Copies::new(hedge, number, admitted, key)));
+                        self.watch(guard);
+                    }
                     Ok(key) => state.stage = Stage::Open(admitted, key),
                     Err(status) => self.failed(guard, Some(admitted), status, None),
                 }
@@ -252,6 +269,9 @@ impl Call {
     /// Gives the call up: it completes with CANCELLED unless it is complete. Idempotent.
     pub(crate) fn cancel(&self) {
         let mut state = lock(&self.state);
+        if matches!(state.stage, Stage::Hedged(_)) {
+            return self.end_hedged(state, Err(cancelled()));
+        }
         let open = state.close();
         if let Some((admitted, _)) = &open {
             self.pool.cancelled(&state.course, admitted);

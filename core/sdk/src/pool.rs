@@ -24,11 +24,11 @@ use crate::{
     observer::{Observer, Step},
     policy::{
         Attempts, BackendState, BalancePolicy, Balancer, Breaker, BreakerState, Budget, CallOutcome, Edge,
-        Failure, GiveUp, MethodPolicy, Outliers, Permit, Random, Reconnect, ReconnectPolicy, Rejection, Seen,
-        ServiceConfig, Throttle, Verdict,
+        Failure, GiveUp, Hedge, HedgeStep, Latency, MethodPolicy, Outliers, Permit, Random, Reconnect,
+        ReconnectPolicy, Rejection, Seen, ServiceConfig, Throttle, Verdict,
     },
     runtime::{race, sleep_until},
-    timeline::Timeline,
+    timeline::{Sent, Timeline},
 };
 
 #[cfg(feature = "tls")]
@@ -109,7 +109,7 @@ pub(crate) struct Admitted {
     pub(crate) link: Arc<Link>,
     place: u32,
     permit: Option<Permit>,
-    began: Time,
+    pub(crate) began: Time,
     /// The attempt's own time limit, or the call's deadline.
     pub(crate) ends: Option<Time>,
 }
@@ -174,6 +174,8 @@ struct State {
     methods: Vec<Bytes>,
     /// That of the last call, which the next one's often is.
     last_lane: Lane,
+    /// How long the calls of hedged methods took, by lane.
+    latencies: Vec<Option<Box<Latency>>>,
     balancer: Balancer,
     outliers: Outliers,
     throttle: Throttle,
@@ -487,6 +489,49 @@ impl State {
         Admission::Refused(Status::from_reason(Reason::THROTTLED, message))
     }
 
+    /// How long the method's calls took.
+    fn latency(&mut self, lane: Lane) -> Option<&mut Latency> {
+        if lane == NO_LANE {
+            return None;
+        }
+        if self.latencies.len() <= lane as usize {
+            self.latencies.resize_with(lane as usize + 1, || None);
+        }
+        Some(self.latencies[lane as usize].get_or_insert_default())
+    }
+
+    /// An attempt has failed.
+    fn fail(
+        &mut self,
+        admitted: &Admitted,
+        config: &ServiceConfig,
+        course: &mut Course,
+        status: &Status,
+        now: Time,
+    ) {
+        // A server that goes away gracefully has not failed.
+        let leaves = status.is_unprocessed() && status.reason() == Reason::GOING_AWAY;
+        let outcome = match course.policy(config).breaker.is_failure(status.code(), status.reason()) {
+            _ if leaves => None,
+            true => Some(CallOutcome::Failure),
+            false => Some(CallOutcome::Success),
+        };
+        match Throttle::is_refusal(status.code(), status.reason()) && !leaves {
+            true => self.throttle.refused(now),
+            false => self.throttle.accepted(now),
+        }
+        self.give_back(admitted, course, outcome, now);
+        course.avoid(admitted);
+    }
+
+    /// Where an attempt went, for its call's timeline.
+    fn sent(&self, admitted: &Admitted, course: &Course) -> Sent {
+        let member = &self.members[admitted.place as usize];
+        let breaker = member.breakers.get(course.lane as usize).and_then(Option::as_ref);
+        let breaker = breaker.map(|breaker| breaker.state());
+        Sent { server: member.backend.endpoint.label(), at: admitted.began, breaker }
+    }
+
     /// An attempt has ended, with an outcome or without.
     fn give_back(&mut self, admitted: &Admitted, course: &Course, outcome: Option<CallOutcome>, now: Time) {
         let member = &mut self.members[admitted.place as usize];
@@ -566,6 +611,8 @@ pub(crate) struct Course {
     limit: Option<Option<Time>>,
     pub(crate) deadline: Option<Time>,
     unary: bool,
+    /// Whether copies of it may be sent.
+    hedged: bool,
     /// Whether its message was counted.
     kept: Option<bool>,
     /// The places of those that failed it.
@@ -582,8 +629,26 @@ impl Course {
         }
     }
 
+    /// Whether copies of it may be sent beside the attempt that goes out.
+    pub(crate) fn is_hedged(&self) -> bool {
+        self.hedged && self.kept == Some(true)
+    }
+
+    /// Other attempts go elsewhere, while there are other servers.
+    pub(crate) fn avoid(&mut self, admitted: &Admitted) {
+        self.tried.push(admitted.place);
+    }
+
     fn policy<'a>(&self, config: &'a ServiceConfig) -> &'a MethodPolicy {
         config.method(std::str::from_utf8(&self.method).unwrap_or_default())
+    }
+
+    /// How an attempt with that time limit failed.
+    fn failure(&self, status: &Status, limit: Option<Time>) -> Failure {
+        let of_attempt =
+            status.reason() == Reason::DEADLINE_EXCEEDED && limit.is_some() && limit != self.deadline;
+        let seen = if status.is_unprocessed() { Seen::Unprocessed } else { Seen::Perhaps };
+        if of_attempt { Failure::attempt_timeout() } else { Failure::new(status, seen) }
     }
 
     /// The answer is about to reach the caller: no attempt follows.
@@ -620,6 +685,7 @@ impl Pool {
             lanes: HashMap::new(),
             methods: Vec::new(),
             last_lane: 0,
+            latencies: Vec::new(),
             balancer: Balancer::new(config.balance),
             outliers,
             throttle: Throttle::new(config.throttle),
@@ -658,11 +724,22 @@ impl Pool {
     pub(crate) fn begin(self: &Arc<Self>, plan: Plan<'_>) -> (Course, Admission) {
         let Plan { method, policy, idempotent, deadline, now, unary } = plan;
         let attempts = Attempts::new(policy.retry, idempotent, deadline);
+        let hedged = unary && idempotent && policy.hedge.enabled;
         let mut state = lock(&self.state);
         let (lane, method) = state.lane(method);
         let (tried, timeline) = (Vec::new(), Timeline::default());
-        let mut course =
-            Course { method, lane, attempts, unary, limit: None, deadline, kept: None, tried, timeline };
+        let mut course = Course {
+            method,
+            lane,
+            attempts,
+            unary,
+            hedged,
+            limit: None,
+            deadline,
+            kept: None,
+            tried,
+            timeline,
+        };
         let admission = self.admit_now(state, &mut course, None, now);
         (course, admission)
     }
@@ -723,31 +800,14 @@ impl Pool {
         let now = self.runtime().now();
         let mut guard = lock(&self.state);
         let state = &mut *guard;
-        state.count(now, course);
-        let limit = course.limit.take().flatten();
-        let (mut breaker, mut sent) = (None, None);
+        let limit = state.count(now, course);
+        course.limit = None;
+        let mut sent = None;
         if let Some(admitted) = &admitted {
-            // A server that goes away gracefully has not failed.
-            let leaves = status.is_unprocessed() && status.reason() == Reason::GOING_AWAY;
-            let outcome = match course.policy(&self.config).breaker.is_failure(status.code(), status.reason())
-            {
-                _ if leaves => None,
-                true => Some(CallOutcome::Failure),
-                false => Some(CallOutcome::Success),
-            };
-            match Throttle::is_refusal(status.code(), status.reason()) && !leaves {
-                true => state.throttle.refused(now),
-                false => state.throttle.accepted(now),
-            }
-            state.give_back(admitted, course, outcome, now);
-            course.tried.push(admitted.place);
-            breaker = state.breaker(admitted.place, &self.config, course).map(|breaker| breaker.state());
-            sent = Some((state.members[admitted.place as usize].backend.endpoint.label(), admitted.began));
+            state.fail(admitted, &self.config, course, status, now);
+            sent = Some(state.sent(admitted, course));
         }
-        let of_attempt =
-            status.reason() == Reason::DEADLINE_EXCEEDED && limit.is_some() && limit != course.deadline;
-        let seen = if status.is_unprocessed() { Seen::Unprocessed } else { Seen::Perhaps };
-        let failure = if of_attempt { Failure::attempt_timeout() } else { Failure::new(status, seen) };
+        let failure = course.failure(status, limit);
         let verdict = course.attempts.failed(&failure, now, &mut state.budget, &mut state.random);
         self.note_news(state);
         drop(guard);
@@ -761,8 +821,58 @@ impl Pool {
             }
             verdict => verdict,
         };
-        course.timeline.failed(sent, status, breaker, verdict, now);
+        course.timeline.failed(sent, status, Some(verdict), now);
         verdict
+    }
+
+    /// The copies that are to be sent beside an attempt.
+    pub(crate) fn hedge(&self, course: &mut Course, admitted: &Admitted) -> Hedge {
+        course.avoid(admitted);
+        let policy = &course.policy(&self.config).hedge;
+        let p95 = lock(&self.state).latency(course.lane).and_then(|latency| latency.p95());
+        Hedge::sent(policy, course.deadline, p95, admitted.began)
+    }
+
+    /// Whether the next copy is to be sent now.
+    pub(crate) fn copy_due(&self, hedge: &mut Hedge) -> HedgeStep {
+        let now = self.runtime().now();
+        let mut state = lock(&self.state);
+        if state.closed { hedge.stop(None) } else { hedge.poll(now, &mut state.budget) }
+    }
+
+    /// A copy failed.
+    pub(crate) fn copy_failed(
+        &self,
+        course: &mut Course,
+        hedge: &mut Hedge,
+        copy: u8,
+        admitted: Admitted,
+        status: &Status,
+    ) -> HedgeStep {
+        let now = self.runtime().now();
+        let state = &mut *lock(&self.state);
+        state.fail(&admitted, &self.config, course, status, now);
+        course.timeline.failed(Some(state.sent(&admitted, course)), status, None, now);
+        self.note_news(state);
+        hedge.failed(copy, &course.failure(status, admitted.ends), now, &mut state.budget)
+    }
+
+    /// A copy succeeded, so long after the first one went out.
+    pub(crate) fn copy_won(
+        &self,
+        course: &Course,
+        hedge: &mut Hedge,
+        copy: u8,
+        admitted: Admitted,
+        took: Duration,
+        now: Time,
+    ) {
+        let state = &mut *lock(&self.state);
+        state.throttle.accepted(now);
+        hedge.won(copy, &mut state.budget);
+        state.latency(course.lane).into_iter().for_each(|latency| latency.record(took));
+        state.give_back(&admitted, course, Some(CallOutcome::Success), now);
+        self.note_news(state);
     }
 
     /// An attempt was given up.
@@ -852,16 +962,18 @@ impl Pool {
         race(link, sleep_until(&*runtime, deadline)).await.unwrap_or_else(|| Err(too_late()))
     }
 
+    pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Poll::Ready(());
+        }
+        state.wait(cx);
+        Poll::Pending
+    }
+
     /// Waits until then, or until the client is closed.
     pub(crate) async fn until(&self, at: Time) {
-        let closed = std::future::poll_fn(|cx| {
-            let mut state = lock(&self.state);
-            if state.closed {
-                return Poll::Ready(());
-            }
-            state.wait(cx);
-            Poll::Pending
-        });
+        let closed = std::future::poll_fn(|cx| self.poll_closed(cx));
         race(closed, sleep_until(&**self.runtime(), at)).await;
     }
 

@@ -18,13 +18,21 @@ pub(crate) struct Timeline {
 
 #[derive(Debug)]
 struct Past {
-    /// The server and when the attempt went out, if there was a connection.
-    sent: Option<(String, Time)>,
+    /// `None` without a connection.
+    sent: Option<Sent>,
     asked: Time,
     ended: Time,
     what: String,
-    breaker: Option<BreakerState>,
-    verdict: Verdict,
+    /// Of a copy of a hedged call nobody asks for another attempt.
+    verdict: Option<Verdict>,
+}
+
+/// Where an attempt went.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) server: String,
+    pub(crate) at: Time,
+    pub(crate) breaker: Option<BreakerState>,
 }
 
 impl Timeline {
@@ -36,18 +44,19 @@ impl Timeline {
         self.asked.get_or_insert(now);
     }
 
-    /// It failed. `sent` names the server and the time, if it went out.
+    /// It failed.
     pub(crate) fn failed(
         &mut self,
-        sent: Option<(String, Time)>,
+        sent: Option<Sent>,
         status: &Status,
-        breaker: Option<BreakerState>,
-        verdict: Verdict,
+        verdict: Option<Verdict>,
         now: Time,
     ) {
         let what = format!("{} {}", status.code().name(), status.reason());
-        let asked = self.asked.take().unwrap_or(now);
-        self.past.push(Past { sent, asked, ended: now, what, breaker, verdict });
+        // That of a copy was that of the one before it, perhaps.
+        let began = sent.as_ref().map_or(now, |sent| sent.at);
+        let asked = self.asked.take().unwrap_or(began);
+        self.past.push(Past { sent, asked: asked.min(began), ended: now, what, verdict });
     }
 
     /// A line for each attempt, in milliseconds since the call began.
@@ -70,21 +79,22 @@ impl Past {
         };
         write!(out, "attempt {number} at {}", ms(began, self.asked))?;
         match &self.sent {
-            Some((server, at)) => {
+            Some(Sent { server, at, breaker }) => {
                 let (waited, took) = (ms(self.asked, *at), ms(*at, self.ended));
                 write!(out, ": {server}, waited {waited}, took {took}: {}", self.what)?;
+                if let Some(breaker) = breaker {
+                    write!(out, ", breaker {}", breaker.name())?;
+                }
             }
             None => write!(out, ": no connection, waited {}: {}", ms(self.asked, self.ended), self.what)?,
         }
-        if let Some(breaker) = self.breaker {
-            write!(out, ", breaker {}", breaker.name())?;
-        }
         match self.verdict {
-            Verdict::Retry { at, transparent } => {
+            None => writeln!(out, "; a copy"),
+            Some(Verdict::Retry { at, transparent }) => {
                 let how = if transparent { "sent again" } else { "retry" };
                 writeln!(out, "; {how} at {}", ms(began, at))
             }
-            Verdict::GiveUp(why) => writeln!(out, "; no retry: {}", why.name()),
+            Some(Verdict::GiveUp(why)) => writeln!(out, "; no retry: {}", why.name()),
         }
     }
 }

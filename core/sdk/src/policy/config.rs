@@ -5,8 +5,8 @@ use std::{collections::HashMap, fmt, ops::RangeInclusive, time::Duration};
 use valkyrie_protocol::{Code, Reason, Status};
 
 use super::{
-    BalanceConfig, BalancePolicy, BreakerPolicy, BudgetPolicy, Codes, OutlierPolicy, ReconnectPolicy,
-    RetryPolicy, ThrottlePolicy,
+    BalanceConfig, BalancePolicy, BreakerPolicy, BudgetPolicy, Codes, HedgePolicy, OutlierPolicy,
+    ReconnectPolicy, RetryPolicy, ThrottlePolicy,
     json::{Json, Value},
 };
 
@@ -37,6 +37,8 @@ pub struct MethodPolicy {
     pub idempotent: bool,
     /// How calls are tried again.
     pub retry: RetryPolicy,
+    /// How copies of them are sent beside the first.
+    pub hedge: HedgePolicy,
     /// When a backend gets none of them.
     pub breaker: BreakerPolicy,
 }
@@ -454,6 +456,10 @@ const METHOD_KEYS: &[Key<MethodPolicy>] = keys! {
     "retry.codes" codes retry.codes, "codes to try again after", "gRFC A6";
     "retry.attempt_timeout_ms" optional_ms (1..=DAY) retry.attempt_timeout, "time limit of each attempt", "ours";
     "retry.buffer_bytes" bytes (0..=67_108_864_u64) retry.buffer_bytes, "bytes of a call kept for another attempt", "gRPC's per-call buffer";
+    "hedge.enabled" flag hedge.enabled, "whether idempotent unary calls are sent again beside the first instead of after it", "gRFC A6";
+    "hedge.max_copies" count (1..=5) hedge.max_copies, "copies of a call, the first one counted", "gRFC A6";
+    "hedge.delay_ms" optional_ms (1..=DAY) hedge.delay, "wait before the next copy; null: the method's 95th percentile", "gRFC A6; The tail at scale";
+    "hedge.codes" codes hedge.codes, "codes to send the next copy at once after", "gRFC A6";
     "breaker.enabled" flag breaker.enabled, "whether there is one", "between resilience4j and Polly";
     "breaker.failure_percent" count (1..=100) breaker.failure_percent, "failures that open it", "resilience4j";
     "breaker.slow_percent" count (1..=100) breaker.slow_percent, "slow calls that open it", "between resilience4j and Polly";
@@ -656,7 +662,7 @@ mod tests {
             ),
             (
                 "{\"methods\": [{\"name\": [\"*\"]}]}",
-                "service config, line 1: methods[0].name: there is no such key; there are names, timeout_ms, idempotent, retry, \
+                "service config, line 1: methods[0].name: there is no such key; there are names, timeout_ms, idempotent, retry, hedge, \
                  breaker",
             ),
             (

@@ -73,7 +73,17 @@ impl Hedge {
             return None;
         }
         budget.called(now);
-        let delay = policy.delay.or_else(|| latency.p95());
+        Some(Self::sent(policy, deadline, latency.p95(), now))
+    }
+
+    /// As [`Hedge::begin`] for a call that was counted, whose first copy went out then.
+    pub(crate) fn sent(
+        policy: &HedgePolicy,
+        deadline: Option<Time>,
+        p95: Option<Duration>,
+        now: Time,
+    ) -> Self {
+        let delay = policy.delay.or(p95);
         let mut hedge = Self {
             max_copies: policy.max_copies.clamp(1, HEDGE_COPIES as u32) as u8,
             delay,
@@ -85,7 +95,14 @@ impl Hedge {
             costs: [None; HEDGE_COPIES],
         };
         hedge.plan(delay.map(|delay| now.after(delay)));
-        Some(hedge)
+        hedge
+    }
+
+    /// This one was not sent, if one is named, and the next one goes out only when another fails.
+    pub(crate) fn stop(&mut self, copy: Option<u8>) -> HedgeStep {
+        self.due = None;
+        self.running &= !copy.and_then(|copy| 1_u8.checked_shl(copy.into())).unwrap_or(0);
+        if self.running == 0 { HedgeStep::End(0) } else { HedgeStep::Wait }
     }
 
     /// When to call [`Hedge::poll`]; `None`: no further copy is planned.
@@ -298,6 +315,16 @@ mod tests {
         assert_eq!(hedge.poll(at(210), &mut budget), HedgeStep::Send(1));
         assert_eq!(hedge.due(), Some(at(260)));
         assert_eq!(hedge.failed(1, &pushed(Duration::MAX), at(220), &mut budget), HedgeStep::End(0));
+    }
+
+    #[test]
+    fn after_one_that_is_not_sent_only_a_failure_sends_a_copy() {
+        let mut budget = budget();
+        let mut hedge = begin(&policy(3), &mut budget);
+        assert_eq!(hedge.poll(at(50), &mut budget), HedgeStep::Send(1));
+        assert_eq!((hedge.stop(Some(1)), hedge.due()), (HedgeStep::Wait, None));
+        assert_eq!(hedge.failed(0, &unavailable(), at(60), &mut budget), HedgeStep::Send(2));
+        assert_eq!(hedge.stop(Some(2)), HedgeStep::End(0));
     }
 
     #[test]
