@@ -1,12 +1,16 @@
 //! What the protocol costs without a socket: a header, a message of a stream, and a whole echo between two connections.
 //! `cargo bench -p valkyrie-protocol` prints ns and GB/s, medians of five runs.
 
-use std::{hint::black_box, io::IoSlice, time::Instant};
+use std::{
+    hint::black_box,
+    io::IoSlice,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use valkyrie_protocol::{
-    Config, Connection, Event, FLAG_MESSAGE, Finish, FrameHeader, FrameType, Metadata, Opened, Priority,
-    Role, Time, TransmitBuffer,
+    Config, Connection, Event, FLAG_MESSAGE, Finish, FrameHeader, FrameType, Keepalive, Metadata, Opened,
+    Priority, Role, Time, TransmitBuffer,
 };
 
 const RUNS: usize = 5;
@@ -45,10 +49,16 @@ fn carry(
     len
 }
 
+/// As the sdk configures them.
+fn config(role: Role) -> Config {
+    let [time, timeout] = [30, 10].map(Duration::from_secs);
+    let keepalive = Keepalive { time: Some(time), idle: None, timeout };
+    Config { grease: Some(7), keepalive, ..Config::new(role) }
+}
+
 /// Nanoseconds per echo and bytes per echo on the wire, there and back, with `batch` calls in each flight.
 fn echo(len: usize, batch: usize, count: usize) -> (f64, usize) {
-    // As the sdk configures them.
-    let side = |role| Connection::new(Config { grease: Some(7), ..Config::new(role) }, Time::default());
+    let side = |role| Connection::new(config(role), Time::default());
     let (mut client, mut server) = (side(Role::Client), side(Role::Server));
     let (mut out, mut inbox, mut back) = (TransmitBuffer::default(), BytesMut::new(), BytesMut::new());
     let payload = Bytes::from(vec![7; len]);
@@ -88,7 +98,7 @@ fn echo(len: usize, batch: usize, count: usize) -> (f64, usize) {
 
 /// Nanoseconds per message of a stream, made, written, read and taken, with `batch` in each flight.
 fn stream(len: usize, batch: usize, count: usize) -> f64 {
-    let side = |role| Connection::new(Config { grease: Some(7), ..Config::new(role) }, Time::default());
+    let side = |role| Connection::new(config(role), Time::default());
     let (mut client, mut server) = (side(Role::Client), side(Role::Server));
     let (mut out, mut inbox, mut back) = (TransmitBuffer::default(), BytesMut::new(), BytesMut::new());
     let payload = Bytes::from(vec![7; len]);

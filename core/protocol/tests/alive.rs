@@ -206,9 +206,22 @@ fn a_call_in_a_hurry_shortens_the_wait_and_an_answer_ends_it() {
 
 #[test]
 fn a_call_after_less_silence_goes_alone() {
-    let mut side = side(Role::Client, KEEPALIVE, 0);
-    open(&mut side, 14_999, None);
-    assert_eq!(said(&mut side, 14_999), [FrameType::CALL]);
+    let mut calm = side(Role::Client, KEEPALIVE, 0);
+    open(&mut calm, 14_999, None);
+    assert_eq!(said(&mut calm, 14_999), [FrameType::CALL]);
+
+    // And leaves an answer the time that it has.
+    let time = Some(Duration::from_secs(12));
+    let mut asked = side(Role::Client, Keepalive { time, ..KEEPALIVE }, 0);
+    open(&mut asked, 0, None);
+    said(&mut asked, 0);
+    assert_eq!(pass(&mut asked, 12_000).0, [(12_000, FrameType::PING)]);
+    open(&mut asked, 14_999, Some(400));
+    assert_eq!(said(&mut asked, 14_999), [FrameType::CALL]);
+    assert_eq!(pass(&mut asked, 21_999).1, None);
+    open(&mut asked, 21_950, None);
+    said(&mut asked, 21_950);
+    assert_eq!(pass(&mut asked, 30_000).1.unwrap().0, 22_000);
 }
 
 /// A driver that slept reads what came meanwhile before it looks at the clock: nobody is gone who has answered.

@@ -183,7 +183,8 @@ impl ClientBuilder {
     }
 
     /// How long the answer to a keepalive's PING may take, in milliseconds; anything that is received is one. Default 10,000,
-    /// at least 1,000. Source: gRFC A8 has 20,000.
+    /// at least 1,000. On Linux the system, too, gives a TCP connection up on which nothing was acknowledged for this and
+    /// [`ClientBuilder::keepalive_ms`] together (`TCP_USER_TIMEOUT`). Source: gRFC A8, which has 20,000, and A18.
     pub fn keepalive_timeout_ms(mut self, timeout_ms: u64) -> Self {
         self.terms.keepalive.timeout = Duration::from_millis(timeout_ms);
         self

@@ -124,6 +124,11 @@ impl Default for Terms {
 }
 
 impl Terms {
+    /// How long what was sent may lie unacknowledged; `None`: as long as the system likes.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        self.keepalive.time.map(|time| time.saturating_add(self.keepalive.timeout))
+    }
+
     /// # Errors
     /// INVALID_CONFIGURATION for what would ask peers more often, or give them less time, than is good for anybody.
     pub(crate) fn check_keepalive(&self) -> Result<(), Status> {

@@ -3,7 +3,7 @@
 //! The server knows these only by a trait and a pointer to [`bind`], so that a program which serves another transport
 //! links none of them: they weigh more than the server itself.
 
-use std::{io, net::SocketAddr, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 use valkyrie_protocol::{ErrorCode, Limits, Reason, Status};
@@ -13,7 +13,10 @@ use crate::transport::quic;
 use crate::{
     BoxFuture, Endpoint, Listener, Peer, Security,
     connection::Guest,
-    transport::{memory::MemoryListener, socket::Socket},
+    transport::{
+        memory::MemoryListener,
+        socket::{Socket, prepare},
+    },
 };
 #[cfg(feature = "tls")]
 use crate::{
@@ -24,7 +27,7 @@ use crate::{
 
 /// How long the end of a server waits for its UDP port to be free.
 #[cfg(feature = "quic")]
-const PORT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(3);
+const PORT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A connection that has not said its protocol yet, and becomes one that has.
 pub(crate) struct Arriving {
@@ -64,6 +67,8 @@ pub(crate) trait Bound: Send {
 pub(crate) struct Doors {
     pub(crate) origins: Vec<String>,
     pub(crate) least: Security,
+    /// How long what was sent may lie unacknowledged.
+    pub(crate) patience: Option<Duration>,
     #[cfg(feature = "tls")]
     pub(crate) tls: ServerTls,
     /// Set with an identity: a server that has none, as the one inside of the native packages, links no server of TLS.
@@ -209,6 +214,7 @@ pub(crate) fn bind<'a>(
                     tls,
                     #[cfg(feature = "websocket")]
                     origins: doors.origins.as_slice().into(),
+                    patience: doors.patience,
                 })
             }
             #[cfg(unix)]
@@ -290,7 +296,7 @@ const TLS_SPOKEN: &[&[u8]] = &[
 const MAX_HANDSHAKES: usize = 256;
 /// How long they do, of the 5 s that a newcomer has.
 #[cfg(feature = "tls")]
-const HANDSHAKE_WAIT: std::time::Duration = std::time::Duration::from_secs(4);
+const HANDSHAKE_WAIT: Duration = Duration::from_secs(4);
 
 struct Tcp {
     listener: TcpListener,
@@ -300,6 +306,7 @@ struct Tcp {
     tls: Option<TlsDoor>,
     #[cfg(feature = "websocket")]
     origins: std::sync::Arc<[String]>,
+    patience: Option<Duration>,
 }
 
 impl Bound for Tcp {
@@ -325,6 +332,7 @@ impl Bound for Tcp {
                 tls: self.tls.clone(),
                 #[cfg(feature = "websocket")]
                 origins: self.origins.clone(),
+                patience: self.patience,
             };
             #[cfg(feature = "tls")]
             let is_tls = door.tls.is_some();
@@ -349,11 +357,12 @@ struct Door {
     tls: Option<TlsDoor>,
     #[cfg(feature = "websocket")]
     origins: std::sync::Arc<[String]>,
+    patience: Option<Duration>,
 }
 
 impl Door {
     async fn pass(self, stream: TcpStream, from: SocketAddr) -> io::Result<Guest> {
-        stream.set_nodelay(true)?;
+        prepare(&stream, self.patience)?;
         let mut first = [0];
         if stream.peek(&mut first).await? == 0 {
             return Err(left());

@@ -70,7 +70,7 @@ impl Dialer {
                 endpoint,
                 #[cfg(feature = "tls")]
                 &self.tls,
-                &self.terms.limits,
+                &self.terms,
             )?,
         };
         #[cfg(feature = "tls")]

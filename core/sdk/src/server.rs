@@ -194,7 +194,8 @@ impl ServerBuilder {
     }
 
     /// How long the answer to a keepalive's PING may take, in milliseconds; anything that is received is one. Default 20,000,
-    /// at least 1,000. Source: gRFC A8.
+    /// at least 1,000. On Linux the system, too, gives a TCP connection up on which nothing was acknowledged for this and
+    /// [`ServerBuilder::keepalive_ms`] together (`TCP_USER_TIMEOUT`). Source: gRFC A8 and A18.
     pub fn keepalive_timeout_ms(mut self, timeout_ms: u64) -> Self {
         self.terms.keepalive.timeout = Duration::from_millis(timeout_ms);
         self
@@ -301,6 +302,7 @@ impl ServerBuilder {
             return invalid(format!("dedup: {fault}"));
         }
         let runtime: Arc<dyn Runtime> = Arc::new(runtime);
+        self.doors.patience = self.terms.patience();
         let has_credentials = self.guard.authenticator.is_some() || self.doors.has_credentials();
         if has_credentials && !self.open_to_all && self.guard.gate.is_none() {
             self.guard.gate = Some(Arc::new(Closed));

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::BytesMut;
 use valkyrie_protocol::{
-    Config, Connection, ErrorCode, Event as Happened, INITIAL, Limits, Reason, Role, Status, StreamKey, Time,
-    TransmitBuffer,
+    Config, Connection, ErrorCode, Event as Happened, INITIAL, Keepalive, Limits, Reason, Role, Status,
+    StreamKey, Time, TransmitBuffer,
 };
 
 use crate::{
@@ -591,7 +591,13 @@ impl World {
         }
         let Link { announces, decides, .. } = self.links[link];
         let authenticates = if side == CLIENT { announces } else { decides };
-        let config = Config { limits, grease, multiplexed, authenticates, ..Config::new(role) };
+        // Half of the sides ask whether their peers are there, and look often enough to be at rest in the end.
+        let keepalive = grease.map_or_else(Keepalive::default, |seed| Keepalive {
+            time: Some(Duration::from_secs(1 + seed % 5)),
+            idle: None,
+            timeout: Duration::from_secs(6 + seed % 5),
+        });
+        let config = Config { limits, grease, multiplexed, authenticates, keepalive, ..Config::new(role) };
         self.links[link].sides[side].protocol = Some(Connection::new(config, self.time()));
     }
 

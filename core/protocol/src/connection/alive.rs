@@ -77,6 +77,11 @@ impl Alive {
         (self.answer_by, self.look_at, self.leave_at) = (None, None, None);
     }
 
+    /// Whether a call that is opened now is to be sure of the peer.
+    fn is_doubtful(&self, now: Time) -> bool {
+        now.since(self.heard) >= DOUBT_AFTER
+    }
+
     /// How long the answer ahead of a call may take that has so much time.
     fn doubt(&self, time: Option<Duration>) -> Duration {
         let (least, most) = DOUBT;
@@ -106,7 +111,7 @@ impl Connection {
     /// Calls are about to be written: whoever was silent for long is asked ahead of them.
     pub(super) fn doubt(&mut self, now: Time) {
         if self.waiting_opens > 0
-            && now.since(self.alive.heard) >= DOUBT_AFTER
+            && self.alive.is_doubtful(now)
             && self.alive.answer_by.is_none()
             && self.config.keepalive.time.is_some()
             && self.failed.is_none()
@@ -117,7 +122,9 @@ impl Connection {
 
     /// A call is written with that deadline, perhaps while an answer is due.
     pub(super) fn hurry(&mut self, now: Time, deadline: Option<Time>) {
-        if let Some(at) = self.alive.answer_by {
+        if let Some(at) = self.alive.answer_by
+            && self.alive.is_doubtful(now)
+        {
             let time = deadline.map(|deadline| deadline.since(now));
             self.alive.answer_by = Some(at.min(now.after(self.alive.doubt(time))));
         }

@@ -19,9 +19,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use valkyrie_protocol::{Limits, Priority, Reason, Status};
+use valkyrie_protocol::{Priority, Reason, Status};
 
-use crate::{BoxFuture, Endpoint, Peer};
+use crate::{BoxFuture, Endpoint, Peer, connection::Terms};
 
 /// How a transport delivers: as bytes without borders, or as messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,27 +225,28 @@ impl ReadBuffer {
 pub(crate) fn connector(
     endpoint: &Endpoint,
     #[cfg(feature = "tls")] tls: &crate::tls::ClientTls,
-    limits: &Limits,
+    terms: &Terms,
 ) -> Result<Arc<dyn Connector>, Status> {
     // Only some carriers ask.
-    let _ = limits;
+    let patience = terms.patience();
+    let _ = patience;
     #[cfg(feature = "tls")]
     let _ = tls;
     match endpoint.scheme() {
         #[cfg(feature = "native")]
-        "tcp" => Ok(Arc::new(socket::Tcp)),
+        "tcp" => Ok(Arc::new(socket::Tcp { patience })),
         #[cfg(all(feature = "native", unix))]
         "unix" => Ok(Arc::new(socket::Unix)),
         #[cfg(feature = "native")]
         "memory" => Ok(Arc::new(memory::Memory)),
         #[cfg(feature = "websocket")]
-        "ws" => Ok(Arc::new(websocket::Ws)),
+        "ws" => Ok(Arc::new(websocket::Ws { patience })),
         #[cfg(all(feature = "native", feature = "tls"))]
-        "tls" => Ok(Arc::new(tls::TlsConnector { security: tls.build(endpoint)? })),
+        "tls" => Ok(Arc::new(tls::TlsConnector { security: tls.build(endpoint)?, patience })),
         #[cfg(all(feature = "websocket", feature = "tls"))]
-        "wss" => Ok(Arc::new(websocket::Wss { security: tls.build(endpoint)? })),
+        "wss" => Ok(Arc::new(websocket::Wss { security: tls.build(endpoint)?, patience })),
         #[cfg(feature = "quic")]
-        "quic" => Ok(Arc::new(quic::QuicConnector::new(tls.build(endpoint)?, limits))),
+        "quic" => Ok(Arc::new(quic::QuicConnector::new(tls.build(endpoint)?, &terms.limits))),
         scheme => Err(Status::from_reason(
             Reason::UNSUPPORTED_SCHEME,
             format!("no transport for the scheme {scheme} of {endpoint}"),

@@ -147,13 +147,14 @@ pub(crate) async fn accept(
 #[cfg(feature = "native")]
 pub(crate) struct TlsConnector {
     pub(crate) security: ClientSecurity,
+    pub(crate) patience: Option<std::time::Duration>,
 }
 
 #[cfg(feature = "native")]
 impl Connector for TlsConnector {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(endpoint.authority()).await?;
+            let stream = connect_tcp(endpoint.authority(), self.patience).await?;
             let socket = Box::new(Socket::Attached(stream));
             Ok(Box::new(connect(socket, &self.security, crate::tls::ALPN).await?) as Box<dyn Transport>)
         })

@@ -4,6 +4,7 @@ use std::{
     io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -171,12 +172,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send + 'static> Transport for WebSocket
     }
 }
 
-pub(crate) struct Ws;
+pub(crate) struct Ws {
+    pub(crate) patience: Option<Duration>,
+}
 
 impl Connector for Ws {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(&with_port(endpoint, 80)).await?;
+            let stream = connect_tcp(&with_port(endpoint, 80), self.patience).await?;
             connect(Box::new(stream), endpoint).await
         })
     }
@@ -186,13 +189,14 @@ impl Connector for Ws {
 #[cfg(feature = "tls")]
 pub(crate) struct Wss {
     pub(crate) security: crate::tls::ClientSecurity,
+    pub(crate) patience: Option<Duration>,
 }
 
 #[cfg(feature = "tls")]
 impl Connector for Wss {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(&with_port(endpoint, 443)).await?;
+            let stream = connect_tcp(&with_port(endpoint, 443), self.patience).await?;
             let socket = Box::new(super::socket::Socket::Attached(stream));
             let secured = super::tls::connect(socket, &self.security, crate::tls::ALPN_HTTP).await?;
             connect(Box::new(Io::new(secured)), endpoint).await
