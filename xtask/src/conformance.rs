@@ -106,7 +106,7 @@ const COLUMNS: [Column; 44] = [
 
 /// The heads of the columns, such as `python/tcp`.
 pub(crate) fn columns() -> Vec<String> {
-    let tables = ["certificates", "credentials", "traces"].into_iter();
+    let tables = ["certificates", "credentials", "traces", "failover"].into_iter();
     let tables = tables.flat_map(|name| languages().map(move |language| format!("{language}/{name}")));
     COLUMNS.iter().map(Column::head).chain(tables).collect()
 }
@@ -141,6 +141,11 @@ impl Server {
     }
 
     fn run(mut command: Command) -> Outcome<Server> {
+        Server::again(&mut command)
+    }
+
+    /// Starts another one.
+    fn again(command: &mut Command) -> Outcome<Server> {
         // One case makes a handler panic: its backtrace would bury what matters.
         command.env("RUST_BACKTRACE", "0").stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().during("conformance server")?;
@@ -152,6 +157,14 @@ impl Server {
         read.during("conformance server")?;
         server.endpoints = serde_json::from_str(&line).during("the conformance server's first line")?;
         Ok(server)
+    }
+
+    /// Takes away what it leaves when it is killed.
+    fn take_away(&self) {
+        let unix = self.endpoint("unix");
+        for path in [unix.trim_start_matches("unix://"), &self.endpoint("certificates")] {
+            let _ = std::fs::remove_file(path);
+        }
     }
 
     /// Where it listens: `tcp`, `unix`, `ws`, `tls`, `wss` or `quic`; or another value of its first line.
@@ -245,6 +258,7 @@ fn matrix(project: &Project) -> Outcome {
         certificates(project, &server)?,
         credentials(project, &server)?,
         traces(project, &server)?,
+        failover(project, &server)?,
     ];
     report(project, &tables)
 }
@@ -254,7 +268,7 @@ fn traces(project: &Project, server: &Server) -> Outcome<Table> {
     let path = project.path(TRACES).join("scripts.json");
     let cases = names(&read_json(&path)?);
     let pages = Path::new(TRACES).join("scripts.json");
-    let mut table = everywhere(project, server, "traces", cases, [&path, &pages]);
+    let mut table = everywhere(project, server, "traces", cases, [&path, &pages], &all());
     for (case, cell) in table.columns.iter_mut().flatten() {
         let kept = project.path(TRACES).join(format!("{case}.txt"));
         let kept = std::fs::read_to_string(&kept).during(kept.display())?;
@@ -284,7 +298,8 @@ fn certificates(project: &Project, server: &Server) -> Outcome<Table> {
         .into_iter()
         .partition(|case| case["absent"].is_string());
     std::fs::write(project.path(PAGES), Value::from(pages).to_string()).during(PAGES)?;
-    let mut table = everywhere(project, server, "certificates", cases, [Path::new(&path), Path::new(PAGES)]);
+    let mut table =
+        everywhere(project, server, "certificates", cases, [Path::new(&path), Path::new(PAGES)], &all());
     for (cells, head) in table.columns.iter_mut().zip(&table.heads) {
         if head.split_once('/').is_some_and(|(language, _)| is_browser(language)) {
             let text = |case: &Value, key: &str| case[key].as_str().unwrap_or_default().to_owned();
@@ -301,7 +316,29 @@ fn credentials(project: &Project, server: &Server) -> Outcome<Table> {
     let path = project.path(CREDENTIALS);
     run(project.command("target/debug/valkyrie-conformance-tokens").arg(&path))?;
     let cases = names(&read_json(&path)?);
-    Ok(everywhere(project, server, "credentials", cases, [&path, Path::new(CREDENTIALS)]))
+    Ok(everywhere(project, server, "credentials", cases, [&path, Path::new(CREDENTIALS)], &all()))
+}
+
+/// 10,000 calls of each language to three servers, one of which is killed meanwhile.
+fn failover(project: &Project, server: &Server) -> Outcome<Table> {
+    const CASES: &str = "target/failover.json";
+    let (mut columns, mut heads) = (Vec::new(), Vec::new());
+    for language in languages().filter(|language| !is_browser(language) || web::exists(project)) {
+        let mut start = project.command("target/debug/valkyrie-conformance-server");
+        start.env("VALKYRIE_CONFORMANCE_MAY_DIE", "1");
+        let three = [Server::again(&mut start)?, Server::again(&mut start)?, Server::again(&mut start)?];
+        let scheme = if is_browser(language) { "ws" } else { "tcp" };
+        let endpoint = three.each_ref().map(|server| server.endpoint(scheme)).join(",");
+        let cases = json!([{"case": "one_of_three_is_killed", "action": "failover", "endpoint": endpoint, "count": 10_000}]);
+        std::fs::write(project.path(CASES), cases.to_string()).during(CASES)?;
+        let cases = project.path(CASES);
+        let table =
+            everywhere(project, server, "failover", Vec::new(), [&cases, Path::new(CASES)], &[language]);
+        columns.extend(table.columns);
+        heads.extend(table.heads);
+        three.iter().for_each(Server::take_away);
+    }
+    Ok(Table { cases: vec!["one_of_three_is_killed".to_owned()], heads, columns })
 }
 
 /// A table with a column for each language. The cases are in two files: of programs, and of pages, which lies in the project.
@@ -311,9 +348,10 @@ fn everywhere(
     name: &str,
     cases: Vec<String>,
     [programs, pages]: [&Path; 2],
+    languages: &[&str],
 ) -> Table {
     let (mut columns, mut heads) = (Vec::new(), Vec::new());
-    for language in languages().filter(|language| !is_browser(language) || web::exists(project)) {
+    for language in languages.iter().filter(|language| !is_browser(language) || web::exists(project)) {
         let head = format!("{language}/{name}");
         columns.push(said(&head, || {
             let mut runner = runner(project, language)?;
@@ -334,6 +372,10 @@ fn everywhere(
 /// Every language, and the package for pages in each browser.
 fn languages() -> impl Iterator<Item = &'static str> {
     ["rust", "python", "node", "c"].into_iter().chain(BROWSERS.iter().map(|(browser, ..)| *browser))
+}
+
+fn all() -> Vec<&'static str> {
+    languages().collect()
 }
 
 /// The names of cases.

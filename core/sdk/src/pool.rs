@@ -762,9 +762,10 @@ impl Pool {
             return Admission::Refused(closed());
         }
         let dials = state.due_dials(now);
-        let chosen = match waited_for {
-            Some(picked) => state.choose_this(picked, &self.config, now, course).map(Some),
-            None => state.choose(&self.config, now, course),
+        // Others may be connected by now: those who waited together are not to meet at one server.
+        let chosen = match (state.choose(&self.config, now, course), waited_for) {
+            (Ok(None), Some(picked)) => state.choose_this(picked, &self.config, now, course).map(Some),
+            (chosen, _) => chosen,
         };
         let admission = match chosen {
             Ok(Some(chosen)) => state.go(now, course, chosen),

@@ -608,6 +608,50 @@ static void run_script(const test_case *one) {
     free(steps);
 }
 
+/* ---- a server that is killed ---- */
+
+/* One of several servers is killed among many calls, 50 at a time, that may be executed twice. */
+static void run_failover(const test_case *one) {
+    size_t wanted = number(one, "count"), wrong = 0, calls;
+    valkyrie_client *client = NULL;
+    valkyrie_queue *queue = NULL;
+    call_setup setup, once;
+    worker all[51];
+    char digits[51][32], *method;
+    set_up(one, &once);
+    set_up(one, &setup);
+    setup.options.idempotent = 1;
+    valkyrie_queue_new(&queue, NULL);
+    if (valkyrie_client_connect(raw(one, "endpoint"), &options, &client, NULL)) fail("cannot connect");
+    for (size_t first = 0; first < wanted && !failed; first += calls - (calls > 50)) {
+        memset(all, 0, sizeof all);
+        calls = first == wanted / 4 / 50 * 50 ? 51 : 50;
+        for (size_t i = 0; i < calls; i++) {
+            owned message = {(uint8_t *)digits[i], (size_t)snprintf(digits[i], sizeof digits[i], "%zu", first + i)};
+            all[i].client = client;
+            all[i].queue = queue;
+            method = i == 50 ? "/test/die" : "/echo";
+            if (start_call(&all[i], method, message, i == 50 ? &once : &setup)) fail("call %zu was refused", first + i);
+        }
+        for (size_t done = 0, more; done < calls && !failed; done += more) {
+            more = valkyrie_queue_dispatch(queue, 60000);
+            if (!more) fail("%zu of %zu calls do not end", calls - done, calls);
+        }
+        for (size_t i = 0; i < calls; i++) {
+            valkyrie_error *error = all[i].result.error;
+            if (i < 50 && !same(lend(all[i].result.message), digits[i]) && !wrong++)
+                fail("call %s: %s %.*s", digits[i], error ? valkyrie_error_message(error) : "another's",
+                     (int)valkyrie_error_timeline(error).len, (const char *)valkyrie_error_timeline(error).data);
+            drop(&all[i].result);
+        }
+    }
+    if (wrong) fail("%zu of %zu failed", wrong, wanted);
+    valkyrie_client_free(client);
+    valkyrie_queue_free(queue);
+    tear_down(&setup);
+    tear_down(&once);
+}
+
 /* ---- private servers ---- */
 
 /* Where a fresh server is; kind is "", "credentials" or "access POLICY". */
@@ -1010,6 +1054,8 @@ static void run(const test_case *one) {
         }
         if (tries == 100) fail("100 calls succeeded");
         valkyrie_client_free(client);
+    } else if (!strcmp(action, "failover")) {
+        run_failover(one);
     } else if (!strcmp(action, "script")) {
         run_script(one);
     } else {

@@ -334,6 +334,27 @@ const ACTIONS = {
     await one.check(await one.outcome(call()));
   },
 
+  // One of several servers is killed among many calls, 50 at a time, that may be executed twice.
+  async failover(one) {
+    const client = await one.sdk.connect(one.fields.endpoint, one.settings.options);
+    const failures = [];
+    for (let first = 0; first < one.count; first += 50) {
+      const numbers = Array.from({ length: 50 }, (_, i) => `${first + i}`);
+      const call = (number) => one.outcome(client.callWithResponse('/echo', number, { idempotent: true }));
+      const dies = first === Math.floor(one.count / 4 / 50) * 50;
+      const [answers] = await Promise.all([
+        Promise.all(numbers.map(call)),
+        dies ? one.outcome(client.callWithResponse('/test/die', '')) : undefined,
+      ]);
+      for (const [i, got] of answers.entries()) {
+        if (fromUtf8(got.message) === numbers[i]) continue;
+        failures.push(`call ${numbers[i]}: ${got.code} ${got.reason} ${got.status} ${got.timeline}`);
+      }
+    }
+    await client.close();
+    if (failures.length > 0) throw new Mismatch(`${failures.length} of ${one.count} failed: ${failures[0]}`);
+  },
+
   // The outcomes of its calls, and the core's trace of them.
   async script(one) {
     const { endpoint, service_config: serviceConfig, steps } = one.fields;

@@ -477,6 +477,22 @@ async def do_configured(one: Case) -> None:
         await other.check(await outcome(call()))
 
 
+async def do_failover(one: Case) -> None:
+    """One of several servers is killed among many calls, 50 at a time, that may be executed twice."""
+    failures: list[str] = []
+    async with connect(one.fields["endpoint"]) as client:
+        for first in range(0, one.count, 50):
+            numbers = [str(number).encode() for number in range(first, first + 50)]
+            calls = [outcome(client.call_with_response("/echo", number, idempotent=True)) for number in numbers]
+            if first == one.count // 4 // 50 * 50:
+                calls.append(outcome(client.call_with_response("/test/die", b"")))
+            for number, got in zip(numbers, await asyncio.gather(*calls), strict=False):
+                if got.message != number:
+                    failures.append(f"call {number.decode()}: {got} {got.error.timeline if got.error else ''}")
+    if failures:
+        raise Mismatch(f"{len(failures)} of {one.count} failed: {failures[0]}")
+
+
 async def do_script(one: Case) -> str:
     """The outcomes of its calls, and the core's trace of them."""
     trace = ""
@@ -565,7 +581,7 @@ def trust(endpoint: str) -> dict[str, Any]:
     return {"trusted_certificates": CERTIFICATES if encrypted else None, "sealed": SEALED}
 
 
-def connect(endpoint: str) -> Awaitable[valkyrie.Client]:
+def connect(endpoint: str) -> valkyrie.Connecting:
     return valkyrie.connect(endpoint, **trust(endpoint))
 
 

@@ -181,6 +181,7 @@ impl Case<'_> {
             "double_close" => self.double_close().await,
             "after_shutdown" => self.after_shutdown().await,
             "script" => self.script().await,
+            "failover" => self.failover().await,
             other => Err(format!("unknown action {other:?}")),
         }
     }
@@ -717,6 +718,37 @@ impl Case<'_> {
 }
 
 impl Case<'_> {
+    /// One of several servers is killed among many calls, 50 at a time, that may be executed twice.
+    async fn failover(&self) -> Verdict {
+        let client = self.settings.connect(&self.text("endpoint").unwrap_or_default()).await.or_else(fail)?;
+        let count = self.number("count").unwrap_or(0);
+        let mut failures = Vec::new();
+        for first in (0..count).step_by(50) {
+            let call = |number: u64| {
+                let options = CallOptions::new().with_idempotent(true);
+                client.call_with("/echo", number.to_string(), options)
+            };
+            let dies = async {
+                if first == count / 4 / 50 * 50 {
+                    let _ = client.call("/test/die", "").await;
+                }
+            };
+            let (answers, ()) = tokio::join!(all((first..first + 50).map(call)), dies);
+            for (number, answer) in (first..).zip(answers) {
+                match answer {
+                    Ok(answer) if answer.message == number.to_string() => {}
+                    Ok(answer) => failures.push(format!("call {number}: {:?}", answer.message)),
+                    Err(status) => failures.push(format!("call {number}: {status}\n{}", status.timeline())),
+                }
+            }
+        }
+        client.close().await;
+        match failures.first() {
+            Some(first) => Err(format!("{} of {count} failed: {first}", failures.len())),
+            None => Ok(String::new()),
+        }
+    }
+
     /// The outcomes of its calls, and the core's trace of them.
     async fn script(&self) -> Verdict {
         let endpoint = self.text("endpoint").unwrap_or_default();

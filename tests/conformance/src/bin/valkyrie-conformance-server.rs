@@ -2,11 +2,15 @@
 //! standard input closes, so that it never outlives whoever started it.
 #![forbid(unsafe_code)]
 
-use std::{error::Error, io::Write, process::ExitCode};
+use std::{
+    error::Error,
+    io::Write,
+    process::{Command, ExitCode},
+};
 
 use tokio::io::AsyncReadExt;
 use valkyrie_conformance::{Absent, absent_udp, identity, methods, versions};
-use valkyrie_sdk::ServerBuilder;
+use valkyrie_sdk::{Code, Reply, ServerBuilder, Status, handler_fn};
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -19,6 +23,12 @@ async fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// As by `kill -9`: nothing is said, flushed or taken away.
+async fn die() -> Result<Reply, Status> {
+    let killed = Command::new("kill").args(["-9", &std::process::id().to_string()]).status();
+    Err(Status::new(Code::Internal, format!("it lives: {killed:?}")))
 }
 
 async fn serve() -> Result<(), Box<dyn Error>> {
@@ -36,7 +46,11 @@ async fn serve() -> Result<(), Box<dyn Error>> {
         .bind("tls://127.0.0.1:0")
         .identity(certificates.as_str(), key.as_str())
         .open_to_all(true);
-    let server = methods().register(builder).build().await?;
+    let mut builder = methods().register(builder);
+    if std::env::var_os("VALKYRIE_CONFORMANCE_MAY_DIE").is_some() {
+        builder = builder.handler("/test/die", handler_fn(|_| die()));
+    }
+    let server = builder.build().await?;
     let address = server.local_addr().ok_or("no tcp address")?;
     let endpoint =
         |scheme: &str| server.endpoints().into_iter().find(|endpoint| endpoint.starts_with(scheme));
