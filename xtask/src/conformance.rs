@@ -356,9 +356,9 @@ fn everywhere(
         columns.push(said(&head, || {
             let mut runner = runner(project, language)?;
             match is_browser(language) {
-                // What a page decides on about certificates is a sealed session.
+                // What a page decides on about certificates is a sealed session, whose module has scripts, too.
                 true => runner
-                    .envs(server.variables_of("ws", name == "certificates"))
+                    .envs(server.variables_of("ws", ["certificates", "traces"].contains(&name)))
                     .env("VALKYRIE_CONFORMANCE_CASES", Path::new("/page").join(pages)),
                 false => runner.envs(server.variables("tcp")).env("VALKYRIE_CONFORMANCE_CASES", programs),
             };

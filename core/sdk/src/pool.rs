@@ -699,13 +699,17 @@ impl Pool {
         &self.dialer.runtime
     }
 
+    /// Who is told each step. Without scripts nobody is, and nothing is left of it.
     pub(crate) fn observer(&self) -> Option<&Arc<dyn Observer>> {
-        self.dialer.observer.as_ref()
+        match cfg!(feature = "script") {
+            true => self.dialer.observer.as_ref(),
+            false => None,
+        }
     }
 
     /// Tells the observer, if there is one.
     pub(crate) fn note<'a>(&self, step: impl FnOnce() -> Step<'a>) {
-        if let Some(observer) = &self.dialer.observer {
+        if let Some(observer) = self.observer() {
             observer.note(self.runtime().now(), step());
         }
     }
@@ -908,12 +912,12 @@ impl Pool {
                 let Edge { from, to, at } = edge;
                 let level = if to == BreakerState::Open { Level::Warn } else { Level::Info };
                 let wanted = self.dialer.terms.log.wants(level).is_some();
-                if !wanted && self.dialer.observer.is_none() {
+                if !wanted && self.observer().is_none() {
                     continue;
                 }
                 let endpoint = &state.members[place as usize].backend.endpoint;
                 let method = state.methods.get(lane as usize).map_or(&[][..], |method| &method[..]);
-                if let Some(observer) = &self.dialer.observer {
+                if let Some(observer) = self.observer() {
                     observer.note(at, Step::Breaker { backend: endpoint, method, edge: &edge });
                 }
                 let endpoint = &endpoint.to_string();

@@ -74,7 +74,7 @@ impl Timeline {
 impl Past {
     fn write(&self, out: &mut String, number: u32, began: Time) -> std::fmt::Result {
         let ms = |from: Time, to: Time| {
-            let micros = to.since(from).as_micros();
+            let micros = to.as_micros().saturating_sub(from.as_micros());
             format!("{}.{:03} ms", micros / 1_000, micros % 1_000)
         };
         write!(out, "attempt {number} at {}", ms(began, self.asked))?;

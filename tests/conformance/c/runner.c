@@ -566,7 +566,9 @@ static void run_step(valkyrie_client *client, char *step) {
     valkyrie_queue *queue = NULL;
     char together[64];
     snprintf(together, sizeof together, "/script/together/%zu", count);
-    valkyrie_client_call(client, together, lend(nothing), NULL, NULL, NULL);
+    valkyrie_message *begun = NULL;
+    if (valkyrie_client_call(client, together, lend(nothing), NULL, &begun, NULL)) fail("%s is refused", together);
+    valkyrie_message_free(begun);
     valkyrie_queue_new(&queue, NULL);
     memset(all, 0, sizeof all);
     for (size_t i = 0; i < count && i < 64; i++) {
