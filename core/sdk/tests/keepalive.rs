@@ -334,6 +334,8 @@ async fn a_server_that_is_stopped_is_found_over_tcp() {
 async fn a_server_that_is_stopped_is_found_over_unix() {
     let path = std::env::temp_dir().join(format!("valkyrie-keepalive-{}.sock", std::process::id()));
     a_stopped_server_is_found(&format!("unix://{}", path.display())).await;
+    // A server that is killed leaves it.
+    let _ = std::fs::remove_file(path);
 }
 
 /// F47. The server lets go of connections at about the time at which the next call is made: each is executed exactly once,
