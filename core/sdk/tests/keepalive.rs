@@ -7,22 +7,25 @@ mod kept;
 
 use std::{
     collections::HashMap,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, IoSlice},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
+use bytes::BytesMut;
 use kept::{Kept, field};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
 };
+use valkyrie_protocol::{Config, Connection, Opened, Role, TransmitBuffer};
 use valkyrie_sdk::{
-    BoxFuture, Bytes, CallOptions, Client, ClientBuilder, Code, EchoHandler, Reason, Reply, Runtime,
-    ServerBuilder, ServerControl, Time, Timer, TokioRuntime, handler_fn, policy::ServiceConfig,
+    BoxFuture, Bytes, CallOptions, Client, ClientBuilder, Code, EchoHandler, Metadata, Priority, Reason,
+    Reply, Runtime, ServerBuilder, ServerControl, Time, Timer, TokioRuntime, handler_fn,
+    policy::ServiceConfig,
 };
 
 async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -331,6 +334,8 @@ async fn a_server_that_is_stopped_is_found_over_tcp() {
 async fn a_server_that_is_stopped_is_found_over_unix() {
     let path = std::env::temp_dir().join(format!("valkyrie-keepalive-{}.sock", std::process::id()));
     a_stopped_server_is_found(&format!("unix://{}", path.display())).await;
+    // A server that is killed leaves it.
+    let _ = std::fs::remove_file(path);
 }
 
 /// F47. The server lets go of connections at about the time at which the next call is made: each is executed exactly once,
@@ -363,6 +368,59 @@ async fn f47_no_call_is_lost_to_the_end_of_an_idle_connection() {
         let connections = control.stats().connections_total;
         assert!((10..=CALLS + 1).contains(&connections), "{connections}");
         println!("{bind}: {CALLS} calls over {connections} connections");
+    }
+}
+
+/// A call that arrives behind the GOAWAY of an idle connection finds somebody who refuses it, and no closed socket.
+// spec: W9-18
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_lets_go_reads_on() {
+    let (endpoint, _) = serve(counting(&Executed::default()).max_connection_idle_ms(20), "127.0.0.1:0").await;
+    let mut stream = TcpStream::connect(endpoint.trim_start_matches("tcp://")).await.unwrap();
+    let mut client = Connection::new(Config::new(Role::Client), Time::default());
+    stream.write_all(&said(&mut client)).await.unwrap();
+    // Type 5 is GOAWAY, 20 is RESET; the client is not told yet.
+    let mut heard = BytesMut::new();
+    bounded("a GOAWAY", hear(&mut stream, &mut heard, 5)).await;
+    let opened = Opened {
+        method: "/count".into(),
+        metadata: Metadata::new(),
+        priority: Priority::Normal,
+        deadline: None,
+        message: Some("late".into()),
+        end: true,
+    };
+    client.open(opened).unwrap();
+    stream.write_all(&said(&mut client)).await.unwrap();
+    bounded("a RESET", hear(&mut stream, &mut heard, 20)).await;
+    // And in the end the server closes.
+    bounded("the end", stream.read_to_end(&mut Vec::new())).await.unwrap();
+}
+
+fn said(connection: &mut Connection) -> Vec<u8> {
+    let mut out = TransmitBuffer::default();
+    connection.poll_transmit(Time::default(), &mut out, usize::MAX);
+    let mut parts = vec![IoSlice::new(&[]); out.part_count()];
+    let count = out.parts(&mut parts);
+    parts[..count].iter().flat_map(|part| part.iter().copied()).collect()
+}
+
+/// Reads until there is a frame of that type.
+async fn hear(stream: &mut TcpStream, heard: &mut BytesMut, frame_type: u8) {
+    const HEADER: usize = 40;
+    loop {
+        while heard.len() >= HEADER {
+            let len = |at: usize| u32::from_le_bytes(heard[at..at + 4].try_into().unwrap()) as usize;
+            let (whole, found) = (HEADER + len(16) + len(20), heard[5]);
+            if heard.len() < whole {
+                break;
+            }
+            let _ = heard.split_to(whole);
+            if found == frame_type {
+                return;
+            }
+        }
+        assert!(stream.read_buf(heard).await.unwrap() > 0, "the server closed");
     }
 }
 
