@@ -513,7 +513,7 @@ impl Link {
     pub(crate) fn close(&self, deadline: Time, message: &str) {
         let mut state = lock(&self.state);
         if state.closed.is_none() && state.closing.is_none_or(|at| deadline < at) {
-            state.protocol.go_away(message);
+            state.protocol.drain(self.runtime.now(), message);
             state.closing = Some(deadline);
             state.dirty = false;
             if self.log.wants(Level::Debug).is_some() {
@@ -1436,6 +1436,7 @@ impl Driver {
                 self.ended = Some(Status::from_reason(Reason::CONNECTION_LOST, message));
             } else if let Some(at) = state.closing {
                 let idle = state.protocol.streams() == 0
+                    && !state.protocol.is_settling()
                     && !state.protocol.wants_transmit()
                     && self.transmit.is_empty()
                     && self.channels.as_ref().is_none_or(|channels| channels.is_empty());
@@ -1554,7 +1555,7 @@ impl Future for Driver {
             let (more, at_rest) = {
                 let state = lock(&this.link.state);
                 let at_rest = state.protocol.streams() == 0;
-                let over = state.closing.is_some() && at_rest;
+                let over = state.closing.is_some() && at_rest && !state.protocol.is_settling();
                 ((written && (state.protocol.wants_transmit() || over)) || state.dirty, at_rest)
             };
             let due = if this.led {
