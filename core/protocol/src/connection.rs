@@ -261,6 +261,10 @@ const SETTING_MAX_METADATA: u32 = 3;
 const SETTING_MAX_STREAMS: u32 = 4;
 const SETTING_STREAM_WINDOW: u32 = 5;
 const SETTING_CONNECTION_WINDOW: u32 = 6;
+/// How long a drain waits for what is on its way, at most.
+const SETTLES: Duration = Duration::from_secs(1);
+/// Data of the PING whose answer tells that it has arrived.
+const SETTLED: u64 = u64::from_be_bytes(*b"settled?");
 /// Extension of GOAWAY: the versions that would have worked.
 const EXTENSION_VERSIONS: u32 = 1;
 
@@ -312,6 +316,8 @@ pub struct Connection {
     open_local: u32,
     open_peer: u32,
     going_away: bool,
+    /// A server's drain that has begun, and takes what is on its way: until then at the latest, and what its last word says.
+    settling: Option<(Time, Box<str>)>,
     peer_going_away: bool,
     /// Why the peer ended the connection, when it did not end it well.
     peer_error: Option<ConnectionError>,
@@ -418,6 +424,7 @@ impl Connection {
             open_local: 0,
             open_peer: 0,
             going_away: false,
+            settling: None,
             peer_going_away: false,
             peer_error: None,
             events: Queue::default(),
@@ -508,6 +515,7 @@ impl Connection {
         let streams = Time::sooner(self.next_deadline, self.next_room());
         let streams = Time::sooner(self.credentials.expires, streams);
         let streams = Time::sooner(self.alive.next(), streams);
+        let streams = Time::sooner(self.settling.as_ref().map(|(until, _)| *until), streams);
         Time::sooner(self.handshake_deadline, Time::sooner(frame, streams))
     }
 
@@ -562,7 +570,16 @@ impl Connection {
 
     /// Whether either side takes no new streams, or this one has none left.
     pub fn is_draining(&self) -> bool {
-        self.going_away || self.peer_going_away || self.is_used_up() || self.failed.is_some()
+        self.going_away
+            || self.settling.is_some()
+            || self.peer_going_away
+            || self.is_used_up()
+            || self.failed.is_some()
+    }
+
+    /// Whether a drain still takes calls that were on their way: what ends now would lose them.
+    pub fn is_settling(&self) -> bool {
+        self.settling.is_some() && !self.going_away && self.failed.is_none()
     }
 
     /// Whether this side has opened every stream that it may ([`Limits::last_stream`]): those that are open go on.
@@ -830,6 +847,25 @@ impl Connection {
         }
     }
 
+    /// The same in two steps, for a server: calls that are on their way are taken, until the peer has answered a PING or a second
+    /// has passed. A client goes at once.
+    pub fn drain(&mut self, now: Time, message: &str) {
+        if self.config.role == Role::Client {
+            self.go_away(message);
+        } else if !self.going_away && self.settling.is_none() && self.failed.is_none() {
+            self.settling = Some((now.after(SETTLES), message.into()));
+            self.push_last_stream(ErrorCode::NO_ERROR, message, MAX_STREAM_ID);
+            self.ping(SETTLED);
+        }
+    }
+
+    /// What was on its way has arrived.
+    fn settle(&mut self) {
+        if let Some((_, message)) = self.settling.take() {
+            self.go_away(&message);
+        }
+    }
+
     // ---- bytes in ----
 
     /// Takes every whole frame out of `buffer`; what is left is the beginning of the next one, with room reserved for
@@ -921,6 +957,9 @@ impl Connection {
         }
         if due(self.next_room()) {
             self.use_room();
+        }
+        if due(self.settling.as_ref().map(|(until, _)| *until)) {
+            self.settle();
         }
         Ok(())
     }
@@ -1137,7 +1176,9 @@ impl Connection {
                 match self.pings.checked_sub(1) {
                     Some(left) => {
                         self.pings = left;
-                        if self.account.ponged(now) {
+                        if data == SETTLED && self.settling.is_some() {
+                            self.settle();
+                        } else if self.account.ponged(now) {
                             self.use_room();
                         } else {
                             self.events.push_back(Event::Pong { data });
@@ -1269,7 +1310,8 @@ impl Connection {
             message =
                 format!("the peer speaks protocol versions {min} to {max}, this side {lowest} to {highest}");
         }
-        self.peer_going_away = true;
+        // A drain has two of them.
+        let is_news = !std::mem::replace(&mut self.peer_going_away, true) || code != ErrorCode::NO_ERROR;
         let refused: Vec<_> = self
             .streams
             .iter()
@@ -1292,7 +1334,9 @@ impl Connection {
         if code != ErrorCode::NO_ERROR {
             self.peer_error = Some(error.clone());
         }
-        self.events.push_back(Event::GoAway { error });
+        if is_news {
+            self.events.push_back(Event::GoAway { error });
+        }
         Ok(())
     }
 
@@ -2144,10 +2188,14 @@ impl Connection {
     }
 
     fn push_go_away(&mut self, code: ErrorCode, message: &str) {
+        self.push_last_stream(code, message, self.last_peer_id);
+    }
+
+    fn push_last_stream(&mut self, code: ErrorCode, message: &str, last_stream: u64) {
         let versions = [*self.config.versions.start(), *self.config.versions.end()];
         let version: Extension<'_> = (EXTENSION_VERSIONS, &versions);
         let go_away = GoAway {
-            last_stream: self.last_peer_id,
+            last_stream,
             code: code.number(),
             message,
             extensions: if code == ErrorCode::VERSION { vec![version] } else { Vec::new() },
@@ -2171,6 +2219,7 @@ impl Connection {
         self.unfinished = None;
         self.next_deadline = None;
         self.credentials.expires = None;
+        self.settling = None;
         self.failed = Some(error.clone());
         error
     }

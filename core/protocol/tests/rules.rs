@@ -834,6 +834,57 @@ fn fragments_of_different_streams_interleave() {
     assert_eq!(streams, [1, 3, 1, 3]);
 }
 
+/// A call that was on its way when the server began to drain is answered; nothing is refused.
+// spec: W9-19
+#[test]
+fn a_drain_in_two_steps_takes_what_is_on_its_way() {
+    let last_streams = |said: &[(FrameType, u64, Vec<u8>)]| -> Vec<u64> {
+        let go_aways = said.iter().filter(|(kind, ..)| *kind == FrameType::GOAWAY);
+        go_aways.map(|(_, _, record)| GoAway::decode(record).unwrap().last_stream).collect()
+    };
+    let mut side = server();
+    side.called(0);
+    side.0.drain(AT_ONCE, "enough");
+    side.0.drain(AT_ONCE, "enough");
+    assert_eq!((side.0.state(), side.0.is_settling()), (ConnectionState::Draining, true));
+    let said = side.said();
+    assert_eq!(last_streams(&said), [(1 << 62) - 1]);
+    let (_, _, ping) = said.iter().find(|(kind, ..)| *kind == FrameType::PING).expect("a ping").clone();
+    side.read(call(3, FLAG_END, b"")).unwrap();
+    assert!(matches!(side.events()[..], [Event::Call { .. }]));
+    side.read(frame(FrameType::PONG, 0, 0, &ping, b"")).unwrap();
+    assert_eq!((side.events(), side.0.is_settling()), (Vec::new(), false));
+    assert_eq!(last_streams(&side.said()), [3]);
+    side.read(call(5, FLAG_END, b"")).unwrap();
+    assert_eq!((side.events(), side.said()[0].0), (Vec::new(), FrameType::RESET));
+
+    // A peer that does not answer has a second.
+    let mut side = server();
+    side.called(0);
+    side.0.drain(AT_ONCE, "enough");
+    side.said();
+    let until = AT_ONCE.after(Duration::from_secs(1));
+    assert_eq!(side.0.poll_timeout(), Some(until));
+    side.0.handle_timeout(until).unwrap();
+    assert_eq!((last_streams(&side.said()), side.0.is_settling()), (vec![1], false));
+
+    // A client has nothing to wait for.
+    let mut side = client();
+    side.0.drain(AT_ONCE, "enough");
+    assert!(!side.0.is_settling() && side.0.is_draining());
+
+    // Who is told opens no more, keeps what it has, and is told once.
+    let mut caller = client();
+    let first = caller.call(true);
+    caller.read(go_away((1 << 62) - 1, ErrorCode::NO_ERROR)).unwrap();
+    assert!(matches!(caller.events()[..], [Event::GoAway { .. }]));
+    assert!(caller.0.open(opened(None, Priority::Normal)).is_err());
+    caller.read(go_away(1, ErrorCode::NO_ERROR)).unwrap();
+    assert_eq!(caller.events(), []);
+    caller.read(status(1, &Status::new(Code::Ok, ""), FLAG_END)).unwrap();
+    assert!(matches!(&caller.events()[..], [Event::Ended { key, .. }] if *key == first));
+}
+
 // spec: W9-02, W9-03, W9-04
 #[test]
 fn a_drain_lets_calls_finish_and_takes_no_more() {

@@ -575,7 +575,7 @@ impl Link {
     pub(crate) fn close(&self, deadline: Time, message: &str) {
         let mut state = lock(&self.state);
         if state.closed.is_none() && state.closing.is_none_or(|at| deadline < at) {
-            state.protocol.go_away(message);
+            state.protocol.drain(self.runtime.now(), message);
             self.usable.store(false, Relaxed);
             state.closing = Some(deadline);
             state.dirty = false;
@@ -1518,6 +1518,7 @@ impl Driver {
                 self.ended = Some(Status::from_reason(Reason::CONNECTION_LOST, message));
             } else if let Some(at) = state.closing {
                 let idle = state.protocol.streams() == 0
+                    && !state.protocol.is_settling()
                     && !state.protocol.wants_transmit()
                     && self.transmit.is_empty()
                     && self.channels.as_ref().is_none_or(|channels| channels.is_empty());
@@ -1640,7 +1641,7 @@ impl Future for Driver {
             let (more, at_rest) = {
                 let state = lock(&this.link.state);
                 let at_rest = state.protocol.streams() == 0;
-                let over = state.closing.is_some() && at_rest;
+                let over = state.closing.is_some() && at_rest && !state.protocol.is_settling();
                 ((written && (state.protocol.wants_transmit() || over)) || state.dirty, at_rest)
             };
             let due = if this.led {

@@ -55,6 +55,11 @@ pub(crate) trait Bound: Send {
     /// The next connection. Dropping the future loses none.
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>>;
 
+    /// Whether the system takes connections before this does: what waits there, with its first calls, is lost with the port.
+    fn has_backlog(&self) -> bool {
+        false
+    }
+
     /// Ends when the port is free again; `idle` does when the server has no connection left.
     fn close<'a>(self: Box<Self>, idle: BoxFuture<'a, ()>) -> BoxFuture<'a, ()> {
         drop((self, idle));
@@ -324,6 +329,10 @@ impl Bound for Tcp {
         schemes[..known].iter().map(|scheme| format!("{scheme}://{}", self.address)).collect()
     }
 
+    fn has_backlog(&self) -> bool {
+        true
+    }
+
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>> {
         Box::pin(async {
             let (stream, from) = self.listener.accept().await?;
@@ -422,6 +431,10 @@ impl Bound for Unix {
 
     fn endpoints(&self) -> Vec<String> {
         vec![format!("unix://{}", self.path.display())]
+    }
+
+    fn has_backlog(&self) -> bool {
+        true
     }
 
     fn accept(&mut self) -> BoxFuture<'_, io::Result<Arriving>> {

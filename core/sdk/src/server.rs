@@ -6,7 +6,10 @@ use std::{
     ops::RangeInclusive,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed},
+        },
     },
     time::Duration,
 };
@@ -20,15 +23,16 @@ use valkyrie_protocol::{Keepalive, Limits, Reason, Status};
 use crate::{
     Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, Log, MessageHandler, Runtime, Security,
     TokioRuntime, ValkyrieServer,
-    connection::{Link, Side, Terms, lock, unless_0},
+    connection::{Driver, Link, Side, Terms, lock, unless_0},
     failures::Failures,
     guard::{Closed, Guard},
     keys::Keys,
     listen::{self, Arriving, Bind, Bound, Doorman, Doors},
     load::Load,
     log::Logger,
-    policy::{DedupPolicy, LimiterPolicy},
+    policy::{DedupPolicy, LimiterPolicy, Random},
     router::Router,
+    runtime::{race, sleep_until},
     table::{Phase, Table},
 };
 #[cfg(feature = "tls")]
@@ -36,6 +40,9 @@ use crate::{Pem, tls::Identity};
 
 /// How long a new connection may take to say which protocol it speaks.
 const SNIFF_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long nobody may come for a port that is to be closed to have nobody left in its backlog, and how long that takes at most.
+const BACKLOG_REST: Duration = Duration::from_millis(1);
+const BACKLOG_TIME: Duration = Duration::from_millis(100);
 /// How long accepting rests after an error such as "too many open files": doubled from the first to the second.
 const ACCEPT_BACKOFF: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 
@@ -58,6 +65,8 @@ pub struct ServerBuilder {
     dedup: Option<DedupPolicy>,
     max_connections: usize,
     drain_timeout_ms: u64,
+    max_connection_age_ms: Option<u64>,
+    connection_grace_ms: u64,
     doors: Doors,
     guard: Guard,
     open_to_all: bool,
@@ -76,6 +85,8 @@ impl Default for ServerBuilder {
             dedup: None,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
+            max_connection_age_ms: None,
+            connection_grace_ms: 30_000,
             doors: Doors::default(),
             guard: Guard::default(),
             open_to_all: false,
@@ -265,6 +276,20 @@ impl ServerBuilder {
         self
     }
 
+    /// How old a connection becomes, in milliseconds, ± 10 % so that they do not all go at once: then it drains, and its client, which is told,
+    /// makes its next calls over another one, perhaps to another server. Calls on the way are taken (PROTOCOL.md, W9-19).
+    /// Default: as old as it may (gRFC A9).
+    pub fn max_connection_age_ms(mut self, age_ms: u64) -> Self {
+        self.max_connection_age_ms = Some(age_ms);
+        self
+    }
+
+    /// How long a connection that is too old lets calls finish, in milliseconds. Default 30,000.
+    pub fn connection_grace_ms(mut self, grace_ms: u64) -> Self {
+        self.connection_grace_ms = grace_ms;
+        self
+    }
+
     /// Lets pages of that origin (`https://app.example`, or `*`) connect by WebSocket, beside same-origin and loopback
     /// pages, which always may.
     pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
@@ -297,6 +322,9 @@ impl ServerBuilder {
         self.terms.check_keepalive()?;
         if let Some(fault) = self.concurrency_limit.and_then(|policy| policy.fault()) {
             return invalid(format!("concurrency_limit: {fault}"));
+        }
+        if self.max_connection_age_ms == Some(0) {
+            return invalid("max_connection_age_ms is at least 1".into());
         }
         if let Some(fault) = self.dedup.and_then(|policy| policy.fault()) {
             return invalid(format!("dedup: {fault}"));
@@ -337,11 +365,14 @@ impl ServerBuilder {
                 failures: Failures::new(self.log),
                 max_connections: self.max_connections.min(most_connections()),
                 drain_timeout: Duration::from_millis(self.drain_timeout_ms),
+                max_age: self.max_connection_age_ms.map(Duration::from_millis),
+                grace: Duration::from_millis(self.connection_grace_ms),
                 links: Table::default(),
                 accepted: AtomicU64::new(0),
                 refused: AtomicU64::new(0),
                 opening: AtomicUsize::new(0),
                 listening: AtomicUsize::new(0),
+                accepting: AtomicUsize::new(0),
                 calls_before: AtomicU64::new(0),
                 calls_cut: AtomicU64::new(0),
                 phase: watch::Sender::new(Phase::Serving),
@@ -371,13 +402,17 @@ struct Shared {
     failures: Failures,
     max_connections: usize,
     drain_timeout: Duration,
+    /// After how long a connection drains, and how long that takes.
+    max_age: Option<Duration>,
+    grace: Duration,
     links: Table<Arc<Link>>,
     accepted: AtomicU64,
     refused: AtomicU64,
     /// Connections that have not said their protocol yet.
     opening: AtomicUsize,
-    /// Listeners that run.
+    /// Listeners that run, and those of them that take connections.
     listening: AtomicUsize,
+    accepting: AtomicUsize,
     /// Calls of connections that are over.
     calls_before: AtomicU64,
     calls_cut: AtomicU64,
@@ -472,7 +507,8 @@ impl Drop for CutOnDrop<'_> {
 }
 
 impl ServerControl {
-    /// Takes no new connections and no new calls; those that run go on. Does not wait.
+    /// Takes no new connections and no new calls; those that run go on, and those that are on their way while their clients are told, within
+    /// milliseconds and a round trip. Does not wait.
     pub fn drain(&self) {
         self.0.drain();
     }
@@ -526,6 +562,7 @@ impl ServerControl {
 impl Shared {
     async fn accept_loop(self: Arc<Self>, listener: Box<dyn Bound>) {
         let _listening = Listening::new(&self);
+        self.accepting.fetch_add(1, AcqRel);
         self.accept_until_told(listener).await;
     }
 
@@ -533,7 +570,7 @@ impl Shared {
         let mut phase = self.phase.subscribe();
         let mut rest = ACCEPT_BACKOFF.0;
         loop {
-            // The end comes first: who connects to a server that was told to stop is not served.
+            // The end comes first: who connects to a server that was told to stop is told to go elsewhere.
             let accepted = tokio::select! {
                 biased;
                 _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
@@ -542,18 +579,7 @@ impl Shared {
             match accepted {
                 Ok(arriving) => {
                     rest = ACCEPT_BACKOFF.0;
-                    self.accepted.fetch_add(1, Relaxed);
-                    let open = self.links.len() + self.opening.load(Relaxed);
-                    if open >= self.max_connections {
-                        self.refused.fetch_add(1, Relaxed);
-                        let most = self.max_connections;
-                        let full =
-                            full(format!("there are {most} connections, and the server takes no more"));
-                        self.failures.note(&arriving.from, &full, self.runtime.now());
-                        continue;
-                    }
-                    self.opening.fetch_add(1, Relaxed);
-                    tokio::spawn(Opening(self.clone()).serve(arriving));
+                    self.open(arriving);
                 }
                 // Out of descriptors, or a connection that died in the queue: those that stand go on (F53).
                 Err(error) => {
@@ -563,7 +589,47 @@ impl Shared {
                 }
             }
         }
-        listener.close(Box::pin(self.idle())).await;
+        // Who was let in by the system does not know it: its calls are answered, and it is told to go.
+        let most = self.runtime.now().after(BACKLOG_TIME);
+        while listener.has_backlog()
+            && *phase.borrow() == Phase::Draining
+            && self.runtime.now() < most
+            && let Ok(Ok(arriving)) = tokio::time::timeout(BACKLOG_REST, listener.accept()).await
+        {
+            self.open(arriving);
+        }
+        let closed = listener.close(Box::pin(self.idle()));
+        if self.accepting.fetch_sub(1, AcqRel) == 1 {
+            self.tell_all();
+        }
+        closed.await;
+    }
+
+    fn open(self: &Arc<Self>, arriving: Arriving) {
+        self.accepted.fetch_add(1, Relaxed);
+        let open = self.links.len() + self.opening.load(Relaxed);
+        if open >= self.max_connections {
+            self.refused.fetch_add(1, Relaxed);
+            let most = self.max_connections;
+            let full = full(format!("there are {most} connections, and the server takes no more"));
+            self.failures.note(&arriving.from, &full, self.runtime.now());
+            return;
+        }
+        self.opening.fetch_add(1, Relaxed);
+        tokio::spawn(Opening(self.clone()).serve(arriving));
+    }
+
+    /// Drives a connection until it is over, which it soon is once it has that age, ± 10 %.
+    async fn aged(&self, age: Duration, link: &Link, mut driver: Driver) {
+        let mut random = Random::new(self.runtime.seed());
+        let tenth = u64::try_from(age.as_micros() / 10).unwrap_or(u64::MAX);
+        let spread = Duration::from_micros(random.below(tenth.saturating_mul(2).saturating_add(1)));
+        let age = (age - Duration::from_micros(tenth)).saturating_add(spread);
+        let old = sleep_until(&*self.runtime, self.runtime.now().after(age));
+        if race(&mut driver, old).await.is_none() {
+            link.close(self.runtime.now().after(self.grace), "the connection has reached its age");
+            driver.await;
+        }
     }
 
     fn drain(&self) {
@@ -574,11 +640,16 @@ impl Shared {
             }
             first
         });
-        if first {
-            let deadline = self.runtime.now().after(self.drain_timeout);
-            for link in self.links.enter(Phase::Draining) {
-                link.close(deadline, "the server is shutting down");
-            }
+        if first && self.accepting.load(Acquire) == 0 {
+            self.tell_all();
+        }
+    }
+
+    /// Tells every connection that the server goes: once nobody comes in any more, as who is told may try at once to come again.
+    fn tell_all(&self) {
+        let deadline = self.runtime.now().after(self.drain_timeout);
+        for link in self.links.enter(Phase::Draining) {
+            link.close(deadline, "the server is shutting down");
         }
     }
 
@@ -703,7 +774,11 @@ impl Opening {
             }
             Phase::Stopping => link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped")),
         }
-        driver.await;
+        match shared.max_age {
+            None => driver.await,
+            // Only who has an age pays for its timer.
+            Some(age) => Box::pin(shared.aged(age, &link, driver)).await,
+        }
         let info = link.info();
         shared.calls_before.fetch_add(info.calls, Relaxed);
         let serving = *shared.phase.borrow() == Phase::Serving;

@@ -10,8 +10,9 @@ use std::{
 
 use tokio::sync::Notify;
 use valkyrie_sdk::{
-    Bytes, CallOptions, Class, Client, ClientBuilder, Code, ConnectionInfo, EchoHandler, Metadata, Priority,
-    Reason, Reply, Security, Server, ServerBuilder, ServerControl, Status, handler_fn, policy::ServiceConfig,
+    Bytes, CallOptions, Class, Client, ClientBuilder, Code, ConnectionInfo, ConnectionState, EchoHandler,
+    Metadata, Priority, Reason, Reply, Security, Server, ServerBuilder, ServerControl, Status, handler_fn,
+    policy::ServiceConfig,
 };
 
 /// Handlers that a test watches.
@@ -726,6 +727,10 @@ async fn a_shutdown_lets_calls_finish_and_refuses_new_ones(bind: String) {
     control.drain();
     send.send("after").await.unwrap();
     assert_eq!(recv.recv().await.unwrap().unwrap(), "after");
+    // What is on its way until the client has been told is taken.
+    while client.connections().iter().any(|connection| connection.state == ConnectionState::Open) {
+        tokio::task::yield_now().await;
+    }
     assert_eq!(client.request("new").await.unwrap_err().code(), Code::Unavailable);
     send.finish().await.unwrap();
     assert_eq!(recv.recv().await.unwrap(), None);
