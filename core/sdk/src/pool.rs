@@ -980,6 +980,12 @@ impl Pool {
     pub(crate) async fn until(&self, at: Time) {
         let closed = std::future::poll_fn(|cx| self.poll_closed(cx));
         race(closed, sleep_until(&**self.runtime(), at)).await;
+        // Nothing may change for long, and others wait, too.
+        std::future::poll_fn(|cx| {
+            lock(&self.state).waiting.retain(|waker| !waker.will_wake(cx.waker()));
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// With nothing locked: a runtime that has ended drops the task here, which tells everybody who waits.

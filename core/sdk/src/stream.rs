@@ -46,7 +46,7 @@ pub(crate) async fn open(
     call.method = course.method.clone();
     let finished = call.end;
     let way = Way { pool: pool.clone(), course, admitted: None, call: Some(call), answered: false };
-    let (stream, way) = Box::new(way).open(admission).await?;
+    let (stream, way) = Box::new(way).open(Some(admission), None).await?;
     let sender = SendStream { stream: stream.clone(), finished };
     let (inbox, trailers) = (Inbox::default(), Metadata::new());
     let way = Some(way);
@@ -65,31 +65,46 @@ struct Way {
 }
 
 impl Way {
-    async fn open(
-        mut self: Box<Self>,
-        mut admission: Admission,
-    ) -> Result<(StreamHandle, Box<Self>), Status> {
-        loop {
-            self.pool.tell();
-            let mut waited_for = None;
-            match admission {
-                Admission::Go(admitted) => match self.call().and_then(|call| admitted.link.stream(call)) {
-                    Ok(stream) => {
-                        self.admitted = Some(admitted);
-                        if self.call.as_ref().is_some_and(|call| !call.end) {
-                            self.commit();
+    /// Opens the stream with what was admitted, or from then on. Boxed: one piece of code for the first attempt and all others.
+    fn open(mut self: Box<Self>, admission: Option<Admission>, at: Option<Time>) -> Again {
+        Box::pin(async move {
+            self.until(at).await;
+            let mut admission = match admission {
+                Some(admission) => admission,
+                None => self.pool.admit(&mut self.course, None),
+            };
+            loop {
+                self.pool.tell();
+                let mut waited_for = None;
+                match admission {
+                    Admission::Go(admitted) => {
+                        match self.call().and_then(|call| admitted.link.stream(call)) {
+                            Ok(stream) => {
+                                self.admitted = Some(admitted);
+                                if self.call.as_ref().is_some_and(|call| !call.end) {
+                                    self.commit();
+                                }
+                                return Ok((stream, self));
+                            }
+                            Err(status) => self.once_more(Some(admitted), status, None).await?,
                         }
-                        return Ok((stream, self));
                     }
-                    Err(status) => self.once_more(Some(admitted), status, None).await?,
-                },
-                Admission::Wait => match self.pool.link_before(self.course.deadline).await {
-                    Ok(picked) => waited_for = Some(picked),
-                    Err(unpicked) => self.once_more(None, unpicked.status, unpicked.not_before).await?,
-                },
-                Admission::Refused(status) => return Err(status),
+                    Admission::Wait => match self.pool.link_before(self.course.deadline).await {
+                        Ok(picked) => waited_for = Some(picked),
+                        Err(unpicked) => self.once_more(None, unpicked.status, unpicked.not_before).await?,
+                    },
+                    Admission::Refused(status) => return Err(status),
+                }
+                admission = self.pool.admit(&mut self.course, waited_for);
             }
-            admission = self.pool.admit(&mut self.course, waited_for);
+        })
+    }
+
+    async fn until(&self, at: Option<Time>) {
+        if let Some(at) = at
+            && at > self.pool.runtime().now()
+        {
+            self.pool.until(at).await;
         }
     }
 
@@ -111,9 +126,7 @@ impl Way {
     ) -> Result<(), Status> {
         let verdict = self.pool.failed(&mut self.course, admitted, &status, not_before);
         let Verdict::Retry { at, .. } = verdict else { return Err(self.course.explain(status)) };
-        if at > self.pool.runtime().now() {
-            self.pool.until(at).await;
-        }
+        self.until(Some(at)).await;
         Ok(())
     }
 
@@ -153,13 +166,7 @@ impl Way {
             *status = self.course.explain(std::mem::replace(status, cancelled()));
             return None;
         };
-        Some(Box::pin(async move {
-            if at > self.pool.runtime().now() {
-                self.pool.until(at).await;
-            }
-            let admission = self.pool.admit(&mut self.course, None);
-            self.open(admission).await
-        }))
+        Some(self.open(None, Some(at)))
     }
 }
 

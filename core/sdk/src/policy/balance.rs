@@ -101,7 +101,7 @@ impl Balancer {
     pub fn update(&mut self, backends: &[BackendState]) {
         self.weights = backends.iter().map(|backend| backend.weight.max(1)).collect();
         self.all = (0..backends.len() as u32).collect();
-        self.all.sort_by_key(|place| backends[*place as usize].level);
+        self.all.sort_unstable_by_key(|place| (backends[*place as usize].level, *place));
         let usable = |place: &u32| backends[*place as usize].ready && !backends[*place as usize].ejected;
 
         // Of each level: all of its backends, those that are usable, and how much of all calls it has room for, in percent.

@@ -148,7 +148,9 @@ impl ServiceConfig {
         }
         // The less specific come first, so that the others can begin with what these say.
         let rank = |name: &str| (name != "*", !name.ends_with('/'), name.len());
-        names.sort_by(|(a, ..), (b, ..)| rank(a).cmp(&rank(b)).then_with(|| a.cmp(b)));
+        names.sort_unstable_by(|(a, _, i, ..), (b, _, j, ..)| {
+            rank(a).cmp(&rank(b)).then_with(|| a.cmp(b)).then_with(|| i.cmp(j))
+        });
         if let Some(pair) = names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
             let path = format!("methods[{}].names", pair[1].2);
             let star = if pair[1].0.ends_with('/') { "*" } else { "" };
