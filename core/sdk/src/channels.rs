@@ -222,7 +222,9 @@ impl Channels {
         self.turns = self.turns.wrapping_add(1);
         if ids.len() > 1 {
             let open = &self.open;
-            ids.sort_by_key(|id| open.get(id).map(|channel| channel.priority));
+            let class = |id: &u64| open.get(id).map(|channel| channel.priority);
+            let classes = [None, Some(Priority::Critical), Some(Priority::Normal), Some(Priority::Bulk)];
+            ids = classes.iter().flat_map(|of| ids.iter().filter(|id| class(id) == *of).copied()).collect();
             if self.turns.is_multiple_of(BULK_SHARE) {
                 ids.reverse();
             }
