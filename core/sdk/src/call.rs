@@ -161,11 +161,7 @@ impl Call {
         let number = state.attempt;
         match admission {
             Admission::Go(admitted) => {
-                let backend = self.pool.named(&admitted);
-                self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
-                let now = || self.pool.runtime().now();
-                let opened = state.request.opened(&mut state.course, admitted.ends, now);
-                match admitted.link.unary(opened, number, self.clone()) {
+                match self.send(&mut state.request, &mut state.course, &admitted, number) {
                     Ok(key) if state.course.is_hedged() => {
                         let hedge = self.pool.hedge(&mut state.course, &admitted);
                         state.stage = Stage::Hedged(Box::new(Copies::new(hedge, number, admitted, key)));
@@ -191,6 +187,20 @@ impl Call {
             }
             Admission::Refused(status) => self.end(guard, Err(status)),
         }
+    }
+
+    /// The attempt goes out.
+    fn send(
+        self: &Arc<Self>,
+        request: &mut Request,
+        course: &mut Course,
+        admitted: &Admitted,
+        number: u64,
+    ) -> Result<StreamKey, Status> {
+        let backend = self.pool.named(admitted);
+        self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
+        let opened = request.opened(course, admitted.ends, || self.pool.runtime().now());
+        admitted.link.unary(opened, number, self.clone())
     }
 
     /// An attempt failed: the call does, or tries again, not before the time at which that is of any use.

@@ -86,11 +86,7 @@ impl Call {
             let number = copies.first + u64::from(copy);
             step = match self.pool.admit(&mut state.course, None) {
                 Admission::Go(admitted) => {
-                    let backend = self.pool.named(&admitted);
-                    self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
-                    let now = || self.pool.runtime().now();
-                    let opened = state.request.opened(&mut state.course, admitted.ends, now);
-                    match admitted.link.unary(opened, number, self.clone()) {
+                    match self.send(&mut state.request, &mut state.course, &admitted, number) {
                         Ok(key) => {
                             state.course.avoid(&admitted);
                             copies.open.push(Copy { number, admitted, key });
