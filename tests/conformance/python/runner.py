@@ -480,7 +480,7 @@ async def do_configured(one: Case) -> None:
 async def do_failover(one: Case) -> None:
     """One of several servers is killed among many calls, 50 at a time, that may be executed twice."""
     failures: list[str] = []
-    async with connect(one.fields["endpoint"]) as client:
+    async with valkyrie.connect(one.fields["endpoint"], **trust(one.fields["endpoint"])) as client:
         for first in range(0, one.count, 50):
             numbers = [str(number).encode() for number in range(first, first + 50)]
             calls = [outcome(client.call_with_response("/echo", number, idempotent=True)) for number in numbers]
@@ -581,7 +581,7 @@ def trust(endpoint: str) -> dict[str, Any]:
     return {"trusted_certificates": CERTIFICATES if encrypted else None, "sealed": SEALED}
 
 
-def connect(endpoint: str) -> valkyrie.Connecting:
+def connect(endpoint: str) -> Awaitable[valkyrie.Client]:
     return valkyrie.connect(endpoint, **trust(endpoint))
 
 
