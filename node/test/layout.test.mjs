@@ -58,5 +58,5 @@ test('a native part with another layout is refused with a sentence', async () =>
       console.log(error.message);
     }`;
   const { stdout } = await runModule(source);
-  assert.match(stdout, /^valkyrie-sdk reads completions in layout 1 and its native part writes layout 99: install the same/);
+  assert.match(stdout, /^valkyrie-sdk reads completions in layout 2 and its native part writes layout 99: install the same/);
 });
