@@ -26,6 +26,7 @@ async fn server(builder: ServerBuilder, executed: &Executed) -> Server {
         async move {
             let message = call.message().await?;
             *executed.lock().unwrap().entry(message.clone()).or_default() += 1;
+            // The handler's work: nobody waits by it.
             tokio::time::sleep(Duration::from_millis(1)).await;
             Ok(Reply::message(message))
         }

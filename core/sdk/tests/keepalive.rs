@@ -201,6 +201,7 @@ async fn a_connection_that_was_only_idle_is_kept() {
     // By the ordinary clock, a second is long enough for any answer.
     let client = Client::builder().endpoint(endpoint).build().await.unwrap();
     client.call("/count", "first").await.unwrap();
+    // The silence itself is what is tried: it has no event.
     tokio::time::sleep(Duration::from_millis(15_500)).await;
     client.call("/count", "second").await.unwrap();
     assert_eq!(control.stats().connections_total, 1);
@@ -320,6 +321,7 @@ async fn a_stopped_server_is_found(bind: &str) {
 
 async fn grown(count: impl Fn() -> u64, than: u64) -> u64 {
     while count() == than {
+        // What another side has read tells nobody when it grows: it is looked at.
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     count()
@@ -357,7 +359,7 @@ async fn f47_no_call_is_lost_to_the_end_of_an_idle_connection() {
         let (endpoint, control) = serve(server, bind).await;
         let client = client.endpoint(endpoint).timeout_ms(60_000).build().await.unwrap();
         for number in 0..CALLS {
-            // A timer of tokio's is up to 1 ms late: around 20 ms, in both directions.
+            // When the call comes is what is tried. A timer of tokio's is up to 1 ms late: around 20 ms, in both directions.
             tokio::time::sleep(Duration::from_micros(17_500 + 500 * (number % 9))).await;
             let message = Bytes::from(number.to_string());
             let answer = bounded("a call", client.call("/count", message)).await;

@@ -217,6 +217,7 @@ async fn the_limit_holds_and_nothing_leaks() {
             let message = call.message().await?;
             most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
             let _leave = Leave(running);
+            // The handler's work, of three kinds: nobody waits by it.
             match message.first() {
                 Some(b'0'..=b'3') => {}
                 Some(b'4'..=b'8') => tokio::time::sleep(Duration::from_micros(500)).await,
