@@ -67,6 +67,15 @@ export interface ConnectOptions {
    * `{ methods: [{ names: ['/store.Items/*'], idempotent: true }] }`. Without one, or a key of it, the defaults there hold.
    * One that is wrong rejects with reason `INVALID_CONFIGURATION`, and says line, key and what to write instead. */
   serviceConfig?: string | object | undefined;
+  /** How long the server may be silent while calls are open until it is asked whether it is there, in milliseconds. Default
+   * 30000, at least 10000; 0 or `Infinity`: never. One that says nothing within {@link keepaliveTimeoutMs} is gone: the connection
+   * ends with `CONNECTION_LOST`, and its calls are retried by their policy (gRFC A8). Other times reject with reason
+   * `INVALID_CONFIGURATION`. */
+  keepaliveMs?: number | undefined;
+  /** How long its answer may take, in milliseconds. Default 10000, at least 1000. */
+  keepaliveTimeoutMs?: number | undefined;
+  /** {@link keepaliveMs} while no call is open, for networks that forget who is idle. Default 0, never; at least 300000. */
+  keepaliveIdleMs?: number | undefined;
   /** Gives up connecting; the promise rejects with the signal's reason. */
   signal?: AbortSignal | undefined;
 }
@@ -85,10 +94,20 @@ export interface CallOptions {
   /** Whether a unary call may be executed twice, so that it is tried again though a server may have seen it (gRFC A6).
    * Default `false`, or what {@link ConnectOptions.serviceConfig} says of the method. Streams are not tried again. */
   idempotent?: boolean | undefined;
+  /** 1 to 64 bytes, text as UTF-8, that tell a unary call from every other of its caller's and its method's, as an order's
+   * number does; `true` draws 128 random bits. It may be tried again then like an {@link idempotent} one: a server that keeps
+   * keys runs it once and answers each time, with `valkyrie-replayed` in the metadata of an answer that is not the first
+   * (PROTOCOL.md, W5-12). A key of another length, one that was used for another message and one for a stream reject with
+   * `INVALID_ARGUMENT`. Default: none. */
+  idempotencyKey?: string | Uint8Array | true | undefined;
   /** Cancels the call, at the server too; what is pending rejects with the signal's reason, an `AbortError` unless
    * another was given. */
   signal?: AbortSignal | undefined;
 }
+
+/** As gRPC names it. `idle`: no connection, and none is being made, but by the next call; `transient_failure`: the last try
+ * failed, and the next one waits; `shutdown`: the client is closed. */
+export type Connectivity = 'idle' | 'connecting' | 'ready' | 'transient_failure' | 'shutdown';
 
 export type Priority = 'critical' | 'normal' | 'bulk';
 
@@ -105,6 +124,41 @@ export class Client {
 
   /** The endpoint given to {@link connect}. */
   readonly endpoint: string;
+
+  /** Where the client stands with its servers now. It waits for nothing and makes no connection. */
+  readonly connectivity: Connectivity;
+
+  /** Where the client stands now, and then each change, until it is `shutdown`. Steps that followed each other at once may be
+   * passed over. Leaving a `for await` early loses nothing. Waiting keeps no
+   * process alive. */
+  connectivityChanges(): AsyncIterableIterator<Connectivity>;
+
+  /** Puts another service config in the place of the client's, without a lost call. Calls that began keep their time limit and how
+   * they are tried again; all the rest heeds the new one. What is known of the servers stays, such as an open breaker. One that is
+   * wrong rejects with reason `INVALID_CONFIGURATION`, says line, key and what to write instead, and changes nothing. */
+  setServiceConfig(serviceConfig: string | object): Promise<void>;
+
+  /** The circuit breakers: one for each server and method that was called or isolated, and one for each server that is isolated as
+   * a whole. */
+  breakers(): Promise<Breaker[]>;
+
+  /** The circuit breakers now, and then whenever one has changed its state, until the client is closed. Steps that followed each
+   * other at once may be passed over. Leaving a `for await` early loses nothing. Waiting keeps no
+   * process alive. */
+  breakerChanges(): AsyncIterableIterator<Breaker[]>;
+
+  /** What became of the client's calls since it was made, in Prometheus' text format. Names begin with `valkyrie_client_`; times are
+   * in seconds. In a browser it rejects with a
+   * `TypeError`. */
+  metrics(): Promise<string>;
+
+  /** Holds the calls of a method, or all calls, back from a server until {@link Client.restore}. Those that go on end; further ones
+   * go to the other servers, and reject with reason `BREAKER_OPEN` where there is none. `INVALID_ARGUMENT` for what is none of
+   * the client's servers. Idempotent. */
+  isolate(server: string, method?: string): Promise<void>;
+
+  /** Ends {@link Client.isolate}; without a method for the server and each of its methods. Idempotent. */
+  restore(server: string, method?: string): Promise<void>;
 
   /** Calls `/echo`. */
   request(message: Message, options?: CallOptions): Promise<Uint8Array>;
@@ -128,6 +182,25 @@ export class Client {
 
   /** {@link Client.close}, for `await using`. */
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** What a client's circuit breaker of one server and one method does. */
+export interface Breaker {
+  /** The server's endpoint. */
+  readonly server: string;
+  /** Calls of which method; `undefined` for all, while the whole server is isolated. */
+  readonly method: string | undefined;
+  readonly state: 'closed' | 'open' | 'half_open' | 'isolated';
+  /** How long it has done so, in milliseconds; `undefined` while it has never done anything else. */
+  readonly ageMs: number | undefined;
+  /** An open one's: after how long it lets trial calls pass. */
+  readonly opensForMs: number | undefined;
+  /** Calls that it remembers, 10 s of them unless the service config says otherwise. */
+  readonly calls: number;
+  /** Those of them that failed. */
+  readonly failures: number;
+  /** How often its state has changed. */
+  readonly changes: number;
 }
 
 /** The answer of a unary call. */

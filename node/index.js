@@ -8,7 +8,9 @@ const native = require('./native.js');
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
 const IDEMPOTENT = 4; // beside the priority's number
+const DRAWN = 8; // a key that the core draws
 const SECURITIES = ['insecure', 'tls', 'mtls'];
+const CONNECTIVITY = ['idle', 'connecting', 'ready', 'transient_failure', 'shutdown'];
 const LEVELS = ['error', 'warn', 'info', 'debug'];
 // Messages taken from the core at once; credit goes back to the server when they are taken.
 const RECV_BATCH = 64;
@@ -23,11 +25,12 @@ async function connect(endpoint, options = {}) {
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const security = securityOf(options);
   const serviceConfig = serviceConfigOf(options.serviceConfig);
+  const keepalive = keepaliveOf(options);
   let handle;
   const asking = {};
   try {
     await operation((slot) => {
-      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, security, serviceConfig);
+      handle = loop().connect(slot, endpoint, timeoutMs, connectTimeoutMs, security, serviceConfig, ...keepalive);
       if (handle !== null && security.asksForTokens) answer(handle.id(), options.token, asking);
       return handle === null;
     }, checkSignal(options.signal));
@@ -83,17 +86,78 @@ class Client {
   #handle;
   #id;
   #endpoint;
+  #stands;
+  #breaks;
   #closed = false;
 
   constructor(token, handle, endpoint) {
     if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
     this.#handle = handle;
-    this.#id = handle.id();
+    const id = handle.id();
+    this.#id = id;
+    this.#stands = new Watch((slot, seen) => loop().connectivityOtherThan(slot, id, CONNECTIVITY.indexOf(seen)));
+    this.#breaks = new Watch((slot, seen) => loop().breakersOtherThan(slot, id, seen));
     this.#endpoint = endpoint;
   }
 
   get endpoint() {
     return this.#endpoint;
+  }
+
+  get connectivity() {
+    return CONNECTIVITY[loop().connectivity(this.#id)];
+  }
+
+  connectivityChanges() {
+    return changes(this, this.#stands, undefined, (client) => {
+      const state = client.connectivity;
+      return { seen: state, value: state, last: state === 'shutdown' };
+    });
+  }
+
+  async setServiceConfig(serviceConfig) {
+    const config = serviceConfigOf(serviceConfig ?? null);
+    await this.#ask((slot) => loop().setServiceConfig(slot, this.#id, config));
+  }
+
+  async breakers() {
+    const { messages } = await this.#ask((slot) => loop().breakers(slot, this.#id));
+    return breakersOf(messages[0]);
+  }
+
+  breakerChanges() {
+    return changes(this, this.#breaks, 0, (client, answer) => {
+      if (answer === undefined) return undefined;
+      const [breakers, seen] = answer.messages;
+      return { seen: Number(seen.toString()), value: breakersOf(breakers), last: false };
+    });
+  }
+
+  async metrics() {
+    const { messages } = await this.#ask((slot) => loop().metrics(slot, this.#id));
+    return messages[0].toString();
+  }
+
+  async isolate(server, method) {
+    await this.#isolate(server, method, true);
+  }
+
+  async restore(server, method) {
+    await this.#isolate(server, method, false);
+  }
+
+  async #isolate(server, method, isolated) {
+    if (typeof server !== 'string') throw wrongType('server', 'a string', server);
+    if (method !== undefined) checkMethod(method);
+    await this.#ask((slot) => loop().isolate(slot, this.#id, server, method, isolated));
+  }
+
+  async #ask(begin) {
+    try {
+      return await operation(begin);
+    } catch (error) {
+      throw traced(error);
+    }
   }
 
   request(message, options) {
@@ -123,12 +187,13 @@ class Client {
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
     const how = howOf(options);
     const [keys, values] = pairsOf(options.metadata);
+    const key = keyOf(options.idempotencyKey);
     const signal = checkSignal(options.signal);
     let handle = null;
     let refused;
     if (signal?.aborted !== true) {
       refused = operation((slot) => {
-        handle = this.#handle.open(slot, method, timeoutMs, how, keys, values);
+        handle = this.#handle.open(slot, method, timeoutMs, how, keys, values, key);
         if (handle !== null) settle(slot);
         return handle === null;
       });
@@ -157,21 +222,105 @@ class Client {
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
     const how = howOf(options);
     const { metadata } = options;
+    const key = keyOf(options.idempotencyKey);
     const signal = checkSignal(options.signal);
     try {
-      const response = await ((metadata === undefined && signal === undefined
+      const response = await ((metadata === undefined && signal === undefined && key === undefined
         ? gather(this.#id, method, bytes, timeoutMs, how)
-        : undefined) ?? this.#single(method, bytes, timeoutMs, how, metadata, signal));
+        : undefined) ?? this.#single(method, bytes, timeoutMs, how, metadata, key, signal));
       return messageOnly ? response.message : response;
     } catch (error) {
       throw traced(error);
     }
   }
 
-  #single(method, bytes, timeoutMs, how, metadata, signal) {
+  #single(method, bytes, timeoutMs, how, metadata, key, signal) {
     const [keys, values] = pairsOf(metadata);
-    return operation((slot) => this.#handle.call(slot, method, bytes, timeoutMs, how, keys, values), signal);
+    return operation((slot) => this.#handle.call(slot, method, bytes, timeoutMs, how, keys, values, key), signal);
   }
+}
+
+// What changes of a client, which is kept from being collected meanwhile. `look` reads what there is, perhaps out of what a wait of
+// `watch` ended with: as what it is seen, its value, and whether it is the last.
+function changes(client, watch, seen, look) {
+  const leave = new Set(); // ends the waits of those next() that wait
+  let over = false;
+  const change = (resolve, reject) => {
+    const wake = (answer, error) => {
+      leave.delete(end);
+      if (error === undefined) resolve(answer);
+      else if (error.reason !== 'CLIENT_CLOSED') reject(traced(error));
+      else {
+        over = true;
+        resolve();
+      }
+    };
+    const forget = watch.add(seen, wake);
+    const end = () => {
+      forget();
+      resolve();
+    };
+    leave.add(end);
+  };
+  return {
+    next: async () => {
+      let answer;
+      while (!over) {
+        const found = look(client, answer);
+        if (found !== undefined && found.seen !== seen) {
+          ({ seen, last: over } = found);
+          return { value: found.value, done: false };
+        }
+        answer = await new Promise(change);
+      }
+      return { value: undefined, done: true };
+    },
+    return: async () => {
+      over = true;
+      for (const end of leave) end();
+      leave.clear();
+      return { value: undefined, done: true };
+    },
+    [Symbol.asyncIterator]() {
+      return this;
+    },
+  };
+}
+
+// Who waits for something other than what was seen: one operation, which `begin` begins, for all that have seen the same. It keeps
+// nothing of the client but its number.
+class Watch {
+  #begin;
+  #waiting = new Map();
+
+  constructor(begin) {
+    this.#begin = begin;
+  }
+
+  // Calls `wake` with what the operation gives, or with the error that it ends with. Gives what ends the wait.
+  add(seen, wake) {
+    let waiting = this.#waiting.get(seen);
+    if (waiting === undefined) {
+      waiting = new Set();
+      this.#waiting.set(seen, waiting);
+      const done = (answer, error) => {
+        this.#waiting.delete(seen);
+        for (const wake of waiting) wake(answer, error);
+      };
+      operation((slot) => this.#begin(slot, seen)).then(done, (error) => done(undefined, error));
+    }
+    waiting.add(wake);
+    return () => waiting.delete(wake);
+  }
+}
+
+function breakersOf(bytes) {
+  return JSON.parse(bytes.toString()).map(({ age_ms: ageMs, opens_for_ms: opensForMs, method, ...others }) => ({
+    ...others,
+    method: method ?? undefined,
+    ageMs: ageMs ?? undefined,
+    opensForMs: opensForMs ?? undefined,
+  }));
 }
 
 /** A call with any number of messages each way. Made by `Client.open` and `Client.stream`. */
@@ -617,6 +766,11 @@ function milliseconds(value, name) {
   return value;
 }
 
+// How long a server may be silent with calls and without, and between these how long its answer may take.
+function keepaliveOf(options) {
+  return ['keepaliveMs', 'keepaliveTimeoutMs', 'keepaliveIdleMs'].map((name) => milliseconds(options[name], name));
+}
+
 function securityOf(options) {
   const { identity, serverName, minSecurity, token } = options;
   if (identity !== undefined && (typeof identity !== 'object' || identity === null)) {
@@ -669,7 +823,15 @@ function flagOf(value, name) {
 
 // What a call is sent as, in one number.
 function howOf(options) {
-  return priorityOf(options.priority) + (flagOf(options.idempotent, 'idempotent') ? IDEMPOTENT : 0);
+  const idempotent = flagOf(options.idempotent, 'idempotent') ? IDEMPOTENT : 0;
+  return priorityOf(options.priority) + idempotent + (options.idempotencyKey === true ? DRAWN : 0);
+}
+
+// The bytes of a key; undefined without one, and for one that the core draws.
+function keyOf(value) {
+  if (value === undefined || value === true) return undefined;
+  if (typeof value === 'string' || types.isUint8Array(value)) return Buffer.from(value);
+  throw wrongType('idempotencyKey', 'a string, a Uint8Array or true', value);
 }
 
 function priorityOf(value) {

@@ -8,6 +8,7 @@ export { Metadata, StatusError };
 
 const PRIORITIES = { critical: 0, normal: 1, bulk: 2 };
 const IDEMPOTENT = 4; // beside the priority's number
+const CONNECTIVITY = ['idle', 'connecting', 'ready', 'transient_failure', 'shutdown'];
 // Messages taken from the core at once; credit goes back to the server when they are taken.
 const RECV_BATCH = 64;
 const PRIVATE = Symbol('valkyrie-sdk-web');
@@ -62,6 +63,7 @@ export async function connect(endpoint, options = {}) {
   const connectTimeoutMs = milliseconds(options.connectTimeoutMs, 'connectTimeoutMs');
   const sealed = sealedOf(options);
   const serviceConfig = serviceConfigOf(options.serviceConfig);
+  const keepalive = keepaliveOf(options);
   const { token } = options;
   const asks = typeof token === 'function';
   if (token !== undefined && typeof token !== 'string' && !asks) {
@@ -76,8 +78,8 @@ export async function connect(endpoint, options = {}) {
     await operation((slot) => {
       const text = asks ? undefined : token;
       id = sealed
-        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, serviceConfig, ...sealed)
-        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, serviceConfig);
+        ? core.connect_sealed(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, serviceConfig, ...keepalive, ...sealed)
+        : core.connect(slot, endpoint, timeoutMs, connectTimeoutMs, text, asks, serviceConfig, ...keepalive);
       if (asks && id !== 0) answer(id, token, asking);
     }, signal);
   } catch (error) {
@@ -148,16 +150,75 @@ function sealedOf(options) {
 export class Client {
   #id;
   #endpoint;
+  #stands;
+  #breaks;
 
   constructor(token, id, endpoint) {
     if (token !== PRIVATE) throw new TypeError('a Client is made by connect()');
     this.#id = id;
     this.#endpoint = endpoint;
+    this.#stands = new Watch((slot, seen) => core.connectivity_other_than(id, slot, CONNECTIVITY.indexOf(seen)));
+    this.#breaks = new Watch((slot, seen) => core.breakers_other_than(id, slot, seen));
     clients.register(this, id, this);
   }
 
   get endpoint() {
     return this.#endpoint;
+  }
+
+  get connectivity() {
+    return CONNECTIVITY[enter(core.connectivity, this.#id) ?? 4];
+  }
+
+  connectivityChanges() {
+    return changes(this, this.#stands, undefined, (client) => {
+      const state = client.connectivity;
+      return { seen: state, value: state, last: state === 'shutdown' };
+    });
+  }
+
+  async setServiceConfig(serviceConfig) {
+    const config = serviceConfigOf(serviceConfig ?? null);
+    await this.#ask((slot) => core.set_service_config(this.#id, slot, config));
+  }
+
+  async breakers() {
+    const { messages } = await this.#ask((slot) => core.breakers(this.#id, slot));
+    return breakersOf(messages[0]);
+  }
+
+  breakerChanges() {
+    return changes(this, this.#breaks, 0, (client, answer) => {
+      if (answer === undefined) return undefined;
+      const [breakers, seen] = answer.messages;
+      return { seen: Number(new TextDecoder().decode(seen)), value: breakersOf(breakers), last: false };
+    });
+  }
+
+  async metrics() {
+    throw new TypeError('metrics are not for a page: its module has no room for what counts them');
+  }
+
+  async isolate(server, method) {
+    await this.#isolate(server, method, true);
+  }
+
+  async restore(server, method) {
+    await this.#isolate(server, method, false);
+  }
+
+  async #isolate(server, method, isolated) {
+    if (typeof server !== 'string') throw wrongType('server', 'a string', server);
+    if (method !== undefined) checkMethod(method);
+    await this.#ask((slot) => core.isolate(this.#id, slot, server, method, isolated));
+  }
+
+  async #ask(begin) {
+    try {
+      return await operation(begin, undefined, this);
+    } catch (error) {
+      throw traced(error);
+    }
   }
 
   request(message, options) {
@@ -175,10 +236,11 @@ export class Client {
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
     const how = howOf(options);
     const metadata = packed(options.metadata);
+    const key = keyOf(options.idempotencyKey);
     const signal = checkSignal(options.signal);
     try {
       return await operation(
-        (slot) => core.call(this.#id, slot, method, bytes, timeoutMs, how, metadata),
+        (slot) => core.call(this.#id, slot, method, bytes, timeoutMs, how, metadata, key),
         signal,
         this,
       );
@@ -202,12 +264,13 @@ export class Client {
     const timeoutMs = milliseconds(options.timeoutMs, 'timeoutMs');
     const how = howOf(options);
     const metadata = packed(options.metadata);
+    const key = keyOf(options.idempotencyKey);
     const signal = checkSignal(options.signal);
     let id = 0;
     let refused;
     if (signal?.aborted !== true) {
       refused = operation((slot) => {
-        id = core.open(this.#id, slot, method, timeoutMs, how, metadata);
+        id = core.open(this.#id, slot, method, timeoutMs, how, metadata, key);
         if (id !== 0) settle(slot);
       });
       refused.catch(ignore);
@@ -223,6 +286,89 @@ export class Client {
   async [Symbol.asyncDispose ?? Symbol.for('Symbol.asyncDispose')]() {
     await this.close();
   }
+}
+
+// What changes of a client, which is kept from being collected meanwhile. `look` reads what there is, perhaps out of what a wait of
+// `watch` ended with: as what it is seen, its value, and whether it is the last.
+function changes(client, watch, seen, look) {
+  const leave = new Set(); // ends the waits of those next() that wait
+  let over = false;
+  const change = (resolve, reject) => {
+    const wake = (answer, error) => {
+      leave.delete(end);
+      if (error === undefined) resolve(answer);
+      else if (error.reason !== 'CLIENT_CLOSED') reject(traced(error));
+      else {
+        over = true;
+        resolve();
+      }
+    };
+    const forget = watch.add(seen, wake);
+    const end = () => {
+      forget();
+      resolve();
+    };
+    leave.add(end);
+  };
+  return {
+    next: async () => {
+      let answer;
+      while (!over) {
+        const found = look(client, answer);
+        if (found !== undefined && found.seen !== seen) {
+          ({ seen, last: over } = found);
+          return { value: found.value, done: false };
+        }
+        answer = await new Promise(change);
+      }
+      return { value: undefined, done: true };
+    },
+    return: async () => {
+      over = true;
+      for (const end of leave) end();
+      leave.clear();
+      return { value: undefined, done: true };
+    },
+    [Symbol.asyncIterator]() {
+      return this;
+    },
+  };
+}
+
+// Who waits for something other than what was seen: one operation, which `begin` begins, for all that have seen the same. It keeps
+// nothing of the client but its number.
+class Watch {
+  #begin;
+  #waiting = new Map();
+
+  constructor(begin) {
+    this.#begin = begin;
+  }
+
+  // Calls `wake` with what the operation gives, or with the error that it ends with. Gives what ends the wait.
+  add(seen, wake) {
+    let waiting = this.#waiting.get(seen);
+    if (waiting === undefined) {
+      waiting = new Set();
+      this.#waiting.set(seen, waiting);
+      const done = (answer, error) => {
+        this.#waiting.delete(seen);
+        for (const wake of waiting) wake(answer, error);
+      };
+      operation((slot) => this.#begin(slot, seen)).then(done, (error) => done(undefined, error));
+    }
+    waiting.add(wake);
+    return () => waiting.delete(wake);
+  }
+}
+
+function breakersOf(bytes) {
+  return JSON.parse(new TextDecoder().decode(bytes)).map(({ age_ms: ageMs, opens_for_ms: opensForMs, method, ...others }) => ({
+    ...others,
+    method: method ?? undefined,
+    ageMs: ageMs ?? undefined,
+    opensForMs: opensForMs ?? undefined,
+  }));
 }
 
 /** A call with any number of messages each way. Made by `Client.open` and `Client.stream`. */
@@ -504,6 +650,11 @@ function milliseconds(value, name) {
   return value;
 }
 
+// How long a server may be silent with calls and without, and between these how long its answer may take.
+function keepaliveOf(options) {
+  return ['keepaliveMs', 'keepaliveTimeoutMs', 'keepaliveIdleMs'].map((name) => milliseconds(options[name], name));
+}
+
 function serviceConfigOf(value) {
   if (value === undefined || typeof value === 'string') return value;
   if (typeof value !== 'object' || value === null) throw wrongType('serviceConfig', 'a string of JSON or an object', value);
@@ -518,6 +669,15 @@ function flagOf(value, name) {
 // What a call is sent as, in one number.
 function howOf(options) {
   return priorityOf(options.priority) + (flagOf(options.idempotent, 'idempotent') ? IDEMPOTENT : 0);
+}
+
+// The bytes of a key, drawn for `true`: a page's random numbers are its own.
+function keyOf(value) {
+  if (value === undefined) return undefined;
+  if (value === true) return crypto.getRandomValues(new Uint8Array(16));
+  if (typeof value === 'string') return encoder.encode(value);
+  if (isBytes(value)) return value;
+  throw wrongType('idempotencyKey', 'a string, a Uint8Array or true', value);
 }
 
 function priorityOf(value = 'normal') {

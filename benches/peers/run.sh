@@ -1,5 +1,5 @@
 #!/bin/bash
-# Peer benchmark. ./run.sh [--quick] [--rounds N] [--only name,name] [--lang rust,c,py,node,web] [--groups unary,stream,connect,conns,idle,ffi] [--prio none|nice|rt]
+# Peer benchmark. ./run.sh [--quick] [--rounds N] [--only name,name] [--lang rust,c,py,node,jvm,swift,web] [--groups unary,stream,connect,conns,idle,ffi] [--prio none|nice|rt]
 # ./run.sh --copies: how often each language copies a message, instead of how fast it is.
 # Builds what the selected peers need, then measures them, interleaved. A peer whose tools are missing is named and left out. SKIP_BUILD=1 skips the build.
 set -e
@@ -10,7 +10,7 @@ if [ -d "$node" ]; then PATH=$node:$PATH; fi
 program=driver/run.py
 if [ "$1" = --copies ]; then
   program=driver/copies.py
-  set -- --only rust-valkyrie,c-valkyrie,py-valkyrie,node-valkyrie
+  set -- --only rust-valkyrie,c-valkyrie,py-valkyrie,node-valkyrie,jvm-valkyrie,swift-valkyrie
 fi
 missing=
 if [ -z "$SKIP_BUILD" ]; then

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Builds peers. ./setup.sh WORD…, the words that `driver/run.py --needs` prints:
-# rust:NAME c:NAME python node ffi-py ffi-node nats certs package:LANGUAGE (Valkyrie's own, by `cargo xtask package`).
+# rust:NAME c:NAME python node ffi-py ffi-node jvm swift nats certs package:LANGUAGE (Valkyrie's own, by `cargo xtask package`).
 # Missing tools come from Debian when we are root. A word whose tools are still missing is left out and printed with
 # their Debian names, one line each, as `driver/run.py --without` takes them. What fails to build ends the script.
 set -e
@@ -21,6 +21,7 @@ lacks() {
     python | ffi-py | package:python) python3 -c "import venv, ensurepip" 2>/dev/null || echo python3-venv ;;
     node | ffi-node | package:node) has node nodejs; has npm npm ;;
     package:web) has node nodejs; has npm npm; has chromium chromium ;;
+    jvm | package:kotlin) has javac openjdk-17-jdk-headless; has mvn maven ;;
     nats) PATH=$PATH:/usr/sbin has nats-server nats-server ;;
     certs) has openssl openssl ;;
   esac
@@ -41,6 +42,7 @@ for word in "$@"; do
     c:*) c+=("${word#c:}") ;;
     package:python) packages+=",setup: python tools,package: python" ;;
     package:web) packages+=",setup: npm tools,setup: wasm toolchain,package: web" ;;
+    package:swift) packages+=",setup: swift,package: swift" ;;
     package:*) packages+=",package: ${word#package:}" ;;
   esac
 done
@@ -57,6 +59,8 @@ for word in "${words[@]}"; do
       if [ ! -d python/venv ]; then python3 -m venv python/venv && python/venv/bin/pip install -q -r python/requirements.txt; fi
       [ -f python/echo_pb2.py ] || (cd python && venv/bin/python -m grpc_tools.protoc -I../proto --python_out=. --grpc_python_out=. ../proto/echo.proto)
       ;;
+    jvm) (cd jvm && mvn -B -q compile dependency:copy-dependencies -DoutputDirectory=target/lib) ;;
+    swift) swift/inside.sh swift build -c release -j 2 --package-path "$PWD/swift" --scratch-path "$PWD/../../target/swift/build/peer" ;;
     node) [ -d node/node_modules ] || (cd node && npm ci --silent) ;;
   esac
 done

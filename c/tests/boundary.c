@@ -90,10 +90,23 @@ static void structures_of_other_versions(const char *endpoint, const valkyrie_cl
     CHECK(call_with(client, &options.known, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
     CHECK(strstr(said, "idempotent is 42, not 0 or 1") != NULL);
     options.known.idempotent = 1;
-    options.known.reserved = 1;
+    /* What ends before the idempotency key has none. */
+    valkyrie_bytes no_key = {NULL, 0}, lie = {NULL, 5};
+    options.known.idempotency_key = lie;
+    options.known.struct_size = offsetof(valkyrie_call_options, idempotency_key);
+    CHECK(call_with(client, &options.known, said) == 0);
+    options.known.struct_size = sizeof options;
     CHECK(call_with(client, &options.known, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
-    CHECK(strstr(said, "reserved of the call options is 1") != NULL);
-    options.known.reserved = 0;
+    CHECK(strstr(said, "idempotency_key is NULL with a length of 5") != NULL);
+    options.known.idempotency_key = text("a key");
+    options.known.draw_idempotency_key = 1;
+    CHECK(call_with(client, &options.known, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(strstr(said, "exclude each other") != NULL);
+    options.known.draw_idempotency_key = 2;
+    CHECK(call_with(client, &options.known, said) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(strstr(said, "draw_idempotency_key is 2, not 0 or 1") != NULL);
+    options.known.draw_idempotency_key = 0;
+    options.known.idempotency_key = no_key;
     /* A newer program that asks for nothing new, and one that does. */
     options.known.struct_size = sizeof options;
     CHECK(call_with(client, &options.known, said) == 0 && atoll(said) > 3600000);
@@ -126,11 +139,130 @@ static void structures_of_other_versions(const char *endpoint, const valkyrie_cl
     wanted.known.struct_size = offsetof(valkyrie_client_options, service_config);
     CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == 0);
     valkyrie_client_free(other);
+    /* A program whose structure ended behind service_config. */
+    wanted.known.service_config = NULL;
+    wanted.known.keepalive_ms = 1;
+    wanted.known.struct_size = offsetof(valkyrie_client_options, keepalive_ms);
+    CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == 0);
+    valkyrie_client_free(other);
     /* A program of the first version, whose structure ended behind trusted_certificates. */
     wanted.known.min_security = 99;
     wanted.known.struct_size = offsetof(valkyrie_client_options, revocation_lists);
     CHECK(valkyrie_client_connect(endpoint, &wanted.known, &other, NULL) == 0);
     valkyrie_client_free(other);
+}
+
+static void on_change(const valkyrie_completion *completion, void *user_data) {
+    CHECK(completion->kind == VALKYRIE_OPERATION_CONNECTIVITY && completion->message == NULL);
+    *(uint32_t *)user_data = completion->code != 0 ? 42 : completion->connectivity;
+    valkyrie_error_free(completion->error);
+}
+
+static void connectivity(const char *endpoint) {
+    valkyrie_operation changes = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_CONNECTIVITY);
+    valkyrie_client *client = connect_to(endpoint);
+    valkyrie_queue *queue = NULL;
+    uint32_t state = 0;
+    uint64_t number;
+    CHECK(valkyrie_queue_new(&queue, NULL) == 0);
+    CHECK(valkyrie_client_connectivity(NULL) == VALKYRIE_CONNECTIVITY_SHUTDOWN);
+    CHECK(valkyrie_client_connectivity(client) == VALKYRIE_CONNECTIVITY_READY);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_change, &state) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    changes.client = client;
+    changes.connectivity = 5;
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_change, &state) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    changes.connectivity = VALKYRIE_CONNECTIVITY_READY;
+    changes.reserved = 1;
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_change, &state) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    /* A program whose structure ended before asks whether the client is idle no more. */
+    changes.struct_size = offsetof(valkyrie_operation, connectivity);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_change, &state) == 0);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && state == VALKYRIE_CONNECTIVITY_READY);
+    changes.struct_size = sizeof changes;
+    changes.reserved = 0;
+    CHECK(valkyrie_operation_start(queue, &changes, &number, NULL, on_change, &state) == 0);
+    CHECK(valkyrie_in_flight() == 0);
+    valkyrie_operation_cancel(number);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && state == 42);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_change, &state) == 0);
+    CHECK(valkyrie_client_free(client) == 0);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && state == VALKYRIE_CONNECTIVITY_SHUTDOWN);
+    CHECK(valkyrie_queue_free(queue) == 0);
+}
+
+typedef struct {
+    uint64_t seen;
+    valkyrie_code code;
+    char shown[1024];
+} watched;
+
+static void on_breakers(const valkyrie_completion *completion, void *user_data) {
+    watched *out = (watched *)user_data;
+    valkyrie_bytes bytes = valkyrie_message_bytes(completion->message);
+    CHECK(completion->kind == VALKYRIE_OPERATION_BREAKERS && (completion->seen == 0) == (completion->code != 0));
+    CHECK((completion->message == NULL) == (completion->code != 0) && bytes.len < sizeof out->shown);
+    out->seen = completion->seen;
+    out->code = completion->code;
+    snprintf(out->shown, sizeof out->shown, "%.*s", (int)bytes.len, bytes.data ? (const char *)bytes.data : "");
+    valkyrie_message_free(completion->message);
+    valkyrie_error_free(completion->error);
+}
+
+static void breakers_told(const char *endpoint) {
+    valkyrie_operation changes = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_BREAKERS);
+    valkyrie_client *client = connect_to(endpoint);
+    valkyrie_queue *queue = NULL;
+    watched now = {0, 0, ""};
+    uint64_t number, first;
+    CHECK(valkyrie_queue_new(&queue, NULL) == 0);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_breakers, &now) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    changes.client = client;
+    /* A program whose structure ended before has seen none. */
+    changes.seen = 42;
+    changes.struct_size = offsetof(valkyrie_operation, seen);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_breakers, &now) == 0);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && strcmp(now.shown, "[]") == 0);
+    changes.struct_size = sizeof changes;
+    first = changes.seen = now.seen;
+    CHECK(valkyrie_operation_start(queue, &changes, &number, NULL, on_breakers, &now) == 0);
+    CHECK(valkyrie_in_flight() == 0);
+    valkyrie_operation_cancel(number);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && now.code == VALKYRIE_CODE_CANCELLED);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_breakers, &now) == 0);
+    echo(client, "which changes no breaker");
+    CHECK(valkyrie_queue_dispatch(queue, 0) == 0);
+    CHECK(valkyrie_client_isolate(client, endpoint, "/echo", true, NULL) == 0);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && strstr(now.shown, "\"method\":\"/echo\",\"state\":\"isolated\""));
+    CHECK(now.code == 0 && now.seen != first);
+    changes.seen = now.seen;
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_breakers, &now) == 0);
+    CHECK(valkyrie_client_free(client) == 0);
+    CHECK(valkyrie_queue_dispatch(queue, 60000) == 1 && now.code == VALKYRIE_CODE_CANCELLED);
+    CHECK(valkyrie_operation_start(queue, &changes, NULL, NULL, on_breakers, &now) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_queue_free(queue) == 0);
+}
+
+static void breakers(const char *endpoint) {
+    valkyrie_client *client = connect_to(endpoint);
+    valkyrie_message *shown = NULL;
+    valkyrie_error *error = NULL;
+    CHECK(valkyrie_client_breakers(client, NULL, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_breakers(NULL, &shown, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT && shown == NULL);
+    CHECK(valkyrie_client_breakers(client, &shown, NULL) == 0 && same(valkyrie_message_bytes(shown), "[]"));
+    CHECK(valkyrie_message_free(shown) == 0);
+    CHECK(valkyrie_client_metrics(client, NULL, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_metrics(client, &shown, NULL) == 0 && valkyrie_message_bytes(shown).len > 100);
+    CHECK(valkyrie_message_free(shown) == 0);
+    CHECK(valkyrie_client_isolate(client, NULL, NULL, true, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_isolate(client, "tcp://192.0.2.1:1", "/echo", true, &error) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(strstr(valkyrie_error_message(error), "192.0.2.1") != NULL);
+    valkyrie_error_free(error);
+    CHECK(valkyrie_client_set_service_config(client, NULL, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_set_service_config(client, "{", NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_set_service_config(client, "{}", NULL) == 0);
+    echo(client, "by the other config");
+    CHECK(valkyrie_client_free(client) == 0);
+    CHECK(valkyrie_client_set_service_config(client, "{}", NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
 }
 
 /* Connects with these options, which are wrong; the code, and the error's sentence in `said`. */
@@ -182,6 +314,9 @@ int main(int argc, char **argv) {
     lengths(client);
     structures_of_other_versions(argv[1], client);
     options_of_tls(argv[1]);
+    connectivity(argv[1]);
+    breakers(argv[1]);
+    breakers_told(argv[1]);
     echo(client, "still here");
     CHECK(valkyrie_client_free(client) == 0);
     CHECK(valkyrie_in_flight() == 0 && valkyrie_alive() == 0);

@@ -25,6 +25,11 @@ static void is_no_object(const void *pointer, const valkyrie_client *alive) {
     valkyrie_error_free(error);
     CHECK(valkyrie_client_close(client, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     CHECK(valkyrie_client_open(client, "/echo", NULL, &call, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_set_service_config(client, "{}", NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_breakers(client, &message, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_metrics(client, &message, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_isolate(client, "tcp://127.0.0.1:1", NULL, true, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
+    CHECK(valkyrie_client_connectivity(client) == VALKYRIE_CONNECTIVITY_SHUTDOWN);
     CHECK(valkyrie_call_send(stream, text("x"), NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     CHECK(valkyrie_call_half_close(stream, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     CHECK(valkyrie_call_recv(stream, &message, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
@@ -40,7 +45,7 @@ static void is_no_object(const void *pointer, const valkyrie_client *alive) {
         operation.call = stream;
         CHECK(valkyrie_operation_start(queue, &operation, NULL, NULL, ignore, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     }
-    operation.kind = VALKYRIE_OPERATION_LOG + 1;
+    operation.kind = VALKYRIE_OPERATION_BREAKERS + 1;
     CHECK(valkyrie_operation_start(queue, &operation, NULL, NULL, ignore, NULL) == VALKYRIE_CODE_INVALID_ARGUMENT);
     CHECK(valkyrie_queue_free(queue) == 0);
     CHECK(valkyrie_message_bytes((const valkyrie_message *)pointer).len == 0);

@@ -121,6 +121,19 @@ test('a gathered call says whether it may be executed twice', async () => {
   await other.close();
 });
 
+test('a call with a key is executed once, a gathered one too', async () => {
+  const times = async (idempotencyKey, token) => {
+    const call = () => client.call('/test/flaky', token, { idempotencyKey });
+    return [String(await call()), String(await call())];
+  };
+  assert.deepEqual(await times('order-7', 'keyed-text'), ['1', '1']);
+  assert.deepEqual(await times(new Uint8Array(64), 'keyed-bytes'), ['1', '1']);
+  assert.deepEqual(await times(true, 'keyed-drawn'), ['1', '2']);
+  assert.deepEqual(await times(undefined, 'keyed-not'), ['1', '2']);
+  const response = await client.callWithResponse('/test/flaky', 'keyed-text', { idempotencyKey: 'order-7' });
+  assert.equal(response.metadata.get('valkyrie-replayed'), 'true');
+});
+
 test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', async () => {
   const wrong = [
     [42],
@@ -135,6 +148,8 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     ['/echo', 'x', { timeoutMs: 5n }],
     ['/echo', 'x', { priority: 1 }],
     ['/echo', 'x', { idempotent: 1 }],
+    ['/echo', 'x', { idempotencyKey: 7 }],
+    ['/echo', 'x', { idempotencyKey: false }],
     ['/echo', 'x', { metadata: 'a=b' }],
     ['/echo', 'x', { metadata: { a: 1 } }],
     ['/echo', 'x', { metadata: [['a']] }],
@@ -342,6 +357,80 @@ test('a stream keeps what came before its error, and repeats the error', async (
   }, failure);
   assert.equal(messages.length, 3);
   await assert.rejects(stream.recv(), failure);
+});
+
+test('connectivity and its changes, which one may leave', async () => {
+  const own = await connect(server.tcp);
+  assert.equal(own.connectivity, 'ready');
+  const left = own.connectivityChanges();
+  assert.equal((await left.next()).value, 'ready');
+  const waits = [left.next(), left.next()];
+  await left.return();
+  for (const wait of waits) assert.equal((await wait).done, true);
+  assert.equal((await left.next()).done, true);
+  const two = [own.connectivityChanges(), own.connectivityChanges()].map(async (changes) => {
+    const states = [];
+    for await (const state of changes) states.push(state);
+    return states;
+  });
+  await own.request('x');
+  await own.close();
+  for (const states of await Promise.all(two)) assert.deepEqual(states, ['ready', 'shutdown']);
+  assert.equal(own.connectivity, 'shutdown');
+  const after = [];
+  for await (const state of own.connectivityChanges()) after.push(state);
+  assert.deepEqual(after, ['shutdown']);
+});
+
+test('a live client gets another service config and shows its breakers', async () => {
+  const own = await connect(server.tcp);
+  await own.request('x');
+  const [breaker] = await own.breakers();
+  assert.deepEqual({ ...breaker, server: '' }, { server: '', state: 'closed', calls: 1, failures: 0, changes: 0, method: '/echo', ageMs: undefined, opensForMs: undefined });
+  assert.match(await own.metrics(), /^valkyrie_client_calls_total\{method="\/echo",code="OK"\} 1$/m);
+  await own.isolate(breaker.server, '/echo');
+  assert.equal((await own.breakers())[0].state, 'isolated');
+  await assert.rejects(own.request('x'), { code: 'UNAVAILABLE', reason: 'BREAKER_OPEN' });
+  await own.restore(breaker.server);
+  await own.setServiceConfig({ methods: [{ names: ['/test/sleep'], timeout_ms: 20 }] });
+  await assert.rejects(own.call('/test/sleep', '60000'), { code: 'DEADLINE_EXCEEDED' });
+  await assert.rejects(own.setServiceConfig({ retries: 3 }), { reason: 'INVALID_CONFIGURATION' });
+  await assert.rejects(own.setServiceConfig(undefined), TypeError);
+  await assert.rejects(own.isolate(42), TypeError);
+  await assert.rejects(own.restore(breaker.server, 42), TypeError);
+  await own.close();
+  await assert.rejects(own.breakers(), { reason: 'CLIENT_CLOSED' });
+});
+
+test('changes of breakers, which one may leave', async () => {
+  const serviceConfig = { methods: [{ names: ['*'], breaker: { min_calls: 2 } }], throttle: { enabled: false } };
+  const own = await connect(server.tcp, { serviceConfig });
+  const states = (breakers) => breakers.map(({ method, state, changes }) => [method, state, changes]);
+  const left = own.breakerChanges();
+  assert.deepEqual(await left.next(), { value: [], done: false });
+  const waits = [left.next(), left.next()];
+  await left.return();
+  for (const wait of waits) assert.equal((await wait).done, true);
+  assert.equal((await left.next()).done, true);
+
+  const two = [own.breakerChanges(), own.breakerChanges()].map(async (changes) => {
+    const all = [];
+    for await (const breakers of changes) all.push(states(breakers));
+    return all;
+  });
+  const changes = own.breakerChanges();
+  await changes.next();
+  const both = [changes.next(), changes.next()];
+  await own.request('x');
+  const fails = { metadata: { code: '14' } };
+  for (let i = 0; i < 2; i++) await assert.rejects(own.call('/test/status', '', fails), { code: 'UNAVAILABLE' });
+  // Two that wait on one iterator have a change each.
+  const open = [['/echo', 'closed', 0], ['/test/status', 'open', 1]];
+  assert.deepEqual(states((await both[0]).value), open);
+  await own.close();
+  assert.deepEqual(await both[1], { value: undefined, done: true });
+  for (const all of await Promise.all(two)) assert.deepEqual(all, [[], open]);
+  assert.deepEqual(await own.breakerChanges().next(), { value: undefined, done: true });
 });
 
 test('closing is idempotent, lets calls finish, and ends later calls', async () => {

@@ -90,6 +90,20 @@ test('a call in flight keeps the process alive until it ends', async () => {
   succeeds(await runModule(source, server.unix), '100\n');
 });
 
+test('who waits for a change does not keep the process alive', async () => {
+  const source = `
+    import { connect } from 'valkyrie-sdk';
+    const client = await connect(process.argv[1]);
+    const changes = client.connectivityChanges();
+    console.log((await changes.next()).value);
+    changes.next().then(() => console.log('changed'));
+    const breakers = client.breakerChanges();
+    await breakers.next();
+    breakers.next().then(() => console.log('broken'));
+    await client.request('x');`;
+  succeeds(await runModule(source, server.tcp), 'ready\n');
+});
+
 test('process.exit with calls in flight is a clean exit', async () => {
   const source = `
     import { connect } from 'valkyrie-sdk';

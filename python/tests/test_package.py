@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import queue
 import shutil
 import signal
 import subprocess
@@ -114,9 +115,154 @@ def test_the_blocking_face_takes_a_service_config_and_idempotent_calls() -> None
         assert again.message == b"2"
         with pytest.raises(valkyrie.Unavailable, match="asked 1"):
             client.call("/test/flaky", token + b"once", metadata={"n": "1"})
+        keys: list[Any] = ["order-7", bytes(range(64)), True]
+        for key in keys:
+            counted = token + str(key)[:4].encode()
+            answers = [client.call_with_response("/test/flaky", counted, idempotency_key=key) for _ in range(2)]
+            replayed = [answer.metadata.text("valkyrie-replayed") for answer in answers]
+            assert replayed == ([None, None] if key is True else [None, "true"])
+            assert [answer.message for answer in answers] == [b"1", b"2" if key is True else b"1"]
+        for wrong_key in (42, False, bytearray(b"key")):
+            with pytest.raises(TypeError, match="idempotency_key"):
+                client.call("/echo", b"", idempotency_key=wrong_key)  # type: ignore[arg-type]
     with pytest.raises(valkyrie.InvalidArgument, match="line 1: retries: there is no such key") as wrong:
         valkyrie.sync.connect(ENDPOINT, service_config='{"retries": 3}')
     assert wrong.value.reason == "INVALID_CONFIGURATION"
+
+
+def test_connectivity_and_its_changes() -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT) as client:
+            assert client.connectivity is valkyrie.Connectivity.READY
+            ready: Any = "ready"
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(client.connectivity_other_than(ready), 0.01)
+            with pytest.raises(ValueError, match="steady"):
+                await client.connectivity_other_than("steady")  # type: ignore[arg-type]
+            changes = client.connectivity_changes()
+            states = [await anext(changes)]
+            left = asyncio.ensure_future(anext(changes))
+            # It has begun before this is answered.
+            assert await client.request("x") == b"x"
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+            waiting = asyncio.ensure_future(anext(changes))
+            assert await client.request("x") == b"x"
+        states.append(await waiting)
+        assert states == ["ready", "shutdown"]
+        assert [state async for state in changes] == []
+        assert [state async for state in client.connectivity_changes()] == ["shutdown"]
+        with pytest.raises(valkyrie.ClientClosed):
+            await client.connectivity_other_than(valkyrie.Connectivity.SHUTDOWN)
+
+    asyncio.run(main())
+    with valkyrie.sync.connect(ENDPOINT) as client:
+        assert client.connectivity == "ready"
+        assert client.connectivity_other_than(valkyrie.Connectivity.IDLE) == "ready"
+        ended: list[valkyrie.Connectivity] = []
+        wait = threading.Thread(target=lambda: ended.append(client.connectivity_other_than(client.connectivity)))
+        wait.start()
+    wait.join()
+    assert ended == ["shutdown"] and client.connectivity == "shutdown"
+
+
+def test_a_live_client_gets_another_service_config_and_shows_its_breakers() -> None:
+    with valkyrie.sync.connect(ENDPOINT) as client:
+        client.call("/echo", b"x")
+        (breaker,) = client.breakers()
+        assert (breaker.method, breaker.state, breaker.age, breaker.opens_for) == ("/echo", "closed", None, None)
+        assert (breaker.calls, breaker.failures, breaker.changes) == (1, 0, 0)
+        assert 'valkyrie_client_calls_total{method="/echo",code="OK"} 1\n' in client.metrics()
+        client.isolate(breaker.server, "/echo")
+        (breaker,) = client.breakers()
+        assert breaker.state == "isolated" and breaker.age is not None and breaker.age < 60
+        with pytest.raises(valkyrie.Unavailable) as held:
+            client.call("/echo", b"x")
+        assert held.value.reason == "BREAKER_OPEN"
+        client.restore(breaker.server)
+        client.set_service_config({"methods": [{"names": ["/test/sleep"], "timeout_ms": 20}]})
+        with pytest.raises(valkyrie.DeadlineExceeded):
+            client.call("/test/sleep", b"60000")
+        with pytest.raises(valkyrie.InvalidArgument, match="there is no such key"):
+            client.set_service_config({"retries": 3})
+        for wrong in (None, 42):
+            with pytest.raises(TypeError, match="service_config"):
+                client.set_service_config(wrong)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="server"):
+            client.isolate(42)  # type: ignore[arg-type]
+    with pytest.raises(valkyrie.ClientClosed):
+        client.breakers()
+
+
+def _states(breakers: list[valkyrie.Breaker]) -> list[tuple[str | None, str, int]]:
+    return [(breaker.method, breaker.state, breaker.changes) for breaker in breakers]
+
+
+_BREAKS = {"methods": [{"names": ["*"], "breaker": {"min_calls": 2}}], "throttle": {"enabled": False}}
+_OPEN = [("/echo", "closed", 0), ("/test/status", "open", 1)]
+
+
+def test_changes_of_breakers() -> None:
+    async def main() -> None:
+        async with valkyrie.connect(ENDPOINT, service_config=_BREAKS) as client:
+            changes = client.breaker_changes()
+            assert await anext(changes) == []
+            # Who is cancelled goes on with the same iterator.
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(changes), 0.01)
+            waiting = asyncio.ensure_future(anext(changes))
+            assert await client.request("x") == b"x"
+            for _ in range(2):
+                assert not waiting.done()
+                with pytest.raises(valkyrie.Unavailable):
+                    await client.call("/test/status", metadata={"code": "14"})
+            assert _states(await waiting) == _OPEN
+            assert _states(await anext(client.breaker_changes())) == _OPEN
+            waiting = asyncio.ensure_future(anext(changes))
+            assert await client.request("x") == b"x"
+        with pytest.raises(StopAsyncIteration):
+            await waiting
+        assert [breakers async for breakers in changes] == []
+
+    asyncio.run(main())
+
+
+def test_changes_of_breakers_for_a_thread_that_blocks() -> None:
+    seen: queue.Queue[list[tuple[str | None, str, int]]] = queue.Queue()
+
+    def watch() -> None:
+        for breakers in client.breaker_changes():
+            seen.put(_states(breakers))
+
+    with valkyrie.sync.connect(ENDPOINT, service_config=_BREAKS) as client:
+        thread = threading.Thread(target=watch)
+        thread.start()
+        assert seen.get(timeout=60) == []
+        client.call("/echo", b"x")
+        for _ in range(2):
+            with pytest.raises(valkyrie.Unavailable):
+                client.call("/test/status", metadata={"code": "14"})
+        assert seen.get(timeout=60) == _OPEN
+    thread.join(60)
+    assert not thread.is_alive() and seen.empty()
+
+
+def test_who_waits_for_a_change_keeps_no_process_alive() -> None:
+    script = """
+import asyncio, os, valkyrie
+
+async def main():
+    client = await valkyrie.connect(os.environ["VALKYRIE_CONFORMANCE_ENDPOINT"])
+    asyncio.ensure_future(client.connectivity_other_than(client.connectivity))
+    breakers = client.breaker_changes()
+    await anext(breakers)
+    asyncio.ensure_future(anext(breakers))
+    await client.request("x")
+
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_errors_are_the_languages_own() -> None:

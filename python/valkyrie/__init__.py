@@ -31,7 +31,7 @@ from ._errors import (
     Unimplemented,
     Unknown,
 )
-from ._values import Metadata, MetadataLike, Pem, Response, as_service_config
+from ._values import Breaker, Connectivity, Metadata, MetadataLike, Pem, Response, as_service_config
 
 # What a type checker takes for true, without the import of typing.
 TYPE_CHECKING = False
@@ -44,10 +44,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Aborted",
     "AlreadyExists",
+    "Breaker",
     "Cancelled",
     "Client",
     "ClientClosed",
     "Code",
+    "Connectivity",
     "DataLoss",
     "DeadlineExceeded",
     "FailedPrecondition",
@@ -99,6 +101,9 @@ def connect(
     min_security: str | None = None,
     token: str | Callable[[], str | Awaitable[str]] | None = None,
     service_config: str | Mapping[str, object] | None = None,
+    keepalive: float | None = None,
+    keepalive_timeout: float | None = None,
+    keepalive_idle: float | None = None,
 ) -> Connecting:
     """A client for ``endpoint``: ``tcp://host:port``, ``unix:///path``, ``ws://host:port``, and encrypted
     ``tls://host:port``, ``wss://host:port``, ``quic://host:port``.
@@ -133,6 +138,12 @@ def connect(
     defaults there hold. One that is wrong raises ``InvalidArgument``, ``reason`` ``INVALID_CONFIGURATION``, and says
     line, key and what to write instead.
 
+    A server that fell silent is found by asking it: after ``keepalive`` seconds of silence while calls are open, 30.0
+    by default and at least 10, 0 for never, it has ``keepalive_timeout`` seconds to answer, 10.0 by default and at
+    least 1; then the connection ends with ``CONNECTION_LOST``, and calls are retried by their policy.
+    ``keepalive_idle`` is the same while no call is open, for networks that forget who is idle: 0, never, by default, at
+    least 300. Source: gRFC A8. Other times raise ``InvalidArgument``, ``reason`` ``INVALID_CONFIGURATION``.
+
     Raises ``InvalidArgument`` for an endpoint that is written wrong, ``Unavailable`` when nobody answers,
     ``Unauthenticated`` when a certificate is refused; its ``reason`` says why.
     """
@@ -151,6 +162,9 @@ def connect(
         min_security=min_security,
         token=token,
         service_config=as_service_config(service_config),
+        keepalive=keepalive,
+        keepalive_timeout=keepalive_timeout,
+        keepalive_idle=keepalive_idle,
     )
     return Connecting(operation, token if callable(token) else None)
 

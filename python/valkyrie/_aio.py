@@ -5,11 +5,22 @@ from __future__ import annotations
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from . import _native
+from ._client import _Client
 from ._errors import ClientClosed, StatusError
-from ._values import Metadata, MetadataLike, Response, as_message, response
+from ._values import (
+    CONNECTIVITIES,
+    Breaker,
+    Connectivity,
+    Metadata,
+    MetadataLike,
+    Response,
+    as_breakers,
+    as_message,
+    response,
+)
 
 # Messages that one crossing may bring.
 _BATCH = 64
@@ -48,14 +59,8 @@ class Connecting:
             await self._client.aclose()
 
 
-class Client:
+class Client(_Client):
     """Makes calls to one endpoint; usable from any loop and thread. Made by ``connect``."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-        self._free = weakref.finalize(self, _native.client_free, handle)
-        # The process's end frees more than this could.
-        self._free.atexit = False
 
     def request(self, message: str | bytes | bytearray | memoryview) -> _native.Operation[bytes]:
         """Sends a message to ``/echo`` and gives the answer; see ``call``. Text is sent as UTF-8."""
@@ -70,6 +75,7 @@ class Client:
         metadata: MetadataLike | None = None,
         priority: str | None = None,
         idempotent: bool = False,
+        idempotency_key: str | bytes | Literal[True] | None = None,
     ) -> _native.Operation[bytes]:
         """One message out, one message back: a coroutine, which begins when it is awaited or made a task.
 
@@ -78,8 +84,14 @@ class Client:
 
         ``idempotent``: the call may be executed twice, so that it is tried again though a server may have seen it (gRFC
         A6). Default ``False``, or what the ``service_config`` says of the method. Streams are not tried again.
+
+        ``idempotency_key``: 1 to 64 bytes, text as UTF-8, that tell the call from every other of its caller's and its
+        method's, as an order's number does; ``True`` draws 128 random bits. It may be tried again then like an
+        idempotent one: a server that keeps keys runs it once and answers each time, with ``valkyrie-replayed`` in the
+        metadata of an answer that is not the first (PROTOCOL.md, W5-12). ``InvalidArgument`` for a key of another
+        length and for one that was used for another message. Default: none. Streams have none.
         """
-        return _native.call(self._handle, method, message, timeout, metadata, priority, idempotent)
+        return _native.call(self._handle, method, message, timeout, metadata, priority, idempotent, idempotency_key)
 
     async def call_with_response(
         self,
@@ -90,9 +102,12 @@ class Client:
         metadata: MetadataLike | None = None,
         priority: str | None = None,
         idempotent: bool = False,
+        idempotency_key: str | bytes | Literal[True] | None = None,
     ) -> Response:
         """As ``call``, with the metadata and trailers that came with the answer."""
-        whole = _native.call_whole(self._handle, method, message, timeout, metadata, priority, idempotent)
+        whole = _native.call_whole(
+            self._handle, method, message, timeout, metadata, priority, idempotent, idempotency_key
+        )
         return response(await whole)
 
     def open(
@@ -122,6 +137,30 @@ class Client:
             async for answer in stream:
                 yield answer
 
+    def breaker_changes(self) -> AsyncIterator[list[Breaker]]:
+        """The circuit breakers now, and then whenever one has changed its state, until the client is closed.
+
+        Without a limit. Steps that followed each other at once may be passed over. A cancel loses nothing: what was not
+        given comes by the next ``anext`` of the same iterator. What waits here keeps no process alive.
+        """
+        return _BreakerChanges(self)
+
+    async def connectivity_other_than(self, seen: Connectivity) -> Connectivity:
+        """Waits until the client no longer stands as in ``seen``, and says how it does. Without a limit.
+
+        Steps that followed each other at once may be passed over; a cancel loses nothing. A client that is closed is
+        ``SHUTDOWN`` for ever: who has seen that gets ``ClientClosed``. What waits here keeps no process alive.
+        """
+        number = CONNECTIVITIES.index(Connectivity(seen))
+        return CONNECTIVITIES[await _native.connectivity_other_than(self._handle, number)]
+
+    def connectivity_changes(self) -> AsyncIterator[Connectivity]:
+        """Where the client stands now, and then each change, to ``SHUTDOWN``. As ``connectivity_other_than``.
+
+        A step that is cancelled loses nothing: the next one goes on.
+        """
+        return _ConnectivityChanges(self)
+
     async def aclose(self) -> None:
         """Closes gracefully: calls in flight may finish within 5 s. Idempotent."""
         try:
@@ -136,6 +175,44 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+class _ConnectivityChanges:
+    """How the client stood when it was asked last."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._seen: Connectivity | None = None
+
+    def __aiter__(self) -> _ConnectivityChanges:
+        return self
+
+    async def __anext__(self) -> Connectivity:
+        if self._seen is Connectivity.SHUTDOWN:
+            raise StopAsyncIteration
+        if self._seen is None:
+            self._seen = self._client.connectivity
+        else:
+            self._seen = await self._client.connectivity_other_than(self._seen)
+        return self._seen
+
+
+class _BreakerChanges:
+    """What stands for the breakers that were given last."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._seen = 0
+
+    def __aiter__(self) -> _BreakerChanges:
+        return self
+
+    async def __anext__(self) -> list[Breaker]:
+        try:
+            self._seen, text = await _native.breakers_other_than(self._client._handle, self._seen)
+        except ClientClosed:
+            raise StopAsyncIteration from None
+        return as_breakers(text)
 
 
 class Stream:

@@ -1,5 +1,5 @@
 from collections.abc import Coroutine, Generator
-from typing import Any, Never, TypeVar, final
+from typing import Any, Literal, Never, TypeVar, final
 
 from typing_extensions import Buffer
 
@@ -8,16 +8,23 @@ from ._values import MetadataLike, Pem
 __all__ = [
     "Operation",
     "Queue",
+    "breakers",
+    "breakers_other_than",
     "call",
     "call_whole",
     "client_free",
     "close",
     "connect",
+    "connectivity",
+    "connectivity_other_than",
     "half_close",
     "in_flight",
+    "isolate",
+    "metrics",
     "open",
     "recv",
     "send",
+    "set_service_config",
     "stream_free",
     "token_provide",
     "token_wanted",
@@ -66,6 +73,9 @@ def connect(
     min_security: str | None,
     token: object,
     service_config: str | None,
+    keepalive: float | None,
+    keepalive_timeout: float | None,
+    keepalive_idle: float | None,
 ) -> Operation[int]: ...
 def call(
     client: int,
@@ -75,6 +85,7 @@ def call(
     metadata: MetadataLike | None,
     priority: str | None,
     idempotent: bool,
+    idempotency_key: str | bytes | Literal[True] | None,
 ) -> Operation[bytes]: ...
 def call_whole(
     client: int,
@@ -84,6 +95,7 @@ def call_whole(
     metadata: MetadataLike | None,
     priority: str | None,
     idempotent: bool,
+    idempotency_key: str | bytes | Literal[True] | None,
 ) -> Operation[tuple[bytes, _Entries, _Entries]]: ...
 def open(
     client: int, method: str, timeout: float | None, metadata: MetadataLike | None, priority: str | None
@@ -92,6 +104,13 @@ def send(stream: int, message: Buffer) -> Operation[None]: ...
 def half_close(stream: int) -> Operation[None]: ...
 def recv(stream: int, max: int) -> Operation[tuple[list[bytes], tuple[_Entries, _Entries] | None]]: ...
 def close(client: int) -> Operation[None]: ...
+def set_service_config(client: int, config: str | None) -> None: ...
+def breakers(client: int) -> str: ...
+def breakers_other_than(client: int, seen: int) -> Operation[tuple[int, str]]: ...
+def metrics(client: int) -> str: ...
+def isolate(client: int, server: str, method: str | None, isolated: bool) -> None: ...
+def connectivity(client: int) -> int: ...
+def connectivity_other_than(client: int, seen: int) -> Operation[int]: ...
 def token_wanted(client: int) -> Operation[int]: ...
 def token_provide(client: int, request: int, token: str | None, error: str | None) -> None: ...
 def stream_free(stream: int) -> None: ...

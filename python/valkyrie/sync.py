@@ -7,8 +7,26 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 
 from . import _native
+from ._client import _Client
 from ._errors import ClientClosed, StatusError
-from ._values import Metadata, MetadataLike, Pem, Response, as_message, as_service_config, response
+from ._values import (
+    CONNECTIVITIES,
+    Breaker,
+    Connectivity,
+    Metadata,
+    MetadataLike,
+    Pem,
+    Response,
+    as_breakers,
+    as_message,
+    as_service_config,
+    response,
+)
+
+# What a type checker takes for true, without the import of typing.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Literal
 
 __all__ = ["Client", "Stream", "connect"]
 
@@ -30,6 +48,9 @@ def connect(
     min_security: str | None = None,
     token: str | Callable[[], str] | None = None,
     service_config: str | Mapping[str, object] | None = None,
+    keepalive: float | None = None,
+    keepalive_timeout: float | None = None,
+    keepalive_idle: float | None = None,
 ) -> Client:
     """Connects; see ``valkyrie.connect``.
 
@@ -49,6 +70,9 @@ def connect(
         min_security=min_security,
         token=token,
         service_config=as_service_config(service_config),
+        keepalive=keepalive,
+        keepalive_timeout=keepalive_timeout,
+        keepalive_idle=keepalive_idle,
     )
     if not callable(token):
         return Client(connecting.wait())
@@ -61,13 +85,8 @@ def connect(
         raise asking.explain(error)  # noqa: B904
 
 
-class Client:
+class Client(_Client):
     """Makes calls to one endpoint; usable from any thread. Made by ``connect``."""
-
-    def __init__(self, handle: int) -> None:
-        self._handle = handle
-        self._free = weakref.finalize(self, _native.client_free, handle)
-        self._free.atexit = False
 
     def request(self, message: str | bytes | bytearray | memoryview) -> bytes:
         """Sends a message to ``/echo`` and gives the answer. Text is sent as UTF-8."""
@@ -82,9 +101,12 @@ class Client:
         metadata: MetadataLike | None = None,
         priority: str | None = None,
         idempotent: bool = False,
+        idempotency_key: str | bytes | Literal[True] | None = None,
     ) -> bytes:
         """One message out, one message back; see ``valkyrie.Client.call``."""
-        return _native.call(self._handle, method, message, timeout, metadata, priority, idempotent).wait()
+        return _native.call(
+            self._handle, method, message, timeout, metadata, priority, idempotent, idempotency_key
+        ).wait()
 
     def call_with_response(
         self,
@@ -95,9 +117,12 @@ class Client:
         metadata: MetadataLike | None = None,
         priority: str | None = None,
         idempotent: bool = False,
+        idempotency_key: str | bytes | Literal[True] | None = None,
     ) -> Response:
         """As ``call``, with the metadata and trailers that came with the answer."""
-        whole = _native.call_whole(self._handle, method, message, timeout, metadata, priority, idempotent)
+        whole = _native.call_whole(
+            self._handle, method, message, timeout, metadata, priority, idempotent, idempotency_key
+        )
         return response(whole.wait())
 
     def open(
@@ -126,6 +151,18 @@ class Client:
             stream.half_close()
             yield from stream
 
+    def breaker_changes(self) -> Iterator[list[Breaker]]:
+        """The circuit breakers now, and then whenever one has changed its state; blocks until then.
+
+        See ``valkyrie.Client.breaker_changes``. After Ctrl-C the same iterator goes on with ``next``.
+        """
+        return _BreakerChanges(self)
+
+    def connectivity_other_than(self, seen: Connectivity) -> Connectivity:
+        """Blocks until the client no longer stands as in ``seen``; see ``valkyrie.Client.connectivity_other_than``."""
+        number = CONNECTIVITIES.index(Connectivity(seen))
+        return CONNECTIVITIES[_native.connectivity_other_than(self._handle, number).wait()]
+
     def close(self) -> None:
         """Closes gracefully: calls in flight may finish within 5 s. Idempotent."""
         try:
@@ -140,6 +177,24 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _BreakerChanges:
+    """What stands for the breakers that were given last."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._seen = 0
+
+    def __iter__(self) -> _BreakerChanges:
+        return self
+
+    def __next__(self) -> list[Breaker]:
+        try:
+            self._seen, text = _native.breakers_other_than(self._client._handle, self._seen).wait()
+        except ClientClosed:
+            raise StopIteration from None
+        return as_breakers(text)
 
 
 class Stream:

@@ -112,6 +112,7 @@ test('wrong types are TypeErrors, bad values RangeErrors, and nothing is sent', 
     ['/echo', 'x', { timeoutMs: 5n }],
     ['/echo', 'x', { priority: 1 }],
     ['/echo', 'x', { idempotent: 1 }],
+    ['/echo', 'x', { idempotencyKey: 7 }],
     ['/echo', 'x', { metadata: 'a=b' }],
     ['/echo', 'x', { metadata: { a: 1 } }],
     ['/echo', 'x', { metadata: [['a']] }],
@@ -301,6 +302,79 @@ test('a text message ends the connection, and the next call makes another', asyn
   equal(socket.code, 4003);
   equal(text(await other.request('again')), 'again');
   await other.close();
+});
+
+test('connectivity and its changes, which one may leave', async () => {
+  const own = await connect(endpoint);
+  equal(own.connectivity, 'ready');
+  const left = own.connectivityChanges();
+  equal((await left.next()).value, 'ready');
+  const waits = [left.next(), left.next()];
+  await left.return();
+  for (const wait of waits) equal((await wait).done, true);
+  equal((await left.next()).done, true);
+  const two = [own.connectivityChanges(), own.connectivityChanges()].map(async (changes) => {
+    const states = [];
+    for await (const state of changes) states.push(state);
+    return states;
+  });
+  await own.request('x');
+  await own.close();
+  for (const states of await Promise.all(two)) equal(states, ['ready', 'shutdown']);
+  equal(own.connectivity, 'shutdown');
+  const after = [];
+  for await (const state of own.connectivityChanges()) after.push(state);
+  equal(after, ['shutdown']);
+});
+
+test('a live client gets another service config and shows its breakers', async () => {
+  const own = await connect(endpoint);
+  await own.request('x');
+  const [breaker] = await own.breakers();
+  equal({ ...breaker, server: '' }, { server: '', state: 'closed', calls: 1, failures: 0, changes: 0, method: '/echo', ageMs: undefined, opensForMs: undefined });
+  await own.isolate(breaker.server, '/echo');
+  equal((await own.breakers())[0].state, 'isolated');
+  await rejects(own.request('x'), { code: 'UNAVAILABLE', reason: 'BREAKER_OPEN' });
+  await own.restore(breaker.server);
+  await own.setServiceConfig({ methods: [{ names: ['/test/sleep'], timeout_ms: 20 }] });
+  await rejects(own.call('/test/sleep', '60000'), { code: 'DEADLINE_EXCEEDED' });
+  await rejects(own.setServiceConfig({ retries: 3 }), { reason: 'INVALID_CONFIGURATION' });
+  await rejects(own.setServiceConfig(undefined), TypeError);
+  await rejects(own.isolate(42), TypeError);
+  await rejects(own.restore(breaker.server, 42), TypeError);
+  await own.close();
+  await rejects(own.breakers(), { reason: 'CLIENT_CLOSED' });
+});
+
+test('changes of breakers, which one may leave', async () => {
+  const serviceConfig = { methods: [{ names: ['*'], breaker: { min_calls: 2 } }], throttle: { enabled: false } };
+  const own = await connect(endpoint, { serviceConfig });
+  const states = (breakers) => breakers.map(({ method, state, changes }) => [method, state, changes]);
+  const left = own.breakerChanges();
+  equal(await left.next(), { value: [], done: false });
+  const waits = [left.next(), left.next()];
+  await left.return();
+  for (const wait of waits) equal((await wait).done, true);
+  equal((await left.next()).done, true);
+
+  const two = [own.breakerChanges(), own.breakerChanges()].map(async (changes) => {
+    const all = [];
+    for await (const breakers of changes) all.push(states(breakers));
+    return all;
+  });
+  const changes = own.breakerChanges();
+  await changes.next();
+  const both = [changes.next(), changes.next()];
+  await own.request('x');
+  const fails = { metadata: { code: '14' } };
+  for (let i = 0; i < 2; i++) await rejects(own.call('/test/status', '', fails), { code: 'UNAVAILABLE' });
+  // Two that wait on one iterator have a change each.
+  const open = [['/echo', 'closed', 0], ['/test/status', 'open', 1]];
+  equal(states((await both[0]).value), open);
+  await own.close();
+  equal(await both[1], { value: undefined, done: true });
+  for (const all of await Promise.all(two)) equal(all, [[], open]);
+  equal(await own.breakerChanges().next(), { value: undefined, done: true });
 });
 
 test('close lets calls finish, may be repeated, and refuses what comes later', async () => {

@@ -73,7 +73,11 @@ async function server(what) {
   }
   const env = { ...process.env, VALKYRIE_CONFORMANCE_BIND: address };
   child = spawn(process.env.VALKYRIE_TEST_SERVER, { env, stdio: ['pipe', 'pipe', 'inherit'] });
-  const [line] = await once(createInterface(child.stdout), 'line');
+  const ended = once(child, 'exit').then(([code]) => {
+    throw new Error(`${process.env.VALKYRIE_TEST_SERVER} at ${address} ended with ${code} and no endpoint`);
+  });
+  const [line] = await Promise.race([once(createInterface(child.stdout), 'line'), ended]);
+  ended.catch(() => undefined);
   const { ws, unix, certificates } = JSON.parse(line);
   left = [unix.slice('unix://'.length), certificates];
   address = new URL(ws).host;

@@ -9,13 +9,21 @@ use crate::step::{During, Outcome, Project, failed, output};
 
 /// Every crate that ships, where it lives, and which crates of ours it may depend on. A crate of ours under `core/` or
 /// `bindings/` that is missing here is refused, so that a new one is placed by decision.
-const ROOMS: [Room; 11] = [
+const ROOMS: [Room; 14] = [
     Room { name: "valkyrie-protocol", kind: Kind::Core, may_use: &[] },
     Room { name: "valkyrie-sdk", kind: Kind::Core, may_use: &["valkyrie-protocol"] },
-    Room { name: "valkyrie-server", kind: Kind::Core, may_use: &["valkyrie-sdk"] },
-    Room { name: "valkyrie-tools", kind: Kind::Core, may_use: &["valkyrie-sdk"] },
+    Room { name: "valkyrie-otel", kind: Kind::Core, may_use: &["valkyrie-sdk"] },
+    // Parsers of YAML and TOML are in no package of a language, so the configuration stands beside the sdk, not in it.
+    Room { name: "valkyrie-config", kind: Kind::Core, may_use: &["valkyrie-otel", "valkyrie-sdk"] },
+    Room {
+        name: "valkyrie-server",
+        kind: Kind::Core,
+        may_use: &["valkyrie-config", "valkyrie-otel", "valkyrie-sdk"],
+    },
+    Room { name: "valkyrie-tools", kind: Kind::Core, may_use: &["valkyrie-config", "valkyrie-sdk"] },
     Room { name: "valkyrie-bridge", kind: Kind::Core, may_use: &["valkyrie-sdk"] },
     Room { name: "valkyrie-python", kind: Kind::Adapter, may_use: &["valkyrie-bridge"] },
+    Room { name: "valkyrie-jni", kind: Kind::Adapter, may_use: &["valkyrie-bridge"] },
     Room { name: "valkyrie-node", kind: Kind::Adapter, may_use: &["valkyrie-bridge"] },
     Room { name: "valkyrie-c", kind: Kind::Adapter, may_use: &["valkyrie-bridge"] },
     // The browser has no threads, so its adapter stands on the sdk.
@@ -82,13 +90,15 @@ const HIDDEN_IN_SDK: [&str; 18] = [
 
 /// Where unsafe code lives: what talks to a language's runtime, to the system about descriptors and forks, or hands out
 /// pointers. Nowhere else, and never in `core/`.
-const UNSAFE: [&str; 9] = [
+const UNSAFE: [&str; 11] = [
     "bindings/bridge/src/descriptors.rs",
     "bindings/bridge/src/drive.rs",
     "bindings/bridge/src/fork.rs",
     "bindings/bridge/src/operation.rs",
     "bindings/bridge/src/queue.rs",
     "bindings/c/src/lib.rs",
+    "bindings/jni/src/host.rs",
+    "bindings/jni/src/lib.rs",
     "bindings/node/src/lib.rs",
     "bindings/python/src/lib.rs",
     "bindings/python/src/values.rs",

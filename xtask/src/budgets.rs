@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::kotlin;
 use crate::package::{DIST, FRESH, fresh_folder, read_json};
 use crate::step::{During, Outcome, Project, Steps, failed, output, run};
 
@@ -12,7 +13,7 @@ const BUDGETS: &str = "tests/budgets.json";
 
 /// Adds the step that weighs the packages. Those of an earlier run count where nothing builds them.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
-    let needs = &["package: python", "package: node", "package: c"];
+    let needs = &["package: python", "package: node", "package: c", "package: kotlin"];
     steps.add(
         "budgets",
         "sizes of the packages, no thread and no socket at import, no path that two packages own",
@@ -52,6 +53,8 @@ fn check(project: &Project) -> Outcome {
             weigh("wheel_bytes", &name, size(path)?)?;
         } else if name.contains("-sdk-linux-") {
             weigh("npm_platform_package_bytes", &name, size(path)?)?;
+        } else if name.ends_with(".jar") {
+            weigh("jar_bytes", &name, size(path)?)?;
         }
     }
     let fresh = project.path(FRESH);
@@ -61,9 +64,9 @@ fn check(project: &Project) -> Outcome {
         run(project.command("strip").arg("-o").arg(&bare).arg(&library))?;
         weigh("native_library_stripped_bytes", &format!("{}, stripped", file_name(&library)), size(&bare)?)?;
     }
-    if weighed != 5 {
+    if weighed != 7 {
         return failed(format!(
-            "{weighed} things were weighed, and there are 5: a wheel, a tarball, 3 libraries"
+            "{weighed} things were weighed, and there are 7: a wheel, a tarball, a jar, 4 libraries"
         ));
     }
 
@@ -111,6 +114,7 @@ fn natives(project: &Project) -> Outcome<Vec<PathBuf>> {
         PathBuf::from(python.trim()),
         fresh.join("node/node_modules/valkyrie-sdk-linux-x64-gnu/valkyrie.node"),
         fresh.join("c/lib/libvalkyrie.so.0"),
+        project.path(kotlin::LIBRARY),
     ])
 }
 
@@ -182,13 +186,10 @@ console.log(threads() - before[0], sockets() - before[1], spent);";
 /// The files that a package brings, where its installer puts them: site-packages, node_modules or a prefix.
 fn installed_paths(project: &Project, artefact: &Path) -> Outcome<Vec<String>> {
     let name = file_name(artefact);
-    let (list, strip, prefix) = if name.ends_with(".whl") {
+    let (list, strip, prefix) = if name.ends_with(".whl") || name.ends_with(".jar") {
         let script = "import sys, zipfile; print(*zipfile.ZipFile(sys.argv[1]).namelist(), sep='\\n')";
-        (
-            output(project.command("python3").args(["-c", script]).arg(artefact))?,
-            "",
-            "site-packages/".to_owned(),
-        )
+        let place = if name.ends_with(".jar") { "class-path/" } else { "site-packages/" };
+        (output(project.command("python3").args(["-c", script]).arg(artefact))?, "", place.to_owned())
     } else if name.ends_with(".tgz") {
         let mut manifest = project.command("tar");
         let manifest = output(manifest.arg("-xOzf").arg(artefact).arg("package/package.json"))?;

@@ -9,7 +9,7 @@ use crate::package::{self, FRESH};
 use crate::step::{During, Outcome, Project, failed, output, run};
 
 /// The waist stays narrow.
-const MOST_FUNCTIONS: usize = 44;
+const MOST_FUNCTIONS: usize = 47;
 
 /// Where the tests and examples are compiled.
 const PROGRAMS: &str = "target/package/c-programs";

@@ -1,5 +1,6 @@
 //! The checks of the sources and of each installed package, by the tools of its language.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,7 +10,9 @@ use crate::setup::VENV;
 use crate::step::{
     During, Outcome, Project, Steps, Stop, failed, output, passed, read_lines, run, run_and_read, succeeds,
 };
-use crate::{arrows, c, pains, simulation, spec, supply, support, web};
+use crate::{
+    arrows, c, kotlin, pages, pains, release, simulation, spec, supply, support, swift, web, workflows,
+};
 
 /// The answer of a few minutes: what needs no package and no tool beside Rust and Python.
 pub(crate) fn add_quick<'a>(steps: &mut Steps<'a>, project: &'a Project) {
@@ -43,6 +46,15 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("pains", "every row of tests/PAINS.md names tests that exist, or a reason", &[], || {
         pains::check(project)
     });
+    steps.add(
+        "workflows",
+        "each runs verbs that there are, of pinned actions, with least rights and an end",
+        &[],
+        || workflows::check(project, crate::HELP),
+    );
+    steps.add("versions", "each package has the version that tests/budgets.json says", &[], || {
+        release::versions(project)
+    });
     steps.add("support", "every feature is in every language's API, or a reason why not", &[], || {
         support::check(project)
     });
@@ -69,7 +81,8 @@ pub(crate) fn add_sources<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         || supply::features(project),
     );
     steps.add("docs", "the core's documentation builds without a warning", &[], || {
-        let packages = ["-p", "valkyrie-protocol", "-p", "valkyrie-sdk", "-p", "valkyrie-bridge"];
+        let packages = ["protocol", "sdk", "otel", "config", "bridge"];
+        let packages = packages.iter().flat_map(|name| ["-p".to_owned(), format!("valkyrie-{name}")]);
         run(project.cargo(["doc", "--quiet", "--no-deps"]).args(packages).env("RUSTDOCFLAGS", "-Dwarnings"))?;
         Ok(String::new())
     });
@@ -115,6 +128,7 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         || node(project),
     );
     steps.add("c", "the header, its symbols, C99, C++17 and valgrind", &["package: c"], || c::check(project));
+    swift::add_check(steps, project);
     steps.add(
         "no server",
         "the tests of Python, Node and C again, with the server inside the library",
@@ -129,6 +143,7 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
             Ok(format!("{python}, {node}, {}", c::check_without_server(project)?))
         },
     );
+    kotlin::add_check(steps, project);
     if web::exists(project) {
         steps.add("web", "the package's tests in pages of Chromium and Firefox", &["package: web"], || {
             web::check(project)
@@ -146,10 +161,44 @@ pub(crate) fn add_packages<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         &[],
         || one_core(project),
     );
+    steps.add(
+        "programs",
+        "each verb of the installed valkyrie-server and valkyrie, by their own tests",
+        &["package: rust"],
+        || programs(project),
+    );
     steps.add("examples", "every example in its language, through its installed package", &[], || {
         examples(project)
     });
     steps.add("readme", "what the README shows is what the tests run", &[], || readme(project));
+    let needs = &["package: rust", "package: python", "package: node", "package: c"];
+    steps.add("pages", "what docs/ shows is typed and compared with what it prints", needs, || {
+        pages::check(project)
+    });
+}
+
+/// The tests of the programs, which `rust tests` ran with those of cargo's, with those that users install.
+fn programs(project: &Project) -> Outcome {
+    let of = |package: &str| project.path("core").join(package).join("tests");
+    let mut tests = project.cargo(["test", "--quiet", "--workspace", "--exclude", "valkyrie-faults"]);
+    // As `rust tests` names the packages, so that nothing is compiled with other features.
+    let mut names = BTreeSet::new();
+    for folder in [of("server"), of("tools")] {
+        for entry in std::fs::read_dir(&folder).during(folder.display())? {
+            let path = entry.during(folder.display())?.path();
+            let is_test = path.extension().is_some_and(|end| end == "rs") || path.join("main.rs").exists();
+            names.extend(path.file_stem().filter(|_| is_test).map(ToOwned::to_owned));
+        }
+    }
+    for name in names {
+        tests.arg("--test").arg(name);
+    }
+    let folder = package::installed_program(project, "valkyrie");
+    let mut count = 0;
+    run_and_read(tests.env("VALKYRIE_TEST_PROGRAMS", folder.parent().unwrap_or(&folder)), |line| {
+        count += passed(line)
+    })?;
+    if count == 0 { failed("no test ran") } else { Ok(format!("{count} tests")) }
 }
 
 fn rustfmt(project: &Project) -> Outcome {
@@ -333,6 +382,18 @@ pub(crate) fn c_compiler(
     source: &Path,
     program: &Path,
 ) -> Outcome<Command> {
+    c_program(project, &project.path(FRESH).join("c"), compiler, standard, source, program)
+}
+
+/// The same with the tree that lies in another folder.
+pub(crate) fn c_program(
+    project: &Project,
+    prefix: &Path,
+    compiler: &str,
+    standard: &str,
+    source: &Path,
+    program: &Path,
+) -> Outcome<Command> {
     let mut command = project.command(compiler);
     command.args([standard, "-Wall", "-Wextra", "-Werror", "-pedantic", "-g", "-x"]);
     command
@@ -340,7 +401,6 @@ pub(crate) fn c_compiler(
         .arg(source)
         .args(["-x", "none", "-o"])
         .arg(program);
-    let prefix = project.path(FRESH).join("c");
     let mut flags = project.command("pkg-config");
     flags.args(["--cflags", "--libs", "valkyrie"]).env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig"));
     command.args(output(&mut flags)?.split_whitespace());
@@ -360,7 +420,11 @@ fn one_core(project: &Project) -> Outcome {
     node.current_dir(fresh.join("node")).args(["-p", "require('valkyrie-sdk').version"]);
     let mut c = project.command("python3");
     c.args(["-c", FROM_C]).arg(library);
-    let mut packages = vec![("python", python), ("node", node), ("c", c)];
+    let kotlin = kotlin::program(project, "dev.valkyrie.conformance.version.VersionKt");
+    let mut swift = swift::runner(project)?;
+    swift.arg("--version");
+    let mut packages =
+        vec![("python", python), ("node", node), ("c", c), ("kotlin", kotlin), ("swift", swift)];
     if web::exists(project) {
         packages.push(("browser", web::page(project, "chromium", "xtask/node/version.mjs")?));
     }
@@ -411,6 +475,8 @@ fn examples(project: &Project) -> Outcome {
                 run(&mut c_compiler(project, "gcc", "-std=c99", &path, &program)?)?;
                 project.command(program)
             }
+            ("kotlin", Some("kt")) => kotlin::example(project, &name),
+            ("swift", Some("swift")) => swift::example(project, &name)?,
             ("web", Some("mjs")) => {
                 scheme = "ws";
                 web::page(project, "chromium", &file)?
@@ -450,7 +516,9 @@ fn readme(project: &Project) -> Outcome {
     let text = std::fs::read_to_string(project.path("README.md")).during("README.md")?;
     let mut shown = 0;
     for (number, language, block) in code_blocks(&text) {
-        if !["rust", "python", "js", "javascript", "mjs", "ts", "c", "html"].contains(&language) {
+        if !["rust", "python", "js", "javascript", "mjs", "ts", "c", "kotlin", "swift", "html"]
+            .contains(&language)
+        {
             continue;
         }
         let block = plain(block.into_iter());
@@ -461,7 +529,12 @@ fn readme(project: &Project) -> Outcome {
         }
         shown += 1;
     }
-    if shown == 0 { failed("README.md shows no code") } else { Ok(format!("{shown} pieces of code")) }
+    let links = pages::links(project)?;
+    if shown == 0 {
+        failed("README.md shows no code")
+    } else {
+        Ok(format!("{shown} pieces of code, {links} links"))
+    }
 }
 
 /// Lines without their indentation, so that a piece may be shown without what surrounds it.

@@ -11,7 +11,7 @@ use crate::check;
 use crate::package::{FRESH, read_json};
 use crate::setup::BROWSERS;
 use crate::step::{During, Outcome, Project, Steps, failed, read_lines, run};
-use crate::{support, web};
+use crate::{kotlin, support, swift, web};
 
 /// The case whose detail is a figure, for people.
 const TIMED: &str = "cancel_times";
@@ -57,7 +57,7 @@ impl Column {
 const NEWER: (&str, &str) = ("VALKYRIE_CONFORMANCE_VERSIONS", "2");
 
 /// Every language over every transport that it has, and each with a peer of another version.
-const COLUMNS: [Column; 44] = [
+const COLUMNS: [Column; 62] = [
     Column::new("rust", "tcp", Peers::Same),
     Column::new("rust", "unix", Peers::Same),
     Column::new("rust", "ws", Peers::Same),
@@ -89,6 +89,22 @@ const COLUMNS: [Column; 44] = [
     Column::new("c", "quic", Peers::Same),
     Column::new("c", "sealed", Peers::Same),
     Column::new("c", "echo", Peers::Same),
+    Column::new("kotlin", "tcp", Peers::Same),
+    Column::new("kotlin", "unix", Peers::Same),
+    Column::new("kotlin", "ws", Peers::Same),
+    Column::new("kotlin", "tls", Peers::Same),
+    Column::new("kotlin", "wss", Peers::Same),
+    Column::new("kotlin", "quic", Peers::Same),
+    Column::new("kotlin", "sealed", Peers::Same),
+    Column::new("kotlin", "echo", Peers::Same),
+    Column::new("swift", "tcp", Peers::Same),
+    Column::new("swift", "unix", Peers::Same),
+    Column::new("swift", "ws", Peers::Same),
+    Column::new("swift", "tls", Peers::Same),
+    Column::new("swift", "wss", Peers::Same),
+    Column::new("swift", "quic", Peers::Same),
+    Column::new("swift", "sealed", Peers::Same),
+    Column::new("swift", "echo", Peers::Same),
     Column::new("chromium", "ws", Peers::Same),
     Column::new("chromium", "wss", Peers::Same),
     Column::new("chromium", "sealed", Peers::Same),
@@ -99,6 +115,8 @@ const COLUMNS: [Column; 44] = [
     Column::new("python", "tcp", Peers::NewerServer),
     Column::new("node", "tcp", Peers::NewerServer),
     Column::new("c", "tcp", Peers::NewerServer),
+    Column::new("kotlin", "tcp", Peers::NewerServer),
+    Column::new("swift", "tcp", Peers::NewerServer),
     Column::new("chromium", "ws", Peers::NewerServer),
     Column::new("firefox", "ws", Peers::NewerServer),
     Column::new("rust", "tcp", Peers::NewerClient),
@@ -371,7 +389,9 @@ fn everywhere(
 
 /// Every language, and the package for pages in each browser.
 fn languages() -> impl Iterator<Item = &'static str> {
-    ["rust", "python", "node", "c"].into_iter().chain(BROWSERS.iter().map(|(browser, ..)| *browser))
+    ["rust", "python", "node", "c", "kotlin", "swift"]
+        .into_iter()
+        .chain(BROWSERS.iter().map(|(browser, ..)| *browser))
 }
 
 fn all() -> Vec<&'static str> {
@@ -434,6 +454,8 @@ fn runner(project: &Project, language: &str) -> Outcome<Command> {
             run(&mut check::c_compiler(project, "gcc", "-std=c99", &runner, &program)?)?;
             project.command(program)
         }
+        "kotlin" => kotlin::program(project, "dev.valkyrie.conformance.RunnerKt"),
+        "swift" => swift::runner(project)?,
         browser if is_browser(browser) => {
             let mut page = web::page(project, browser, "tests/conformance/web/runner.mjs")?;
             page.env("VALKYRIE_CONFORMANCE_CASES", format!("/page/{CASES}"));

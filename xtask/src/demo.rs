@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use crate::check::c_compiler;
 use crate::package::{self, FRESH, installed_program};
 use crate::step::{During, Outcome, Project, Steps, failed, output, read_lines, run};
-use crate::web;
+use crate::{kotlin, swift, web};
 
 /// The data set has at least this many bytes: the compiler's own libraries, which are on every machine that builds this.
 const DATA_BYTES: u64 = 200_000_000;
@@ -21,44 +21,55 @@ const IN_FLIGHT: &str = "1000";
 
 /// Adds what the demo does once everything is installed.
 pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
-    let needs = &["package: rust", "package: python", "package: node", "package: c", "package: web"];
+    let needs = &[
+        "package: rust",
+        "package: python",
+        "package: node",
+        "package: c",
+        "package: kotlin",
+        "package: swift",
+        "package: web",
+    ];
     let about = "each language against the installed server: 200 MB hashed at both ends, 1,000 in flight, cancel, deadline, SIGTERM";
     steps.add("main job", about, needs, || main_job(project));
 }
 
-/// `valkyrie-server` as it was installed. Dropped, it is killed.
-struct Server {
+/// A `valkyrie-server`. Dropped, it is killed.
+pub(crate) struct Server {
     child: Child,
     endpoints: String,
 }
 
 impl Server {
+    /// The installed one.
     fn start(project: &Project) -> Outcome<Server> {
         let mut command = project.command(installed_program(project, "valkyrie-server"));
         command.args(["start", "--bind", "127.0.0.1:0", "--drain-timeout-ms", DRAIN_MS]);
-        let mut child = command
-            .args(["--log-level", "error"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .during("valkyrie-server")?;
+        command.args(["--log-level", "error"]);
+        Self::spawn(command)
+    }
+
+    /// Starts the command, and waits until it says where it listens.
+    pub(crate) fn spawn(mut command: Command) -> Outcome<Server> {
+        let mut child = command.stdout(Stdio::piped()).spawn().during("valkyrie-server")?;
         let said = child.stdout.take().expect("piped");
         let mut server = Server { child, endpoints: String::new() };
         BufReader::new(said).read_line(&mut server.endpoints).during("valkyrie-server")?;
         Ok(server)
     }
 
-    fn endpoint(&self, scheme: &str) -> Outcome<&str> {
+    pub(crate) fn endpoint(&self, scheme: &str) -> Outcome<&str> {
         match self.endpoints.split_whitespace().find(|word| word.starts_with(&format!("{scheme}://"))) {
             Some(endpoint) => Ok(endpoint),
             None => failed(format!("valkyrie-server said {:?} and no {scheme} endpoint", self.endpoints)),
         }
     }
 
-    fn terminate(&self) -> Outcome<()> {
+    pub(crate) fn terminate(&self) -> Outcome<()> {
         run(Command::new("kill").args(["-TERM", &self.child.id().to_string()]))
     }
 
-    fn ends_well(mut self) -> Outcome<()> {
+    pub(crate) fn ends_well(mut self) -> Outcome<()> {
         match self.child.wait().during("valkyrie-server")? {
             status if status.success() => Ok(()),
             status => failed(format!("valkyrie-server ended with {status} after SIGTERM")),
@@ -127,6 +138,8 @@ fn programs(project: &Project, files: &[PathBuf]) -> Outcome<Vec<(&'static str, 
         ("python", "tcp", python),
         ("node", "tcp", node),
         ("c", "tcp", project.command(compiled)),
+        ("kotlin", "tcp", kotlin::example(project, "demo")),
+        ("swift", "tcp", swift::example(project, "demo")?),
         ("browser", "ws", page),
     ])
 }
@@ -148,7 +161,9 @@ fn main_job(project: &Project) -> Outcome {
         let endpoint = server.endpoint(scheme)?;
         println!("   {language} against {endpoint}");
         program.arg(endpoint).env("VALKYRIE_ENDPOINT", endpoint);
-        if scheme != "ws" {
+        if language == "swift" {
+            program.args(swift::seen(project, &files)?);
+        } else if scheme != "ws" {
             program.args(&files);
         }
         let mut said = BTreeMap::new();

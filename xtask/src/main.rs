@@ -6,21 +6,29 @@ mod arrows;
 mod budgets;
 mod c;
 mod check;
+mod compare;
 mod conformance;
+mod coverage;
 mod demo;
 mod fuzz;
 mod instrument;
+mod kotlin;
 mod package;
+mod pages;
 mod pains;
+mod release;
 mod sbom;
 mod setup;
 mod simulation;
 mod soak;
 mod spec;
+mod standalone;
 mod step;
 mod supply;
 mod support;
+mod swift;
 mod web;
+mod workflows;
 
 use std::process::ExitCode;
 
@@ -36,18 +44,25 @@ usage: cargo xtask <verb> [flags]
                     down with equal hashes at both ends, 1,000 calls in flight, cancel, deadline, SIGTERM in mid-stream;
                     and the conformance cases as one table
   matrix            set-up, packages, then the conformance cases in every language as one table
-  package [--dist]  builds what users install into dist/, installs each into a fresh place under target/fresh/, and
-                    compares sizes and imports with tests/budgets.json;
-                    --dist: with the profile of a release, smaller and slower to build
+  package [--dist]  builds what users install into dist/, installs each into a fresh place under target/fresh/, builds each
+                    crate from its own package alone, and compares versions, sizes and imports with tests/budgets.json;
+                    --dist: with the profile of a release, smaller and slower to build, with the static server, Python's sdist
+                    and dist/SHA256SUMS, and the image, where there is a daemon of Docker
+  publish WHERE [--try]
+                    WHERE: crates, npm or pypi; hands the packages of dist/ to their registry in the right order, crates from
+                    their sources; --try: all but that. release.yml does it for a tag
   lint              formatting, clippy, docs, the arrow test, the rules of PROTOCOL.md and their tests, licences, floors and
                     sources of every dependency without a network, ruff
   fmt               formats the Rust and Python sources in place
   support           writes tests/conformance/SUPPORT.md: every feature in every language, from features.json and the APIs
   header            writes c/include/valkyrie/valkyrie.h from bindings/c
-  bench [--peers | --copies]
+  bench [--peers | --copies | --compare [BASE]]
                     builds the programs as released and prints their figures beside a raw TCP echo, critical calls beside
                     bulk, and 19,000 connections at rest; --peers: every language beside what its users would pick
-                    instead (benches/peers), in about 6 minutes; --copies: how often each language copies a message
+                    instead (benches/peers), in about 6 minutes; --copies: how often each language copies a message;
+                    --compare: the quick ones in turns with those of the commit BASE, or of the last one that main has, too,
+                    on this machine. It fails where most of what runs here is slower by more than a twentieth and more than
+                    noise, twice; target/bench has history.jsonl and history.svg
   simulate [--seconds N] [--seed S] [--jobs J] [--log]
                     the protocol in a simulated network with seeded faults and an auditor: N simulated seconds from seed
                     S on; 2,000,000 take about 15 minutes on 2 cores. The last lines are the log to keep
@@ -56,18 +71,26 @@ usage: cargo xtask <verb> [flags]
                     line that runs it again. --seconds N: for so long each; --target NAME: only one; --replay FILE:
                     runs a crash of the target again; --keep: writes what was found into tests/fuzz/corpus, minimized
   sanitize          the protocol's and the bridge's tests, and the C library with its tests, under AddressSanitizer
-  soak              1,000,000 calls and 100,000 clients through the packages of C, Python and Node, and in a page: what they
-                    leave, and how much memory, in some minutes each; `test` has the short form of it
-  coverage          how many lines of the protocol its tests run; llvm-cov comes from Debian where rustc has none
-  setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain
+  soak              1,000,000 calls and 100,000 clients through the packages of C, Python and Node, and in a page, and the calls
+                    through Kotlin's: what they leave, and how much memory, in some minutes each; `test` has the short form of it
+  outages [--seconds N] [--seed S]
+                    one client and three servers that are processes: 20 rolling restarts at 500 calls/s, links that flap for
+                    ten minutes, and an hour, or N seconds, of servers killed, stopped and cut off; what became of the
+                    calls. The lines are the log to keep; `test` has the short form
+  coverage          how many lines of the protocol, the policies and the sdk their tests run, against tests/coverage.json;
+                    target/coverage has lcov.info and summary.json; llvm-cov comes from Debian where rustc has none
+  setup             what the other verbs need from the machine: programs, tools of Python and npm, the wasm toolchain,
+                    a JDK and Maven, Swift
   help              this text
 
   --only A,B        with any verb: only the steps of these names, or those whose names contain them
 
 Exit code: 0 every step passed, 1 a step failed, 2 no such verb or flag.
 A step that this machine cannot run is skipped with its reason; with CI=true in the environment a skip is a failure.
+With CI=true each step is one line, too: what it prints goes to target/log/, and its end is shown when the step fails.
 VALKYRIE_WASM_NO_RUSTUP=1 gets the wasm toolchain without rustup. VALKYRIE_CHROMIUM and VALKYRIE_FIREFOX name other
-browsers than /usr/bin/chromium and /usr/bin/firefox-esr.";
+browsers than /usr/bin/chromium and /usr/bin/firefox-esr. Without a Swift in the PATH Debian 13's is made in
+/var/cache/valkyrie/swift-trixie (2.7 GB), or where VALKYRIE_SWIFT_ROOT says, as root on Debian.";
 
 const FUZZ: &str = "no input crashes a target, or makes it take more memory than it may";
 
@@ -110,7 +133,17 @@ fn main() -> ExitCode {
             setup::add(&mut steps, &project);
             let profile = if words.len() == 2 { Profile::Dist } else { Profile::Release };
             package::add(&mut steps, &project, profile);
+            release::add(&mut steps, &project, profile);
             budgets::add(&mut steps, &project);
+            if profile == Profile::Dist {
+                release::add_sums(&mut steps, &project);
+            }
+        }
+        ["publish", registry @ ("crates" | "npm" | "pypi"), flag @ ..] if matches!(flag, [] | ["--try"]) => {
+            let (project, try_only) = (&project, !flag.is_empty());
+            steps.add("publish", "hands packages to their registry", &[], move || {
+                release::publish(project, registry, try_only)
+            });
         }
         ["lint"] => {
             steps.add("python tools", "ruff, in target/venv", &[], || setup::python_tools(&project));
@@ -130,6 +163,11 @@ fn main() -> ExitCode {
         }
         ["bench"] => {
             steps.add("bench", "figures of the programs as released", &[], || check::bench(&project))
+        }
+        ["bench", "--compare", base @ ..] if base.len() < 2 => {
+            steps.add("compare", "this checkout beside its base, in turns on this machine", &[], || {
+                compare::check(&project, base.first().copied())
+            });
         }
         ["bench", which @ ("--peers" | "--copies")] => {
             setup::add(&mut steps, &project);
@@ -174,9 +212,9 @@ fn main() -> ExitCode {
             package::add(&mut steps, &project, Profile::Release);
             soak::add(&mut steps, &project);
         }
-        ["coverage"] => steps.add("coverage", "the lines of the protocol that its tests run", &[], || {
-            instrument::coverage(&project)
-        }),
+        ["outages", flags @ ..] => soak::add_outages(&mut steps, &project, flags),
+        ["coverage"] => steps
+            .add("coverage", "the lines of the core that its tests run", &[], || coverage::check(&project)),
         ["setup"] => setup::add(&mut steps, &project),
         ["help" | "--help" | "-h"] => {
             println!("{HELP}");
@@ -184,7 +222,8 @@ fn main() -> ExitCode {
         }
         _ => return usage(),
     }
-    steps.run(only, project.ci)
+    let logs = project.ci.then(|| project.path("target/log"));
+    steps.run(only, project.ci, logs.as_deref())
 }
 
 fn usage() -> ExitCode {

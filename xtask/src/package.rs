@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::kotlin;
 use crate::sbom::{self, Sbom};
 use crate::setup::VENV;
 use crate::step::{During, Outcome, Project, Steps, Stop, failed, output, run};
-use crate::web;
+use crate::{standalone, swift, web};
 
 /// Where each package is installed: `rust/bin`, `python` (a virtual environment), `node`, `web` and `c` (a prefix).
 pub(crate) const FRESH: &str = "target/fresh";
@@ -58,6 +59,7 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Prof
         &["package: compile"],
         move || rust(project, profile),
     );
+    standalone::add(steps, project, profile);
     steps.add(
         "package: python",
         "the wheel, into a fresh virtual environment",
@@ -74,6 +76,8 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project, profile: Prof
         needs,
         move || c(project, profile),
     );
+    swift::add_package(steps, project);
+    kotlin::add_package(steps, project, profile);
     if web::exists(project) {
         let needs = &["setup: npm tools", "setup: wasm toolchain"];
         steps.add(
@@ -89,6 +93,7 @@ fn rust(project: &Project, profile: Profile) -> Outcome {
     for program in ["valkyrie-server", "valkyrie"] {
         let built = project.path("target").join(profile.name()).join(program);
         replace(&built, &installed_program(project, program))?;
+        manual(project, program)?;
     }
     for (package, program) in COMPILED[0].into_iter().zip(["valkyrie-server", "valkyrie"]) {
         let sbom = Sbom::of(project, &COMPILED[0], &[], package, sbom::LINUX)?;
@@ -97,6 +102,25 @@ fn rust(project: &Project, profile: Profile) -> Outcome {
         sbom.write(&project.path(&name))?;
     }
     sizes(&[installed_program(project, "valkyrie-server"), installed_program(project, "valkyrie")])
+}
+
+/// Manual pages and completion scripts beside a program, where man and the shells look for them.
+fn manual(project: &Project, program: &str) -> Outcome<()> {
+    let share = project.path(FRESH).join("rust/share");
+    let installed = installed_program(project, program);
+    run(project.command(&installed).args(["man", "--dir"]).arg(share.join("man/man1")))?;
+    for (shell, path) in [
+        ("bash", format!("bash-completion/completions/{program}")),
+        ("zsh", format!("zsh/site-functions/_{program}")),
+        ("fish", format!("fish/vendor_completions.d/{program}.fish")),
+    ] {
+        let path = share.join(path);
+        let folder = path.parent().unwrap_or(&share);
+        std::fs::create_dir_all(folder).during(folder.display())?;
+        let script = output(project.command(&installed).args(["completions", shell]))?;
+        std::fs::write(&path, script).during(path.display())?;
+    }
+    Ok(())
 }
 
 /// Copies over a program that may be running: the old file goes first, so that its process keeps it.
@@ -176,9 +200,12 @@ fn c(project: &Project, profile: Profile) -> Outcome {
     let built = project.path("target").join(profile.name());
     let prefix = fresh_folder(project, "target/fresh/c")?;
     copy_folder(&project.path("c/include"), &prefix.join("include"))?;
-    copy(&built.join("libvalkyrie.so"), &prefix.join("lib/libvalkyrie.so.0"))?;
-    std::os::unix::fs::symlink("libvalkyrie.so.0", prefix.join("lib/libvalkyrie.so"))
-        .during("libvalkyrie.so")?;
+    // As cargo-c lays it out: the library by its whole version, and links by which programs and linkers find it.
+    let library = format!("libvalkyrie.so.{}", project.version());
+    copy(&built.join("libvalkyrie.so"), &prefix.join("lib").join(&library))?;
+    for link in ["libvalkyrie.so.0", "libvalkyrie.so"] {
+        std::os::unix::fs::symlink(&library, prefix.join("lib").join(link)).during(link)?;
+    }
     copy(&built.join("libvalkyrie.a"), &prefix.join("lib/libvalkyrie.a"))?;
     let sbom = Sbom::of(project, &COMPILED[1], &[], "valkyrie-c", sbom::LINUX)?;
     sbom.names_what_is_in(&prefix.join("lib/libvalkyrie.so.0"))?;
@@ -281,7 +308,8 @@ pub(crate) fn read_json(path: &Path) -> Outcome<Value> {
     serde_json::from_str(&text).during(path.display())
 }
 
-fn only_file(folder: &Path, ending: &str) -> Outcome<PathBuf> {
+/// The one file of a folder whose name ends so.
+pub(crate) fn only_file(folder: &Path, ending: &str) -> Outcome<PathBuf> {
     let files =
         std::fs::read_dir(folder).during(folder.display())?.filter_map(|entry| Some(entry.ok()?.path()));
     let found: Vec<PathBuf> = files.filter(|path| path.to_string_lossy().ends_with(ending)).collect();

@@ -57,6 +57,7 @@ fn has(file: &str, source: &str, test: &str) -> bool {
         Some("rs") => format!("fn {test}()"),
         Some("py") => format!("def {test}("),
         Some("mjs") => format!("test('{test}'"),
+        Some("kt") => format!("fun `{test}`("),
         Some("json") => format!("\"case\": \"{test}\""),
         Some("c") => format!("{test}("),
         _ => return false,
@@ -85,6 +86,7 @@ mod tests {
             ("a.rs", "#[test]\nfn kept() {"),
             ("a.py", "async def kept(tmp_path):"),
             ("a.mjs", "test('kept', async () => {"),
+            ("a.kt", "@Test\n    fun `kept`() = test {"),
             ("a.json", r#"{"case": "kept", "#),
             ("xtask/src/a.rs", "steps.add(\"kept\", \"about\""),
         ] {

@@ -4,7 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use crate::kotlin;
 use crate::step::{During, OWN_NODE, Outcome, Project, Steps, Stop, failed, output, run, succeeds};
+use crate::swift;
 
 /// The tools of Python that the checks use; the wheel under test goes elsewhere.
 pub(crate) const VENV: &str = "target/venv";
@@ -56,6 +58,8 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
         let rustc = wasm_rustc(project)?;
         Ok(rustc.map_or_else(|| "the installed rustc".into(), |path| path.display().to_string()))
     });
+    swift::add_setup(steps, project);
+    kotlin::add_setup(steps, project);
 }
 
 pub(crate) fn programs(project: &Project) -> Outcome {

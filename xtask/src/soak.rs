@@ -1,9 +1,10 @@
-//! What must leave nothing behind, for long: the programs whose short forms are among the tests of their packages.
+//! What must hold for long: programs whose short forms are among the tests.
 
 use std::process::Command;
 
 use crate::check::{self, c_compiler};
 use crate::conformance::Server;
+use crate::kotlin;
 use crate::package::FRESH;
 use crate::step::{Outcome, Project, Steps, run, run_and_read};
 use crate::web;
@@ -26,6 +27,7 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
     steps.add("soak: node", "10^6 calls, 10^5 clients, among the tests", &["package: compile"], || {
         check::node_soak(project)
     });
+    steps.add("soak: kotlin", "10^6 calls, among the tests", &["package: kotlin"], || kotlin::soak(project));
     steps.add("soak: page", "10^6 calls, 10^5 clients, in a page of Chromium", &["package: web"], || {
         let server = Server::start(project)?;
         for (name, times) in [("calls", "160"), ("clients", "670")] {
@@ -34,6 +36,24 @@ pub(crate) fn add<'a>(steps: &mut Steps<'a>, project: &'a Project) {
             run(&mut page)?;
         }
         Ok(String::new())
+    });
+}
+
+/// Adds the outages of tests/faults in their full length; the flags are those of an hour of them.
+pub(crate) fn add_outages<'a>(steps: &mut Steps<'a>, project: &'a Project, flags: &'a [&'a str]) {
+    let run = move |words: &[&str]| {
+        let program =
+            ["run", "--quiet", "--release", "-p", "valkyrie-faults", "--bin", "valkyrie-outages", "--"];
+        let mut last = String::new();
+        run_and_read(project.cargo(program).args(words), |line| last = line.trim().to_owned())?;
+        Ok(last)
+    };
+    steps.add("outages: restart", "20 rolling restarts of three servers at 500 calls/s", &[], move || {
+        run(&["restart"])
+    });
+    steps.add("outages: flap", "links that flap for ten minutes", &[], move || run(&["flap"]));
+    steps.add("outages: schedule", "servers that are killed, stopped and cut off", &[], move || {
+        run(&[&["schedule"], flags].concat())
     });
 }
 

@@ -2,11 +2,13 @@
 //! Knows nothing of what a step does.
 
 use std::fmt;
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{OnceLock, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 /// Why a step ended early.
@@ -58,6 +60,15 @@ pub(crate) struct Project {
     pub(crate) ci: bool,
     /// Where all that is started keeps its temporary files. It goes with the project.
     room: OnceLock<PathBuf>,
+}
+
+/// Where cargo keeps what it gets from the network.
+pub(crate) fn cargo_home() -> Outcome<PathBuf> {
+    let of = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    match of("CARGO_HOME").or_else(|| Some(of("HOME")?.join(".cargo"))) {
+        Some(home) => Ok(home),
+        None => failed("neither CARGO_HOME nor HOME says where cargo keeps its packages"),
+    }
 }
 
 impl Project {
@@ -234,7 +245,8 @@ impl<'a> Steps<'a> {
 
     /// Runs the steps in order, all of them even when one fails, and prints the table of their times. `only`, a list
     /// with commas, leaves out every step but those of these names; a name that no step has means those that contain it.
-    pub(crate) fn run(mut self, only: Option<&str>, ci: bool) -> ExitCode {
+    /// In CI a skip is a failure, and with a folder for `logs` a step is one line: what its commands print goes to a file there.
+    pub(crate) fn run(mut self, only: Option<&str>, ci: bool, logs: Option<&Path>) -> ExitCode {
         if let Some(only) = only {
             let names: Vec<&str> = self.list.iter().map(|step| step.name).collect();
             let mut wanted = Vec::new();
@@ -252,13 +264,29 @@ impl<'a> Steps<'a> {
             self.list.retain(|step| wanted.contains(&step.name));
         }
         let total = self.list.len();
+        let width = self.list.iter().map(|step| step.name.len()).max().unwrap_or(0);
+        let logs = match logs.map(Logs::into_folder).transpose() {
+            Ok(logs) => logs.map(Arc::new),
+            Err(stop) => {
+                eprintln!("{stop}");
+                return ExitCode::from(1);
+            }
+        };
         let began = Instant::now();
         let mut done: Vec<Done> = Vec::new();
         for (number, step) in self.list.into_iter().enumerate() {
             let so_far = began.elapsed().as_secs_f64() / 60.0;
-            println!("\n== [{}/{total}, {so_far:.1} min] {}: {}", number + 1, step.name, step.about);
+            let number = number + 1;
+            match &logs {
+                Some(logs) => logs.begin(
+                    &format!("[{number:2}/{total}, {so_far:4.1} min] {:width$} ", step.name),
+                    step.name,
+                ),
+                None => println!("\n== [{number}/{total}, {so_far:.1} min] {}: {}", step.name, step.about),
+            }
             let began = Instant::now();
-            let _watched = Watch::over(step.name);
+            // Long verbs are for people, who see that they go on.
+            let _watched = ci.then(|| Watch::over(step.name, logs.clone()));
             let missing = step
                 .needs
                 .iter()
@@ -273,16 +301,79 @@ impl<'a> Steps<'a> {
                 }
                 outcome => outcome,
             };
-            let spent = began.elapsed();
-            match &outcome {
-                Ok(note) if note.is_empty() => println!("-- {}: passed in {}", step.name, seconds(spent)),
-                Ok(note) => println!("-- {}: passed in {} ({note})", step.name, seconds(spent)),
-                Err(stop) => println!("-- {}: {stop} ({})", step.name, seconds(spent)),
+            let step = Done { name: step.name, outcome, spent: began.elapsed() };
+            match &logs {
+                Some(logs) => logs.end(&step),
+                None => println!("-- {}: {} ({})", step.name, step.result(), seconds(step.spent)),
             }
-            done.push(Done { name: step.name, outcome, spent });
+            done.push(step);
         }
-        summary(&done, began.elapsed())
+        summary(&done, width, began.elapsed(), logs.is_some())
     }
+}
+
+/// In CI: each step is one line where the run is shown, and what it and its commands print is a file. A log of all would
+/// bury the line that matters.
+struct Logs {
+    folder: PathBuf,
+    /// Where the run is shown: standard output and standard error, as they were.
+    shown: [OwnedFd; 2],
+}
+
+/// What is shown of the file of a step that failed.
+const TAIL: (usize, usize) = (40, 300);
+
+impl Logs {
+    fn into_folder(folder: &Path) -> Outcome<Logs> {
+        std::fs::create_dir_all(folder).during(folder.display())?;
+        let kept = |stream| rustix::io::fcntl_dupfd_cloexec(stream, 3).during("a copy of standard output");
+        let shown = [kept(rustix::stdio::stdout())?, kept(rustix::stdio::stderr())?];
+        Ok(Logs { folder: folder.to_owned(), shown })
+    }
+
+    fn file(&self, step: &str) -> PathBuf {
+        self.folder.join(format!("{}.txt", step.replace(": ", "-").replace(' ', "-")))
+    }
+
+    /// Shows the beginning of the step's line, and sends to its file what is printed from here on.
+    fn begin(&self, line: &str, step: &str) {
+        print!("{line}");
+        let _ = std::io::stdout().flush();
+        if let Ok(file) = File::create(self.file(step)) {
+            let _ = rustix::stdio::dup2_stdout(&file).and_then(|()| rustix::stdio::dup2_stderr(&file));
+        }
+    }
+
+    /// Shows the end of the line and, of a step that failed, the end of its file.
+    fn end(&self, step: &Done) {
+        let [out, err] = &self.shown;
+        let _ = rustix::stdio::dup2_stdout(out).and_then(|()| rustix::stdio::dup2_stderr(err));
+        println!("{:>8}  {}", seconds(step.spent), step.result());
+        let file = self.file(step.name);
+        if step.outcome.is_err()
+            && let Ok(text) = std::fs::read(&file)
+        {
+            for line in tail(&String::from_utf8_lossy(&text)) {
+                println!("   {line}");
+            }
+            println!("   (all of it: {})", file.display());
+        }
+    }
+}
+
+/// The last lines of a text, none of them longer than a screen can show. A panic's frames would leave no room for what it says.
+fn tail(text: &str) -> impl Iterator<Item = String> {
+    let (lines, length) = TAIL;
+    let lines_of = || text.lines().filter(|line| !is_of_a_backtrace(line));
+    let skipped = lines_of().count().saturating_sub(lines);
+    lines_of().skip(skipped).map(move |line| line.chars().take(length).collect())
+}
+
+/// Whether it is a line of what RUST_BACKTRACE=1 prints: `   3: function`, and `             at file:line:column`.
+fn is_of_a_backtrace(line: &str) -> bool {
+    let line = line.trim_start();
+    let numbered = line.split_once(": ").is_some_and(|(number, _)| number.parse::<u16>().is_ok());
+    numbered || line.starts_with("at ") || line == "stack backtrace:"
 }
 
 /// Ends the whole run when a step has no end: what hangs is to be told, not to be guessed from a log that stops.
@@ -292,11 +383,17 @@ struct Watch(#[expect(dead_code, reason = "its end tells the thread")] mpsc::Sen
 const STEP_LIMIT: Duration = Duration::from_secs(25 * 60);
 
 impl Watch {
-    fn over(step: &'static str) -> Self {
+    fn over(step: &'static str, logs: Option<Arc<Logs>>) -> Self {
         let (watched, end) = mpsc::channel();
         std::thread::spawn(move || {
             if end.recv_timeout(STEP_LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-                println!("-- {step}: failed: no end within {}; what runs:", seconds(STEP_LIMIT));
+                let without_end =
+                    failed(format!("no end within {}; what runs is below", seconds(STEP_LIMIT)));
+                let step = Done { name: step, outcome: without_end, spent: STEP_LIMIT };
+                match logs {
+                    Some(logs) => logs.end(&step),
+                    None => println!("-- {}: {}", step.name, step.result()),
+                }
                 let _ = Command::new("ps").args(["-eo", "pid,ppid,etimes,stat,wchan:24,args"]).status();
                 std::process::exit(1);
             }
@@ -311,22 +408,24 @@ struct Done {
     spent: Duration,
 }
 
-fn summary(done: &[Done], spent: Duration) -> ExitCode {
-    let width = done.iter().map(|step| step.name.len()).max().unwrap_or(0);
-    let (mut passed, mut failed) = (0, 0);
-    println!("\n{:width$}  {:>8}  result", "step", "time");
-    for step in done {
-        let result = match &step.outcome {
+impl Done {
+    fn result(&self) -> String {
+        match &self.outcome {
             Ok(note) if note.is_empty() => "passed".to_owned(),
             Ok(note) => format!("passed: {note}"),
             Err(stop) => stop.to_string(),
-        };
-        match &step.outcome {
-            Ok(_) => passed += 1,
-            Err(Stop::Failed(_)) => failed += 1,
-            Err(Stop::Skipped(_)) => {}
         }
-        println!("{:width$}  {:>8}  {result}", step.name, seconds(step.spent));
+    }
+}
+
+/// The table of the steps, or of those that did not pass where each had its line already.
+fn summary(done: &[Done], width: usize, spent: Duration, shown: bool) -> ExitCode {
+    let count = |stopped: fn(&Done) -> bool| done.iter().filter(|step| stopped(step)).count();
+    let passed = count(|step| step.outcome.is_ok());
+    let failed = count(|step| matches!(step.outcome, Err(Stop::Failed(_))));
+    println!("\n{:width$}  {:>8}  result", "step", "time");
+    for step in done.iter().filter(|step| !shown || step.outcome.is_err()) {
+        println!("{:width$}  {:>8}  {}", step.name, seconds(step.spent), step.result());
     }
     println!("{:width$}  {:>8}", "all", seconds(spent));
     println!("{passed} passed, {failed} failed");
@@ -351,8 +450,21 @@ mod tests {
             ran = true;
             Ok(String::new())
         });
-        assert_eq!(steps.run(None, false), ExitCode::from(1));
+        assert_eq!(steps.run(None, false, None), ExitCode::from(1));
         assert!(!ran);
+    }
+
+    #[test]
+    fn the_end_of_a_log_has_what_a_panic_says_and_not_its_frames() {
+        let frames: String =
+            (0..20).map(|at| format!("  {at:>2}: a::function\n             at ./a.rs:{at}:5\n")).collect();
+        let text = format!(
+            "{}panicked at a.rs:1:5:\nleft: 130\nstack backtrace:\n{frames}the end\n",
+            "before\n".repeat(50)
+        );
+        let shown: Vec<String> = tail(&text).collect();
+        assert_eq!(shown.len(), 40);
+        assert_eq!(shown[36..], ["before", "panicked at a.rs:1:5:", "left: 130", "the end"]);
     }
 
     #[test]
@@ -369,7 +481,7 @@ mod tests {
                     Ok(String::new())
                 });
             }
-            let code = steps.run(Some(only), false);
+            let code = steps.run(Some(only), false, None);
             assert_eq!(ran.take().join(" "), expected);
             assert_eq!(code == ExitCode::SUCCESS, !expected.is_empty());
         }
@@ -394,7 +506,7 @@ mod tests {
         for ci in [false, true] {
             let mut steps = Steps::default();
             steps.add("only", "", &[], || Err(Stop::Skipped("no such program".into())));
-            assert_eq!(steps.run(None, ci) == ExitCode::SUCCESS, !ci);
+            assert_eq!(steps.run(None, ci, None) == ExitCode::SUCCESS, !ci);
         }
     }
 }

@@ -17,15 +17,49 @@ const RESULTS: &str = "target/matrix.json";
 /// A language, the sources of its API, and how to read the public names out of a line of them.
 type Language = (&'static str, &'static [&'static str], fn(&str) -> Option<&str>);
 
-const LANGUAGES: [Language; 5] = [
+const LANGUAGES: [Language; 7] = [
     ("rust", &["core/sdk/src/client.rs", "core/sdk/src/options.rs", "core/sdk/src/stream.rs"], rust_name),
     (
         "python",
-        &["python/valkyrie/__init__.py", "python/valkyrie/_aio.py", "python/valkyrie/sync.py"],
+        &[
+            "python/valkyrie/__init__.py",
+            "python/valkyrie/_client.py",
+            "python/valkyrie/_aio.py",
+            "python/valkyrie/sync.py",
+        ],
         python_name,
     ),
     ("node", &["node/index.d.ts"], typescript_name),
     ("c", &["c/include/valkyrie/valkyrie.h"], c_name),
+    (
+        "kotlin",
+        &[
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/Client.kt",
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/Stream.kt",
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/Options.kt",
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/Metadata.kt",
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/StatusException.kt",
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/Breaker.kt",
+            "bindings/kotlin/src/main/kotlin/dev/valkyrie/Valkyrie.kt",
+        ],
+        kotlin_name,
+    ),
+    (
+        "swift",
+        &[
+            "bindings/swift/Sources/Valkyrie/Breaker.swift",
+            "bindings/swift/Sources/Valkyrie/Client.swift",
+            "bindings/swift/Sources/Valkyrie/Connectivity.swift",
+            "bindings/swift/Sources/Valkyrie/Log.swift",
+            "bindings/swift/Sources/Valkyrie/MessageStream.swift",
+            "bindings/swift/Sources/Valkyrie/Metadata.swift",
+            "bindings/swift/Sources/Valkyrie/Operation.swift",
+            "bindings/swift/Sources/Valkyrie/Options.swift",
+            "bindings/swift/Sources/Valkyrie/Status.swift",
+            "bindings/swift/Sources/ValkyrieFoundation/Data.swift",
+        ],
+        swift_name,
+    ),
     ("browser", &["wasm/index.d.ts"], typescript_name),
 ];
 
@@ -242,6 +276,16 @@ fn typescript_name(line: &str) -> Option<&str> {
     rest.starts_with(['(', ':', '?']).then_some(name)
 }
 
+/// Public values, functions and types.
+fn kotlin_name(line: &str) -> Option<&str> {
+    const KINDS: &str =
+        "fun val var class interface object enum companion suspend inline operator const constructor()";
+    let line = line.trim_start();
+    let line = if line.starts_with('@') { line.split_once(' ')?.1 } else { line };
+    let mut words = line.strip_prefix("public ")?.split(' ');
+    identifier(words.find(|word| !KINDS.split(' ').any(|kind| kind == *word))?)
+}
+
 fn c_name(line: &str) -> Option<&str> {
     if line.starts_with([' ', '/', '*', '#', '}']) || line.starts_with("typedef") {
         return None;
@@ -251,6 +295,20 @@ fn c_name(line: &str) -> Option<&str> {
     let name =
         if line[..function].ends_with(name) { name } else { line[..function].rsplit([' ', '*']).next()? };
     name.starts_with("valkyrie_").then_some(name)
+}
+
+/// Public functions, values and types, without the constants of a type.
+fn swift_name(line: &str) -> Option<&str> {
+    let line = line.trim_start().strip_prefix("public ")?;
+    if line.starts_with("static let ") {
+        return None;
+    }
+    let (mut word, mut rest) = line.split_once(' ')?;
+    while ["static", "final", "mutating"].contains(&word) {
+        (word, rest) = rest.split_once(' ')?;
+    }
+    let kinds = ["func", "var", "let", "class", "struct", "enum", "protocol"];
+    kinds.contains(&word).then(|| identifier(rest.trim_start_matches('`')))?
 }
 
 #[cfg(test)]
@@ -267,7 +325,18 @@ mod tests {
         assert_eq!(typescript_name("  readonly code: CodeName;"), Some("code"));
         assert_eq!(typescript_name("  private constructor();"), None);
         assert_eq!(typescript_name("export class Client {"), Some("Client"));
+        assert_eq!(kotlin_name("    public suspend inline fun call(method: String)"), Some("call"));
+        assert_eq!(
+            kotlin_name("        @JvmStatic public fun file(path: Path): Pem = Pem(path)"),
+            Some("file")
+        );
+        assert_eq!(kotlin_name("    public companion object {"), None);
+        assert_eq!(kotlin_name("    internal fun hidden()"), None);
         assert_eq!(c_name("const char *valkyrie_version(void);"), Some("valkyrie_version"));
+        assert_eq!(swift_name("    public static func connect(_ endpoint: String,"), Some("connect"));
+        assert_eq!(swift_name("    public let `class`: ErrorClass"), Some("class"));
+        assert_eq!(swift_name("    public static let ok = Code(rawValue: 0)"), None);
+        assert_eq!(swift_name("    func hidden()"), None);
         assert_eq!(
             c_name("valkyrie_code valkyrie_queue_new(valkyrie_queue **out,"),
             Some("valkyrie_queue_new")

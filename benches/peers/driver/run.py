@@ -12,7 +12,7 @@ ap = argparse.ArgumentParser()
 ap.add_argument("--quick", action="store_true"); ap.add_argument("--rounds", type=int); ap.add_argument("--only", default=""); ap.add_argument("--groups", default="")
 ap.add_argument("--prio", choices=["none", "nice", "rt"], default="none", help="scheduling class of servers and clients")
 ap.add_argument("--out", default=f"{ROOT}/results"); ap.add_argument("--report", help="only re-print the table of a JSON-lines file")
-ap.add_argument("--lang", default="", help="of the selected peers only those in these languages: rust, c, py, node, web")
+ap.add_argument("--lang", default="", help="of the selected peers only those in these languages: rust, c, py, node, jvm, swift, web")
 ap.add_argument("--needs", action="store_true", help="only print what the selection needs built, for setup.sh")
 ap.add_argument("--without", default="", help="lines 'WORD PACKAGE...' of setup.sh: peers that need these words are left out")
 ap.add_argument("--server-core", default="0"); ap.add_argument("--client-core", default="1")
@@ -43,6 +43,8 @@ SERVERS = {
 def rs(p, *x): return [R + p, "bench", *x]
 def py(f, *x): return [PY, PYD + f, *x]
 def js(f, *x): return ["node", ND + f, *x]
+def jvm(peer): return ["java", "-XX:+UseSerialGC", "-cp", f"{ROOT}/jvm/target/classes:{ROOT}/jvm/target/lib/*", "bench.HarnessKt", "--peer", peer]
+SWIFT = [f"{ROOT}/swift/inside.sh", f"{os.path.dirname(os.path.dirname(ROOT))}/target/swift/build/peer/release/peer"]
 def web(mode): return ["node", f"{ROOT}/web/bench.mjs", mode]
 # name, server, client command, capabilities: u unary1, m many in flight, s server stream, p ping-pong, c conns, i idle, k connect, t TLS, b bulk
 PEERS = [
@@ -87,11 +89,16 @@ PEERS = [
     ("node-net-raw", "raw", js("raw.js"), "umspcktb", "node"),
     ("node-grpc-js", "tonic", js("grpc.js"), "umspcktb", "node"),
     ("node-nats", "nats", js("nats.js"), "umspckb", "node"),
+    ("jvm-valkyrie", "valkyrie", jvm("valkyrie"), "umk", "jvm"),
+    ("jvm-socket (floor)", "raw", jvm("raw"), "umk", "jvm"),
+    ("jvm-grpc-java", "tonic", jvm("grpc"), "umk", "jvm"),
+    ("jvm-grpc-java-direct", "tonic", jvm("grpc-direct"), "umk", "jvm"),
+    ("swift-valkyrie", "valkyrie", SWIFT, "umk", "swift"),
     ("web-valkyrie", "valkyrie", web("valkyrie"), "um", "web"),
     ("web-websocket", "ws", web("websocket"), "um", "web"),
 ]
 def needs(peer):
-    """Words for setup.sh: rust:NAME, c:NAME, python, node, ffi-py, ffi-node, nats, certs, package:LANGUAGE (Valkyrie's own)."""
+    """Words for setup.sh: rust:NAME, c:NAME, python, node, ffi-py, ffi-node, jvm, swift, nats, certs, package:LANGUAGE (Valkyrie's own)."""
     words = set()
     for part in [x for c in SERVERS[peer[1]](1, 2) for x in c] + peer[2]:
         if part.startswith(R): words.add("rust:" + part[len(R):])
@@ -101,6 +108,8 @@ def needs(peer):
         elif part == CERT: words.add("certs")
         elif part == ND + "valkyrie.js": words.add("package:node")
         elif part.startswith(ND): words.add("node")
+        elif part == SWIFT[0]: words |= {"swift", "package:c", "package:swift"}
+        elif part == "bench.HarnessKt": words |= {"jvm", "package:kotlin"}
         elif part.endswith("/web/bench.mjs"): words.add("package:web")
         elif part.endswith("nats-server"): words.add("nats")
         if part == C + "valkyrie": words.add("package:c")
@@ -197,6 +206,9 @@ TARGETS = [
     ("Node: 64 in flight", "node-valkyrie", "u64_32", "rps", ">=", (.5, .9), ("rust-valkyrie", "node-net-raw")), ("Node: CPU us per call, 256 in flight", "node-valkyrie", "u256_32", "cli_cpu_s_per_M", "<=", 2.5, None),
     ("C: p50", "c-valkyrie", "u1_32", "p50_us", "<=", 1.10, "c-raw-blocking"), ("C: 64 in flight", "c-valkyrie", "u64_32", "rps", ">=", 1, "c-zmq"),
     ("C: 64 in flight", "c-valkyrie", "u64_32", "rps", ">=", (.5, .9), ("rust-valkyrie", "c-blocking (floor)")),
+    ("Kotlin: 64 in flight", "jvm-valkyrie", "u64_32", "rps", ">=", 2, "jvm-grpc-java"), ("Kotlin: 64 in flight", "jvm-valkyrie", "u64_32", "rps", ">=", 2, "jvm-grpc-java-direct"),
+    ("Kotlin: CPU us per call, 256 in flight", "jvm-valkyrie", "u256_32", "cli_cpu_s_per_M", "<=", 6, None),
+    ("Swift: CPU us per call, 256 in flight", "swift-valkyrie", "u256_32", "cli_cpu_s_per_M", "<=", 4, None),
     ("browser: 64 in flight", "web-valkyrie", "u64_32", "rps", ">=", .8, "web-websocket"),
 ]
 def verdicts(m):

@@ -22,8 +22,9 @@ use tokio::{
     sync::{Barrier, OnceCell, mpsc, watch},
 };
 use valkyrie_sdk::{
-    BoxFuture, Bytes, Code, ConnectionInfo, Connector, EchoHandler, Endpoint, Listener, Metadata, Peer,
-    ReadBuffer, Reply, ServerBuilder, ServerCall, ServerControl, Status, Transport, handler_fn,
+    BoxFuture, Bytes, Code, ConnectionInfo, ConnectionState, Connector, EchoHandler, Endpoint, Listener,
+    Metadata, Peer, ReadBuffer, Reply, ServerBuilder, ServerCall, ServerControl, Status, Transport,
+    handler_fn, policy::DedupPolicy,
 };
 
 use crate::handle::lock;
@@ -201,6 +202,7 @@ impl Methods {
             // The barrier holds a thousand handlers of one connection at once.
             .max_running_handlers(2048)
             .drain_timeout_ms(DRAIN_MS)
+            .dedup(DedupPolicy::default())
             .handler("/echo", EchoHandler)
             .handler("/test/status", handler_fn(status))
             .handler("/test/sleep", handler_fn(sleep))
@@ -468,7 +470,16 @@ async fn shutdown(state: Arc<State>, mut call: ServerCall) -> Result<Reply, Stat
     let how = call.message().await?;
     let control = private_control(&state)?;
     match how.as_ref() {
-        b"drain" => control.drain(),
+        b"drain" => {
+            control.drain();
+            // Connections are told once the ports are closed: who reads the answer is not to be ahead of that.
+            let takes_calls = |info: &ConnectionInfo| {
+                matches!(info.state, ConnectionState::Handshaking | ConnectionState::Open)
+            };
+            while control.connections().iter().any(takes_calls) {
+                tokio::task::yield_now().await;
+            }
+        }
         b"now" => control.shutdown_now(),
         other => {
             return Err(invalid(format!("{:?} is neither drain nor now", String::from_utf8_lossy(other))));

@@ -17,7 +17,9 @@ pub mod layout;
 mod ledger;
 mod log;
 mod operation;
+pub mod outcome;
 mod queue;
+mod report;
 mod requests;
 mod runtime;
 
@@ -36,14 +38,15 @@ pub use handle::Handle;
 pub use ledger::{ByOperation, OperationHasher};
 pub use log::Listener;
 pub use operation::{
-    CallOptions, ClientOptions, TokenOption, call, call_many, cancel, client_free, close, connect, done,
-    half_close, in_flight, make, open, ready, recv, send, shutdown, stream_cancel, stream_free,
-    token_provide, token_wanted,
+    CONNECTIVITIES, CallOptions, ClientOptions, TokenOption, breakers, breakers_other_than, call, call_many,
+    cancel, client_free, close, connect, connectivity, connectivity_other_than, done, half_close, in_flight,
+    isolate, make, metrics, open, ready, recv, restore, send, set_service_config, shutdown, stream_cancel,
+    stream_free, token_provide, token_wanted,
 };
 pub use queue::{Completion, End, Queue, Value};
 pub use valkyrie_sdk::{
-    BoxFuture, Bytes, Class, Code, Detail, Level, Metadata, Pem, Priority, Reason, Record, Response,
-    Security, Status, Token, TokenSource, VERSION, expecting_to_lead,
+    BoxFuture, Bytes, Class, Code, Connectivity, Detail, IdempotencyKey, Level, Metadata, Pem, Priority,
+    Reason, Record, Response, Security, Status, Token, TokenSource, VERSION, expecting_to_lead,
 };
 
 /// The version and a hash of the core's sources: equal in every language that carries the same core.

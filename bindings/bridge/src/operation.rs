@@ -18,9 +18,9 @@ use tokio::{
     sync::{Mutex as AsyncMutex, Notify},
 };
 use valkyrie_sdk::{
-    Bytes, Client, ClientBuilder, Level, Log, Metadata, Pem, Priority, Reason, Record, RecvStream, Response,
-    Security, SendStream, Sink, Status, Submission, TokenSource, TokioRuntime, expecting_to_lead,
-    policy::ServiceConfig,
+    Bytes, Client, ClientBuilder, Connectivity, IdempotencyKey, Level, Log, Metadata, Pem, Priority, Reason,
+    Record, RecvStream, Response, Security, SendStream, Sink, Status, Submission, TokenSource, TokioRuntime,
+    expecting_to_lead, policy::ServiceConfig,
 };
 
 use crate::{
@@ -29,6 +29,7 @@ use crate::{
     handle::{Table, lock},
     ledger::{Ledger, NEVER},
     log::Logs,
+    report,
     requests::{Notice, Requests},
     runtime,
 };
@@ -59,6 +60,13 @@ pub struct ClientOptions {
     pub token: Option<TokenOption>,
     /// What the client does about failures: JSON with the keys of docs/policies.md. Default: theirs.
     pub service_config: Option<String>,
+    /// How long the server may be silent while calls are open until it is asked whether it is there, in milliseconds; 0 or
+    /// `u64::MAX`: never. Default: the sdk's, 30,000.
+    pub keepalive_ms: Option<u64>,
+    /// How long its answer may take, in milliseconds. Default: the sdk's, 10,000.
+    pub keepalive_timeout_ms: Option<u64>,
+    /// As `keepalive_ms` while no call is open. Default: the sdk's, never.
+    pub keepalive_idle_ms: Option<u64>,
 }
 
 /// Where a client has its tokens from.
@@ -94,6 +102,9 @@ impl Default for ClientOptions {
             min_security: None,
             token: None,
             service_config: None,
+            keepalive_ms: None,
+            keepalive_timeout_ms: None,
+            keepalive_idle_ms: None,
         }
     }
 }
@@ -109,6 +120,8 @@ pub struct CallOptions {
     pub priority: Priority,
     /// Whether a unary call may be executed twice. Default false, or what the service config says of the method.
     pub idempotent: bool,
+    /// What tells a unary call from every other, so that a server that keeps keys runs it once. Default: none.
+    pub idempotency_key: Option<IdempotencyKey>,
 }
 
 impl From<CallOptions> for valkyrie_sdk::CallOptions {
@@ -118,6 +131,7 @@ impl From<CallOptions> for valkyrie_sdk::CallOptions {
             .with_priority(options.priority)
             .with_idempotent(options.idempotent);
         out.timeout = options.timeout_ms.map(milliseconds);
+        out.idempotency_key = options.idempotency_key;
         out
     }
 }
@@ -133,6 +147,8 @@ struct ClientEntry {
     options: ClientOptions,
     current: Mutex<Option<Current>>,
     closed: AtomicBool,
+    /// What took the place of the options' service config.
+    service_config: Mutex<Option<String>>,
 }
 
 /// Of one fork generation.
@@ -176,6 +192,8 @@ struct Receiver {
 pub(crate) enum Work {
     Unary(Option<Submission>),
     Task(Arc<Notify>),
+    /// It waits for a change that may never come.
+    Watch(Arc<Notify>),
     /// It waits for records to log, or to be asked for a token.
     Nothing,
 }
@@ -188,7 +206,7 @@ impl Work {
                     submission.cancel();
                 }
             }
-            Self::Task(stop) => stop.notify_one(),
+            Self::Task(stop) | Self::Watch(stop) => stop.notify_one(),
             Self::Nothing => {}
         }
     }
@@ -203,7 +221,8 @@ static LEDGER: Ledger<Queue, Work> =
 
 pub(crate) fn hold(held: &mut Held) {
     for entry in CLIENTS.hold(held) {
-        held.push(Box::new(OwnedGuard::lock(entry, |entry| &entry.current)));
+        held.push(Box::new(OwnedGuard::lock(entry.clone(), |entry| &entry.current)));
+        held.push(Box::new(OwnedGuard::lock(entry, |entry| &entry.service_config)));
     }
     STREAMS.hold(held);
     held.push(Box::new(LEDGER.lock()));
@@ -400,8 +419,19 @@ impl ClientEntry {
         if let Some(TokenOption::Source(source)) = &options.token {
             builder = builder.token_source(source.clone());
         }
-        if let Some(config) = &options.service_config {
+        let later = lock(&self.service_config).clone();
+        if let Some(config) = later.as_ref().or(options.service_config.as_ref()) {
             builder = builder.service_config(ServiceConfig::parse(config)?);
+        }
+        let or_never = |ms: u64| if ms == u64::MAX { 0 } else { ms };
+        if let Some(ms) = options.keepalive_ms {
+            builder = builder.keepalive_ms(or_never(ms));
+        }
+        if let Some(ms) = options.keepalive_timeout_ms {
+            builder = builder.keepalive_timeout_ms(ms);
+        }
+        if let Some(ms) = options.keepalive_idle_ms {
+            builder = builder.keepalive_idle_ms(or_never(ms));
         }
         if let Some(runtime) = TokioRuntime::current() {
             builder = builder.runtime(Arc::new(runtime));
@@ -484,9 +514,18 @@ fn begin<W: Future<Output = ()> + Send + 'static>(
     limit: Duration,
     work: impl FnOnce(Arc<Token>) -> W,
 ) -> Result<u64, Status> {
+    begin_as(Work::Task, queue, limit, work)
+}
+
+fn begin_as<W: Future<Output = ()> + Send + 'static>(
+    kind: fn(Arc<Notify>) -> Work,
+    queue: &Arc<Queue>,
+    limit: Duration,
+    work: impl FnOnce(Arc<Token>) -> W,
+) -> Result<u64, Status> {
     let runtime = runtime::runtime()?;
     let cancel = Arc::new(Notify::new());
-    let token = Token::new(queue, Work::Task(cancel.clone()), limit)?;
+    let token = Token::new(queue, kind(cancel.clone()), limit)?;
     let op = token.op;
     let work = guarded(work(token.clone()));
     start(&runtime, async move {
@@ -538,6 +577,7 @@ pub fn make(endpoint: &str, options: ClientOptions) -> Result<Handle, Status> {
         options,
         current: Mutex::new(None),
         closed: AtomicBool::new(false),
+        service_config: Mutex::new(None),
     });
     entry.client()?;
     CLIENTS.insert(entry).ok_or_else(|| Status::from_reason(Reason::QUEUE_FULL, "too many clients are alive"))
@@ -952,10 +992,121 @@ fn requests_of(client: Handle) -> Result<Arc<Requests<Arc<Token>>>, Status> {
     })
 }
 
-/// Operations that were accepted and are not complete; those that wait for records to log or to be asked do not count.
+/// Puts another service config in the place of a client's, without a lost call; a child of a fork begins with it.
+///
+/// # Errors
+/// INVALID_CONFIGURATION for one that is wrong, and then nothing changes; CLIENT_CLOSED for a client that is closed or freed.
+pub fn set_service_config(client: Handle, config: &str) -> Result<(), Status> {
+    let entry = CLIENTS.get(client).ok_or_else(closed)?;
+    let parsed = ServiceConfig::parse(config)?;
+    let client = entry.client()?;
+    // Locked until the client has it, so that the last of two is the one that stays.
+    let mut later = lock(&entry.service_config);
+    *later = Some(config.to_owned());
+    client.set_service_config(parsed);
+    Ok(())
+}
+
+/// A client's breakers: a list in JSON.
+///
+/// # Errors
+/// CLIENT_CLOSED for a client that is closed or freed.
+pub fn breakers(client: Handle) -> Result<String, Status> {
+    let entry = CLIENTS.get(client).ok_or_else(closed)?;
+    Ok(report::breakers(&entry.client()?.breakers()))
+}
+
+/// Accepts an operation that completes with [`Value::Breakers`] once a client's breakers are others than those that `seen` stands
+/// for, which may be at once: 0 stands for none that were ever seen, and what it completes with has the next number. It is not counted
+/// by [`in_flight`]; a cancel loses nothing. In the child of a fork it completes with FORKED, and the host waits anew.
+///
+/// # Errors
+/// CLIENT_CLOSED for a client that is closed or freed, before or meanwhile, and for a queue that is closed.
+pub fn breakers_other_than(client: Handle, queue: &Arc<Queue>, seen: u64) -> Result<u64, Status> {
+    settle();
+    let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
+    let value =
+        |breakers: &[_]| Value::Breakers { seen: report::mark(breakers), json: report::breakers(breakers) };
+    let now = client.breakers();
+    if report::mark(&now) != seen {
+        return done(queue, value(&now));
+    }
+    begin_as(Work::Watch, queue, Duration::MAX, |token| async move {
+        token.complete(client.breakers_other_than(&now).await.map(|breakers| value(&breakers)));
+    })
+}
+
+/// What became of a client's calls since it was made, in this process, in Prometheus' text format.
+///
+/// # Errors
+/// CLIENT_CLOSED for a client that is closed or freed.
+pub fn metrics(client: Handle) -> Result<String, Status> {
+    Ok(CLIENTS.get(client).ok_or_else(closed)?.client()?.metrics().prometheus())
+}
+
+/// Holds calls back from a server by hand: those of a method, or all.
+///
+/// # Errors
+/// INVALID_ENDPOINT, INVALID_ARGUMENT for a server that is none of the client's; CLIENT_CLOSED for a client that is closed or freed.
+pub fn isolate(client: Handle, server: &str, method: Option<&str>) -> Result<(), Status> {
+    CLIENTS.get(client).ok_or_else(closed)?.client()?.isolate(server, method)
+}
+
+/// Ends [`isolate`].
+///
+/// # Errors
+/// As [`isolate`].
+pub fn restore(client: Handle, server: &str, method: Option<&str>) -> Result<(), Status> {
+    CLIENTS.get(client).ok_or_else(closed)?.client()?.restore(server, method)
+}
+
+/// The connectivities by number, which are gRPC's: how adapters pass them on.
+pub const CONNECTIVITIES: [Connectivity; 5] = [
+    Connectivity::Idle,
+    Connectivity::Connecting,
+    Connectivity::Ready,
+    Connectivity::TransientFailure,
+    Connectivity::Shutdown,
+];
+
+/// Where a client stands with its servers now: shutdown once it is closed or freed, idle in a child of a fork that has not
+/// called yet. It waits for nothing and makes no connection.
+pub fn connectivity(client: Handle) -> Connectivity {
+    match CLIENTS.get(client) {
+        Some(entry) if !entry.closed.load(Ordering::Acquire) => {
+            current_client(client).map_or(Connectivity::Idle, |client| client.connectivity())
+        }
+        _ => Connectivity::Shutdown,
+    }
+}
+
+/// Accepts an operation that completes with [`Value::Connectivity`] once the client no longer stands as in `seen`, which may be at
+/// once, and at its end. It is not counted by [`in_flight`]; a cancel loses nothing. In the child of a fork it completes with
+/// FORKED, and the host waits anew.
+///
+/// # Errors
+/// CLIENT_CLOSED for a queue that is closed, and where `seen` is that the client is closed: nothing else comes.
+pub fn connectivity_other_than(
+    client: Handle,
+    queue: &Arc<Queue>,
+    seen: Connectivity,
+) -> Result<u64, Status> {
+    settle();
+    let now = connectivity(client);
+    if now != seen {
+        return done(queue, Value::Connectivity(now));
+    }
+    let client = CLIENTS.get(client).ok_or_else(closed)?.client()?;
+    begin_as(Work::Watch, queue, Duration::MAX, |token| async move {
+        token.complete(Ok(Value::Connectivity(client.connectivity_other_than(seen).await)));
+    })
+}
+
+/// Operations that were accepted and are not complete; those that wait for what may never come, such as records to log, do not
+/// count.
 pub fn in_flight() -> usize {
     settle();
-    LEDGER.count(|work| !matches!(work, Work::Nothing))
+    LEDGER.count(|work| !matches!(work, Work::Nothing | Work::Watch(_)))
 }
 
 /// The process is about to end: every operation completes, every client closes at once, the runtime stops.

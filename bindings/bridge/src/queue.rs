@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use valkyrie_sdk::{Bytes, Client, Metadata, Record, Response, Status};
+use valkyrie_sdk::{Bytes, Client, Connectivity, Metadata, Record, Response, Status};
 
 #[cfg(unix)]
 use crate::drive;
@@ -47,6 +47,15 @@ pub enum Value {
     },
     /// What happened meanwhile, for the host's log.
     Logs(Vec<Record>),
+    /// Where the client stands with its servers now.
+    Connectivity(Connectivity),
+    /// The client's breakers, which changed.
+    Breakers {
+        /// What stands for them: for the next wait.
+        seen: u64,
+        /// A list in JSON.
+        json: String,
+    },
 }
 
 /// How a stream ended well.

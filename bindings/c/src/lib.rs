@@ -26,9 +26,9 @@ use std::{
 };
 
 use valkyrie_bridge::{
-    self as bridge, BoxFuture, ByOperation, Bytes, CallOptions, ClientOptions, Code, Completion, Handle,
-    Level, Listener, Metadata, Pem, Priority, Queue, Reason, Record, Security, Status, Token, TokenOption,
-    TokenSource, Value,
+    self as bridge, BoxFuture, ByOperation, Bytes, CallOptions, ClientOptions, Code, Completion,
+    Connectivity, Handle, IdempotencyKey, Level, Listener, Metadata, Pem, Priority, Queue, Reason, Record,
+    Security, Status, Token, TokenOption, TokenSource, Value,
 };
 
 use table::{Object, Part};
@@ -105,6 +105,28 @@ pub const VALKYRIE_OPERATION_RECV: u32 = 6;
 /// is given at a time: the queue keeps the last 1,024 until then. A second one beside it ends the first with CANCELLED.
 pub const VALKYRIE_OPERATION_LOG: u32 = 7;
 
+/// valkyrie_operation_start: waits until a client no longer stands with its servers as connectivity says, and says how it does.
+/// Needs client and connectivity. Steps that followed each other at once may be passed over; a client that is closed stands as
+/// SHUTDOWN for ever, and who has seen that gets CANCELLED. It is not counted by valkyrie_in_flight.
+pub const VALKYRIE_OPERATION_CONNECTIVITY: u32 = 8;
+
+/// valkyrie_operation_start: waits until a client's circuit breakers are others than those that seen stands for, and shows them as
+/// valkyrie_client_breakers does: the completion's message. Needs client and seen, which is 0 at first, so that it completes at once,
+/// and then the seen of the completion before. Steps that followed each other at once may be passed over; one that is given up loses
+/// nothing. It fails with CANCELLED, reason CLIENT_CLOSED, once the client is closed. It is not counted by valkyrie_in_flight.
+pub const VALKYRIE_OPERATION_BREAKERS: u32 = 9;
+
+/// No connection, and none is being made: the next call makes one.
+pub const VALKYRIE_CONNECTIVITY_IDLE: u32 = 0;
+/// A connection is being made.
+pub const VALKYRIE_CONNECTIVITY_CONNECTING: u32 = 1;
+/// There is a connection that takes calls.
+pub const VALKYRIE_CONNECTIVITY_READY: u32 = 2;
+/// The last try failed, and the next one waits.
+pub const VALKYRIE_CONNECTIVITY_TRANSIENT_FAILURE: u32 = 3;
+/// The client is closed.
+pub const VALKYRIE_CONNECTIVITY_SHUTDOWN: u32 = 4;
+
 /// Bytes that belong to somebody else. {NULL, 0} is empty.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -168,6 +190,15 @@ pub struct valkyrie_client_options {
     /// What the client does about failures: JSON with the keys of docs/policies.md, ended by NUL; NULL means their defaults.
     /// One that is wrong fails the connect with reason INVALID_CONFIGURATION, and says line, key and what to write instead.
     pub service_config: *const c_char,
+    /// How long the server may be silent while calls are open until it is asked whether it is there, in milliseconds; 0 means
+    /// 30,000, VALKYRIE_NO_TIMEOUT never; at least 10,000. One that says nothing within keepalive_timeout_ms is gone: the
+    /// connection ends with CONNECTION_LOST, and its calls are retried by their policy (gRFC A8). Other times fail the connect
+    /// with reason INVALID_CONFIGURATION.
+    pub keepalive_ms: u64,
+    /// How long its answer may take, in milliseconds; 0 means 10,000; at least 1,000.
+    pub keepalive_timeout_ms: u64,
+    /// As keepalive_ms while no call is open, for networks that forget who is idle; 0 means never; at least 300,000.
+    pub keepalive_idle_ms: u64,
 }
 
 /// Options of a call: begin with VALKYRIE_CALL_OPTIONS_INIT. NULL instead of them means every default.
@@ -187,8 +218,13 @@ pub struct valkyrie_call_options {
     /// 1: a unary call that may be executed twice, so that it is tried again though a server may have seen it (gRFC A6). 0
     /// means what service_config says of the method, which is no by default. Streams are not tried again.
     pub idempotent: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// 1: with an idempotency key that is drawn, 128 random bits, instead of idempotency_key.
+    pub draw_idempotency_key: u32,
+    /// 1 to 64 bytes that tell a unary call from every other of its caller's and its method's, as an order's number does; data
+    /// NULL means none. It may be tried again then like an idempotent one: a server that keeps keys runs it once and answers
+    /// each time, with valkyrie-replayed in the metadata of an answer that is not the first (PROTOCOL.md, W5-12).
+    /// INVALID_ARGUMENT for another length, for a key that was used for another message, and for streams. Copied.
+    pub idempotency_key: valkyrie_bytes,
 }
 
 /// What valkyrie_operation_start begins: make it with VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_…) and fill in what that
@@ -200,7 +236,7 @@ pub struct valkyrie_operation {
     pub struct_size: u32,
     /// VALKYRIE_OPERATION_…
     pub kind: u32,
-    /// For CALL and CLOSE.
+    /// For CALL, CLOSE, CONNECTIVITY and BREAKERS.
     pub client: *const valkyrie_client,
     /// For SEND, HALF_CLOSE and RECV.
     pub call: *const valkyrie_call,
@@ -212,6 +248,12 @@ pub struct valkyrie_operation {
     pub client_options: *const valkyrie_client_options,
     /// For CALL.
     pub call_options: *const valkyrie_call_options,
+    /// For CONNECTIVITY: how the client stood, VALKYRIE_CONNECTIVITY_…
+    pub connectivity: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// For BREAKERS: 0, or the seen of the completion before.
+    pub seen: u64,
 }
 
 /// Makes a token, and answers request by valkyrie_token_provide, before it returns or later. It is called on a thread of the
@@ -230,11 +272,17 @@ pub struct valkyrie_completion {
     pub code: valkyrie_code,
     /// The client after a CONNECT that succeeded, else NULL. The callback's: free it with valkyrie_client_free.
     pub client: *mut valkyrie_client,
-    /// The answer of a CALL, the message of a RECV or the record of a LOG; NULL for others, on failure, and at the end of
-    /// a stream. The callback's: free it with valkyrie_message_free.
+    /// The answer of a CALL, the message of a RECV, the record of a LOG or what BREAKERS shows; NULL for others, on failure, and at
+    /// the end of a stream. The callback's: free it with valkyrie_message_free.
     pub message: *mut valkyrie_message,
     /// NULL when code is 0. The callback's: free it with valkyrie_error_free.
     pub error: *mut valkyrie_error,
+    /// How the client stands after a CONNECTIVITY that succeeded, VALKYRIE_CONNECTIVITY_…, else 0.
+    pub connectivity: u32,
+    /// After a RECV: how many messages of that stream are here, so that as many valkyrie_call_recv do not block. Else 0.
+    pub ready: u32,
+    /// What stands for the breakers that a BREAKERS shows: the seen of the next one. 0 for others and on failure.
+    pub seen: u64,
 }
 
 /// Metadata that was received. Borrowed from the object it came from.
@@ -577,6 +625,7 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
         offset_of!(valkyrie_client_options, revocation_lists),
         offset_of!(valkyrie_client_options, token),
         offset_of!(valkyrie_client_options, service_config),
+        offset_of!(valkyrie_client_options, keepalive_ms),
     ];
     // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
     let options = unsafe { grown(options, "client options", &starts)? };
@@ -605,6 +654,10 @@ unsafe fn client_options(options: *const valkyrie_client_options) -> Result<Clie
             out.service_config = Some(text(options.service_config, "service_config")?.to_owned());
         }
     }
+    let given = |ms| (ms != 0).then_some(ms);
+    out.keepalive_ms = given(options.keepalive_ms);
+    out.keepalive_timeout_ms = given(options.keepalive_timeout_ms);
+    out.keepalive_idle_ms = given(options.keepalive_idle_ms);
     out.system_roots = flag(options.system_roots, "system_roots")?;
     out.sealed = flag(options.sealed, "sealed")?;
     out.min_security = match options.min_security {
@@ -745,6 +798,7 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
         offset_of!(valkyrie_call_options, timeout_ms),
         offset_of!(valkyrie_call_options, metadata),
         offset_of!(valkyrie_call_options, idempotent),
+        offset_of!(valkyrie_call_options, idempotency_key),
     ];
     // SAFETY: the caller vouches for it, and it is made of numbers and pointers.
     let options = unsafe { grown(options, "call options", &starts)? };
@@ -756,9 +810,14 @@ unsafe fn call_options(options: *const valkyrie_call_options) -> Result<CallOpti
     };
     out.timeout_ms = (options.timeout_ms != 0).then_some(options.timeout_ms);
     out.idempotent = flag(options.idempotent, "idempotent")?;
-    if options.reserved != 0 {
-        return Err(invalid(format!("reserved of the call options is {}, not 0", options.reserved)));
-    }
+    let drawn = flag(options.draw_idempotency_key, "draw_idempotency_key")?;
+    // SAFETY: the caller vouches for the bytes.
+    let key = unsafe { copy(options.idempotency_key, "idempotency_key")? };
+    out.idempotency_key = match (options.idempotency_key.data.is_null(), drawn) {
+        (true, drawn) => drawn.then_some(IdempotencyKey::Drawn),
+        (false, false) => Some(IdempotencyKey::Given(key)),
+        (false, true) => return Err(invalid("idempotency_key and draw_idempotency_key exclude each other")),
+    };
     if options.metadata_len > 0 {
         if options.metadata.is_null() {
             return Err(invalid("metadata is NULL with a length"));
@@ -858,6 +917,21 @@ fn made(handle: Handle) -> Result<*mut valkyrie_client, Status> {
     })
 }
 
+/// The number of how a client stands.
+fn stands(value: &Value) -> u32 {
+    match value {
+        Value::Connectivity(state) => *state as u32,
+        _ => VALKYRIE_CONNECTIVITY_SHUTDOWN,
+    }
+}
+
+/// # Errors
+/// INVALID_ARGUMENT for a number that is none.
+fn seen(number: u32) -> Result<Connectivity, Status> {
+    let known = bridge::CONNECTIVITIES.get(number as usize).copied();
+    known.ok_or_else(|| invalid(format!("connectivity {number} of the operation is not 0 to 4")))
+}
+
 /// What the callback of an operation gets.
 fn completion(operation: u64, waiting: &Waiting, outcome: Result<Value, Status>) -> valkyrie_completion {
     let mut out = valkyrie_completion {
@@ -867,6 +941,9 @@ fn completion(operation: u64, waiting: &Waiting, outcome: Result<Value, Status>)
         client: ptr::null_mut(),
         message: ptr::null_mut(),
         error: ptr::null_mut(),
+        connectivity: VALKYRIE_CONNECTIVITY_IDLE,
+        ready: 0,
+        seen: 0,
     };
     let filled = outcome.and_then(|value| {
         match waiting.kind {
@@ -874,8 +951,18 @@ fn completion(operation: u64, waiting: &Waiting, outcome: Result<Value, Status>)
                 out.client = waiting.client.map_or(Ok(ptr::null_mut()), made)?;
             }
             VALKYRIE_OPERATION_CALL => out.message = reply(value)?,
-            VALKYRIE_OPERATION_RECV => out.message = one_message(first(waiting.call, value)?)?,
+            VALKYRIE_OPERATION_RECV => {
+                out.message = one_message(first(waiting.call, value)?)?;
+                out.ready = with_call(waiting.call, |call| call.ready.len() as u32).unwrap_or(0);
+            }
             VALKYRIE_OPERATION_LOG => out.message = record(value)?,
+            VALKYRIE_OPERATION_CONNECTIVITY => out.connectivity = stands(&value),
+            VALKYRIE_OPERATION_BREAKERS => {
+                if let Value::Breakers { seen, json } = value {
+                    out.message = one_message(Some(json.into()))?;
+                    out.seen = seen;
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -1036,6 +1123,114 @@ pub unsafe extern "C" fn valkyrie_client_close(
     }
 }
 
+/// Puts another service config in the place of the client's, without a lost call: JSON with the keys of docs/policies.md, ended by
+/// NUL. Calls that began keep their time limit and how they are tried again; all the rest heeds the new one. What is known of the
+/// servers stays, such as an open breaker. One that is wrong fails with reason INVALID_CONFIGURATION, and changes nothing.
+///
+/// Thread: any; does not block.
+/// Owner: config is copied; *error is the caller's, freed with valkyrie_error_free.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valkyrie_client_set_service_config(
+    client: *const valkyrie_client,
+    config: *const c_char,
+    error: *mut *mut valkyrie_error,
+) -> valkyrie_code {
+    // SAFETY: every pointer is as the head of the header asks.
+    unsafe { guard(error, || bridge::set_service_config(self::client(client)?, text(config, "config")?)) }
+}
+
+/// A text that the bridge has of a client, as a message.
+///
+/// # Safety
+/// Every pointer is as the head of the header asks.
+unsafe fn text_of(
+    client: *const valkyrie_client,
+    text: fn(Handle) -> Result<String, Status>,
+    out: *mut *mut valkyrie_message,
+    error: *mut *mut valkyrie_error,
+) -> valkyrie_code {
+    // SAFETY: as the caller says.
+    unsafe {
+        guard(error, || {
+            let client = self::client(client)?;
+            if out.is_null() {
+                return Err(invalid("out is NULL"));
+            }
+            *out = one_message(Some(text(client)?.into()))?;
+            Ok(())
+        })
+    }
+}
+
+/// The client's circuit breakers, one for each server and method that was called or isolated, and one for each server that is
+/// isolated as a whole: a message of JSON, a list of objects with server, method (null: all), state ("closed", "open", "half_open",
+/// "isolated"), age_ms and opens_for_ms (or null), calls, failures and changes. VALKYRIE_OPERATION_BREAKERS waits for a change.
+///
+/// Thread: any; does not block.
+/// Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valkyrie_client_breakers(
+    client: *const valkyrie_client,
+    out: *mut *mut valkyrie_message,
+    error: *mut *mut valkyrie_error,
+) -> valkyrie_code {
+    // SAFETY: every pointer is as the head of the header asks.
+    unsafe { text_of(client, bridge::breakers, out, error) }
+}
+
+/// What became of the client's calls since it was made, in Prometheus' text format: a message. Names begin with valkyrie_client_;
+/// times are in seconds. A child of a fork counts anew.
+///
+/// Thread: any; does not block.
+/// Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valkyrie_client_metrics(
+    client: *const valkyrie_client,
+    out: *mut *mut valkyrie_message,
+    error: *mut *mut valkyrie_error,
+) -> valkyrie_code {
+    // SAFETY: every pointer is as the head of the header asks.
+    unsafe { text_of(client, bridge::metrics, out, error) }
+}
+
+/// Holds the calls of a method, or all calls when method is NULL, back from a server: isolated true; or ends that: false. Those that
+/// go on end; further ones go to the other servers, and fail with reason BREAKER_OPEN where there is none. INVALID_ARGUMENT for
+/// what is none of the client's servers. The same again is nothing.
+///
+/// Thread: any; does not block.
+/// Owner: server and method, ended by NUL, are copied; *error is the caller's, freed with valkyrie_error_free.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn valkyrie_client_isolate(
+    client: *const valkyrie_client,
+    server: *const c_char,
+    method: *const c_char,
+    isolated: bool,
+    error: *mut *mut valkyrie_error,
+) -> valkyrie_code {
+    // SAFETY: every pointer is as the head of the header asks.
+    unsafe {
+        guard(error, || {
+            let (client, server) = (self::client(client)?, text(server, "server")?);
+            let method = if method.is_null() { None } else { Some(self::method(method, "method")?) };
+            let set = if isolated { bridge::isolate } else { bridge::restore };
+            set(client, server, method.as_deref())
+        })
+    }
+}
+
+/// How a client stands with its servers now, VALKYRIE_CONNECTIVITY_…; SHUTDOWN when it is closed or not alive.
+/// VALKYRIE_OPERATION_CONNECTIVITY waits for a change.
+///
+/// Thread: any; does not block.
+/// Owner: client stays the caller's.
+#[unsafe(no_mangle)]
+pub extern "C" fn valkyrie_client_connectivity(client: *const valkyrie_client) -> u32 {
+    quiet(VALKYRIE_CONNECTIVITY_SHUTDOWN, || {
+        self::client(client)
+            .map_or(VALKYRIE_CONNECTIVITY_SHUTDOWN, |client| bridge::connectivity(client) as u32)
+    })
+}
+
 /// Frees a client; calls in flight end with CANCELLED. INVALID_ARGUMENT when it was freed before.
 ///
 /// Thread: any, also while others use the client: their calls end with an error.
@@ -1116,7 +1311,11 @@ pub unsafe extern "C" fn valkyrie_operation_start(
             if operation.is_null() {
                 return Err(invalid("operation is NULL"));
             }
-            let asked = grown(operation, "operation", &[])?;
+            let starts = [offset_of!(valkyrie_operation, connectivity), offset_of!(valkyrie_operation, seen)];
+            let asked = grown(operation, "operation", &starts)?;
+            if asked.reserved != 0 {
+                return Err(invalid(format!("reserved of the operation is {}, not 0", asked.reserved)));
+            }
             let callback = callback.ok_or_else(|| invalid("callback is NULL"))?;
             let entry = Waiting {
                 queue: queue.addr(),
@@ -1170,7 +1369,15 @@ pub unsafe extern "C" fn valkyrie_operation_start(
                         listener.next(completes_in, 1)
                     })?
                 }
-                other => return Err(invalid(format!("kind {other} of the operation is not 1 to 7"))),
+                VALKYRIE_OPERATION_CONNECTIVITY => {
+                    let (client, seen) = (self::client(asked.client)?, seen(asked.connectivity)?);
+                    accept(queue, entry, |_| bridge::connectivity_other_than(client, completes_in, seen))?
+                }
+                VALKYRIE_OPERATION_BREAKERS => {
+                    let client = self::client(asked.client)?;
+                    accept(queue, entry, |_| bridge::breakers_other_than(client, completes_in, asked.seen))?
+                }
+                other => return Err(invalid(format!("kind {other} of the operation is not 1 to 9"))),
             };
             if !number.is_null() {
                 *number = op;

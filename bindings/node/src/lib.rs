@@ -22,9 +22,10 @@ use napi::{
 };
 use napi_derive::napi;
 use valkyrie_bridge::{
-    self as bridge, ByOperation, CallOptions, ClientOptions, Code, Completion, Handle, Level, Listener,
-    Metadata, Pem, Priority, Queue, Status, Token, TokenOption, Value,
+    self as bridge, ByOperation, CallOptions, ClientOptions, Completion, Connectivity, Handle,
+    IdempotencyKey, Level, Listener, Metadata, Pem, Priority, Queue, Status, Token, TokenOption, Value,
     layout::{self, Batch},
+    outcome,
 };
 
 /// How many completions leave the bridge's queue at once.
@@ -125,8 +126,8 @@ struct Shared {
 #[derive(Default)]
 struct Table {
     slots: ByOperation<u32>,
-    /// Those that wait for requests of tokens, which do not keep the process alive.
-    requests: ByOperation<u32>,
+    /// Those that wait for what may never come, requests of tokens or a change, which do not keep the process alive.
+    watches: ByOperation<u32>,
     ops: Vec<u64>,
     ready: VecDeque<(u32, Completion)>,
     scratch: Vec<Completion>,
@@ -183,12 +184,18 @@ impl Loop {
         connect_timeout_ms: f64,
         security: Security,
         service_config: Option<String>,
+        keepalive_ms: f64,
+        keepalive_timeout_ms: f64,
+        keepalive_idle_ms: f64,
     ) -> Option<Client> {
         let mut options = ClientOptions::default();
         options.timeout_ms = milliseconds(timeout_ms).unwrap_or(options.timeout_ms);
         options.connect_timeout_ms = milliseconds(connect_timeout_ms).unwrap_or(options.connect_timeout_ms);
         security.into_options(&mut options);
         options.service_config = service_config;
+        options.keepalive_ms = milliseconds(keepalive_ms);
+        options.keepalive_timeout_ms = milliseconds(keepalive_timeout_ms);
+        options.keepalive_idle_ms = milliseconds(keepalive_idle_ms);
         match bridge::connect(&self.shared.queue, &endpoint, options) {
             Ok((handle, op)) => {
                 self.shared.accepted(env, slot, Ok(op));
@@ -206,7 +213,7 @@ impl Loop {
     pub fn token_wanted(&self, env: Env, slot: u32, client: f64) -> Option<f64> {
         match bridge::token_wanted(Handle::from_raw(client as u64), &self.shared.queue) {
             Ok(op) => {
-                self.shared.table.borrow_mut().requests.insert(op, slot);
+                self.shared.table.borrow_mut().watches.insert(op, slot);
                 Some(op as f64)
             }
             Err(status) => {
@@ -214,6 +221,67 @@ impl Loop {
                 None
             }
         }
+    }
+
+    /// Puts another service config in the place of that client's. `true`: refused, drain at once, and so for what follows.
+    #[napi]
+    pub fn set_service_config(&self, env: Env, slot: u32, client: f64, config: String) -> bool {
+        let set = bridge::set_service_config(Handle::from_raw(client as u64), &config);
+        self.shared.complete(env, slot, set.map(|()| Value::Done))
+    }
+
+    /// Its breakers: one message of JSON.
+    #[napi]
+    pub fn breakers(&self, env: Env, slot: u32, client: f64) -> bool {
+        let breakers = bridge::breakers(Handle::from_raw(client as u64));
+        let value = |text: String| Value::Messages { messages: vec![text.into()], end: None };
+        self.shared.complete(env, slot, breakers.map(value))
+    }
+
+    /// Waits until they are others than what `seen` stands for: that message, and one that is the next `seen` in decimal. `true`:
+    /// refused, drain at once.
+    #[napi]
+    pub fn breakers_other_than(&self, env: Env, slot: u32, client: f64, seen: f64) -> bool {
+        let client = Handle::from_raw(client as u64);
+        self.shared.watches(env, slot, bridge::breakers_other_than(client, &self.shared.queue, seen as u64))
+    }
+
+    /// What became of its calls: one message of Prometheus' text.
+    #[napi]
+    pub fn metrics(&self, env: Env, slot: u32, client: f64) -> bool {
+        let metrics = bridge::metrics(Handle::from_raw(client as u64));
+        let value = |text: String| Value::Messages { messages: vec![text.into()], end: None };
+        self.shared.complete(env, slot, metrics.map(value))
+    }
+
+    /// Holds calls back from one of its servers, or ends that.
+    #[napi]
+    pub fn isolate(
+        &self,
+        env: Env,
+        slot: u32,
+        client: f64,
+        server: String,
+        method: Option<String>,
+        isolated: bool,
+    ) -> bool {
+        let set = if isolated { bridge::isolate } else { bridge::restore };
+        let done = set(Handle::from_raw(client as u64), &server, method.as_deref());
+        self.shared.complete(env, slot, done.map(|()| Value::Done))
+    }
+
+    /// Where that client stands with its servers: the number of a connectivity.
+    #[napi]
+    pub fn connectivity(&self, client: f64) -> u32 {
+        bridge::connectivity(Handle::from_raw(client as u64)) as u32
+    }
+
+    /// Waits until it stands otherwise. `true`: refused, drain at once.
+    #[napi]
+    pub fn connectivity_other_than(&self, env: Env, slot: u32, client: f64, seen: u32) -> bool {
+        let seen = bridge::CONNECTIVITIES.get(seen as usize).copied().unwrap_or(Connectivity::Shutdown);
+        let client = Handle::from_raw(client as u64);
+        self.shared.watches(env, slot, bridge::connectivity_other_than(client, &self.shared.queue, seen))
     }
 
     /// Answers a request. Whoever waited for it may be gone, and so may the client.
@@ -239,7 +307,7 @@ impl Loop {
         let calls = gathered::calls(&gathered[..gathered.len().min(len as usize)]).map(|call| {
             slot.set(call.slot);
             let method = methods.get(call.method).map_or("", String::as_str);
-            let options = call_options(call.timeout_ms, call.how, Metadata::new());
+            let options = call_options(call.timeout_ms, call.how, Metadata::new(), None);
             (call.client, method, call.message, options)
         });
         let mut refused = false;
@@ -285,7 +353,7 @@ impl Loop {
                         table.ready.push_back((0, completion));
                     }
                 } else if let Some(slot) =
-                    table.slots.remove(&completion.op).or_else(|| table.requests.remove(&completion.op))
+                    table.slots.remove(&completion.op).or_else(|| table.watches.remove(&completion.op))
                 {
                     table.ready.push_back((slot, completion));
                 }
@@ -297,28 +365,13 @@ impl Loop {
         let mut batch = Batch::default();
         while batch.has_room() {
             let Some((slot, completion)) = table.ready.pop_front() else { break };
-            push(&mut batch, slot, completion.outcome);
+            outcome::push(&mut batch, slot, completion.outcome);
         }
         let more = table.left_behind || !table.ready.is_empty();
         if !more && table.slots.is_empty() {
             self.shared.refer(env, false);
         }
         into_buffer(batch, env, more).map(Some)
-    }
-}
-
-fn push(batch: &mut Batch, slot: u32, outcome: std::result::Result<Value, Status>) {
-    match outcome {
-        Ok(Value::Done) => batch.done(slot),
-        Ok(Value::Response(response)) => {
-            batch.response(slot, response.message, &response.metadata, &response.trailers);
-        }
-        Ok(Value::Messages { messages, end }) => {
-            batch.messages(slot, messages, end.as_ref().map(|end| (&end.metadata, &end.trailers)));
-        }
-        Ok(Value::Logs(records)) => batch.logs(&records),
-        Ok(_) => batch.error(slot, &Status::new(Code::Internal, "a completion of an unknown kind")),
-        Err(status) => batch.error(slot, &status),
     }
 }
 
@@ -349,6 +402,22 @@ impl Shared {
     fn listen(&self) {
         // A queue that is closed has nobody to tell.
         self.listening.set(self.listener.next(&self.queue, LOGS_MAX).ok());
+    }
+
+    /// An operation that is over.
+    fn complete(&self, env: Env, slot: u32, outcome: std::result::Result<Value, Status>) -> bool {
+        self.accepted(env, slot, outcome.and_then(|value| bridge::done(&self.queue, value)))
+    }
+
+    /// As [`Shared::accepted`], for one that waits for what may never come: it keeps no process alive.
+    fn watches(&self, env: Env, slot: u32, op: std::result::Result<u64, Status>) -> bool {
+        match op {
+            Ok(op) => {
+                self.table.borrow_mut().watches.insert(op, slot);
+                false
+            }
+            Err(status) => self.accepted(env, slot, Err(status)),
+        }
     }
 
     /// Notes an operation; `true` when it was refused, so that the outcome can be drained at once.
@@ -418,9 +487,10 @@ impl Client {
         how: u32,
         keys: Option<Vec<String>>,
         values: Option<Vec<Buffer>>,
+        key: Option<Buffer>,
     ) -> bool {
         let op = metadata(keys, values).and_then(|metadata| {
-            let options = call_options(timeout_ms, how, metadata);
+            let options = call_options(timeout_ms, how, metadata, key);
             bridge::call(self.handle, &self.shared.queue, &method, Bytes::copy_from_slice(message), options)
         });
         self.shared.accepted(env, slot, op)
@@ -438,9 +508,10 @@ impl Client {
         how: u32,
         keys: Option<Vec<String>>,
         values: Option<Vec<Buffer>>,
+        key: Option<Buffer>,
     ) -> Option<Stream> {
         let stream = metadata(keys, values).and_then(|metadata| {
-            let options = call_options(timeout_ms, how, metadata);
+            let options = call_options(timeout_ms, how, metadata, key);
             bridge::open(self.handle, &self.shared.queue, &method, options)
         });
         match stream {
@@ -523,14 +594,22 @@ fn milliseconds(value: f64) -> Option<u64> {
     (!value.is_nan()).then(|| value.ceil() as u64)
 }
 
-/// `how` is the number of the priority, and 4 more for a call that is idempotent.
-fn call_options(timeout_ms: f64, how: u32, metadata: Metadata) -> CallOptions {
+/// `how` is the number of the priority, and 4 more for a call that is idempotent, 8 more for a key that is drawn.
+fn call_options(timeout_ms: f64, how: u32, metadata: Metadata, key: Option<Buffer>) -> CallOptions {
     let priority = match how & 3 {
         0 => Priority::Critical,
         1 => Priority::Normal,
         _ => Priority::Bulk,
     };
-    CallOptions { timeout_ms: milliseconds(timeout_ms), metadata, priority, idempotent: how & 4 != 0 }
+    let given = key.map(|key| IdempotencyKey::Given(Bytes::copy_from_slice(&key)));
+    let idempotency_key = if how & 8 != 0 { Some(IdempotencyKey::Drawn) } else { given };
+    CallOptions {
+        timeout_ms: milliseconds(timeout_ms),
+        metadata,
+        priority,
+        idempotent: how & 4 != 0,
+        idempotency_key,
+    }
 }
 
 fn metadata(keys: Option<Vec<String>>, values: Option<Vec<Buffer>>) -> std::result::Result<Metadata, Status> {

@@ -10,18 +10,22 @@ mod operation;
 mod queue;
 mod values;
 
-use pyo3::{exceptions::PyImportError, prelude::*};
+use pyo3::{
+    exceptions::{PyImportError, PyValueError},
+    prelude::*,
+};
 use valkyrie_bridge::{self as bridge, CallOptions, ClientOptions, Handle};
 
 use crate::{
     operation::{Operation, Start},
     values::{
-        flag, identity_in, message_in, milliseconds, options_in, pem, raised, security_in, text, token_in,
+        flag, identity_in, key_in, message_in, milliseconds, milliseconds_or_0, options_in, pem, raised,
+        security_in, text, token_in,
     },
 };
 
 #[pyfunction]
-#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security, token, service_config))]
+#[pyo3(signature = (endpoint, timeout, connect_timeout, *, trusted_certificates, system_roots, revocation_lists, identity, server_name, sealed, min_security, token, service_config, keepalive, keepalive_timeout, keepalive_idle))]
 #[expect(clippy::too_many_arguments, reason = "they are Python's options")]
 fn connect(
     py: Python<'_>,
@@ -37,6 +41,9 @@ fn connect(
     min_security: Option<&Bound<'_, PyAny>>,
     token: Option<&Bound<'_, PyAny>>,
     service_config: Option<&Bound<'_, PyAny>>,
+    keepalive: Option<&Bound<'_, PyAny>>,
+    keepalive_timeout: Option<&Bound<'_, PyAny>>,
+    keepalive_idle: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
     let endpoint = text(endpoint, "endpoint is a str such as 'tcp://host:port'")?.to_str()?.to_owned();
     let mut options = ClientOptions::default();
@@ -56,8 +63,13 @@ fn connect(
     if let Some(config) = service_config {
         options.service_config = Some(text(config, "service_config is a str")?.to_str()?.to_owned());
     }
+    options.keepalive_ms = keepalive.map(|given| milliseconds_or_0(given, "keepalive")).transpose()?;
+    options.keepalive_timeout_ms =
+        keepalive_timeout.map(|given| milliseconds(given, "keepalive_timeout")).transpose()?;
+    options.keepalive_idle_ms =
+        keepalive_idle.map(|given| milliseconds_or_0(given, "keepalive_idle")).transpose()?;
     log::ask_level(py)?;
-    Ok(Operation::new(Start::Connect { endpoint, options }))
+    Ok(Operation::new(Start::Connect { endpoint, options: Box::new(options) }))
 }
 
 fn unary(
@@ -73,7 +85,8 @@ fn unary(
 }
 
 #[pyfunction]
-#[pyo3(signature = (client, method, message, timeout, metadata, priority, idempotent))]
+#[expect(clippy::too_many_arguments, reason = "they are Python's options")]
+#[pyo3(signature = (client, method, message, timeout, metadata, priority, idempotent, idempotency_key))]
 fn call(
     client: u64,
     method: &Bound<'_, PyAny>,
@@ -82,12 +95,16 @@ fn call(
     metadata: Option<&Bound<'_, PyAny>>,
     priority: Option<&Bound<'_, PyAny>>,
     idempotent: Option<&Bound<'_, PyAny>>,
+    idempotency_key: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
-    unary(client, method, message, options_in(timeout, metadata, priority, idempotent)?, false)
+    let mut options = options_in(timeout, metadata, priority, idempotent)?;
+    options.idempotency_key = idempotency_key.map(key_in).transpose()?;
+    unary(client, method, message, options, false)
 }
 
 #[pyfunction]
-#[pyo3(signature = (client, method, message, timeout, metadata, priority, idempotent))]
+#[expect(clippy::too_many_arguments, reason = "they are Python's options")]
+#[pyo3(signature = (client, method, message, timeout, metadata, priority, idempotent, idempotency_key))]
 fn call_whole(
     client: u64,
     method: &Bound<'_, PyAny>,
@@ -96,8 +113,11 @@ fn call_whole(
     metadata: Option<&Bound<'_, PyAny>>,
     priority: Option<&Bound<'_, PyAny>>,
     idempotent: Option<&Bound<'_, PyAny>>,
+    idempotency_key: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<Operation> {
-    unary(client, method, message, options_in(timeout, metadata, priority, idempotent)?, true)
+    let mut options = options_in(timeout, metadata, priority, idempotent)?;
+    options.idempotency_key = idempotency_key.map(key_in).transpose()?;
+    unary(client, method, message, options, true)
 }
 
 /// What a method must be, for a message.
@@ -138,6 +158,57 @@ fn recv(stream: u64, max: usize) -> Operation {
 #[pyfunction]
 fn close(client: u64) -> Operation {
     Operation::new(Start::Close { client: Handle::from_raw(client) })
+}
+
+#[pyfunction]
+fn set_service_config(py: Python<'_>, client: u64, config: &Bound<'_, PyAny>) -> PyResult<()> {
+    let config = text(config, "service_config is a str")?.to_str()?;
+    bridge::set_service_config(Handle::from_raw(client), config).map_err(|status| raised(py, &status))
+}
+
+#[pyfunction]
+fn breakers(py: Python<'_>, client: u64) -> PyResult<String> {
+    bridge::breakers(Handle::from_raw(client)).map_err(|status| raised(py, &status))
+}
+
+/// The number is what stands for those that were seen; its outcome has the next one.
+#[pyfunction]
+fn breakers_other_than(client: u64, seen: u64) -> Operation {
+    Operation::new(Start::BreakersOtherThan { client: Handle::from_raw(client), seen })
+}
+
+#[pyfunction]
+fn metrics(py: Python<'_>, client: u64) -> PyResult<String> {
+    bridge::metrics(Handle::from_raw(client)).map_err(|status| raised(py, &status))
+}
+
+/// Or ends that.
+#[pyfunction]
+fn isolate(
+    py: Python<'_>,
+    client: u64,
+    server: &Bound<'_, PyAny>,
+    method: Option<&Bound<'_, PyAny>>,
+    isolated: bool,
+) -> PyResult<()> {
+    let server = text(server, "server is a str such as 'tcp://host:port'")?.to_str()?;
+    let method = method.map(|method| text(method, METHOD)).transpose()?;
+    let method = method.map(|method| method.to_str()).transpose()?;
+    let set = if isolated { bridge::isolate } else { bridge::restore };
+    set(Handle::from_raw(client), server, method).map_err(|status| raised(py, &status))
+}
+
+/// By its number.
+#[pyfunction]
+fn connectivity(client: u64) -> u8 {
+    bridge::connectivity(Handle::from_raw(client)) as u8
+}
+
+#[pyfunction]
+fn connectivity_other_than(client: u64, seen: usize) -> PyResult<Operation> {
+    let seen = bridge::CONNECTIVITIES.get(seen).copied();
+    let seen = seen.ok_or_else(|| PyValueError::new_err("seen is no number of a connectivity"))?;
+    Ok(Operation::new(Start::ConnectivityOtherThan { client: Handle::from_raw(client), seen }))
 }
 
 #[pyfunction]
@@ -190,6 +261,13 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(half_close, module)?)?;
     module.add_function(wrap_pyfunction!(recv, module)?)?;
     module.add_function(wrap_pyfunction!(close, module)?)?;
+    module.add_function(wrap_pyfunction!(set_service_config, module)?)?;
+    module.add_function(wrap_pyfunction!(breakers, module)?)?;
+    module.add_function(wrap_pyfunction!(breakers_other_than, module)?)?;
+    module.add_function(wrap_pyfunction!(isolate, module)?)?;
+    module.add_function(wrap_pyfunction!(metrics, module)?)?;
+    module.add_function(wrap_pyfunction!(connectivity, module)?)?;
+    module.add_function(wrap_pyfunction!(connectivity_other_than, module)?)?;
     module.add_function(wrap_pyfunction!(token_wanted, module)?)?;
     module.add_function(wrap_pyfunction!(token_provide, module)?)?;
     module.add_function(wrap_pyfunction!(stream_free, module)?)?;

@@ -10,7 +10,9 @@ use pyo3::{
     sync::PyOnceLock,
     types::{PyString, PyTuple, PyType},
 };
-use valkyrie_bridge::{self as bridge, Bytes, CallOptions, ClientOptions, Handle, Queue, Status, Value};
+use valkyrie_bridge::{
+    self as bridge, Bytes, CallOptions, ClientOptions, Connectivity, Handle, Queue, Status, Value,
+};
 
 use crate::{
     hub::{Hub, Wait},
@@ -23,9 +25,11 @@ const SIGNAL_SLICE: Duration = Duration::from_millis(50);
 
 /// What an operation does.
 pub(crate) enum Start {
-    Connect { endpoint: String, options: ClientOptions },
+    Connect { endpoint: String, options: Box<ClientOptions> },
     Ready { client: Handle },
     TokenWanted { client: Handle },
+    ConnectivityOtherThan { client: Handle, seen: Connectivity },
+    BreakersOtherThan { client: Handle, seen: u64 },
     Call { client: Handle, method: Py<PyString>, message: Bytes, options: CallOptions, whole: bool },
     Send { stream: Handle, message: Bytes },
     HalfClose { stream: Handle },
@@ -48,7 +52,7 @@ impl Start {
         let (mut client, mut is_request, mut whole) = (None, false, false);
         let accepted = match self {
             Self::Connect { endpoint, options } => {
-                py.detach(|| bridge::connect(queue, &endpoint, options)).map(|(handle, op)| {
+                py.detach(|| bridge::connect(queue, &endpoint, *options)).map(|(handle, op)| {
                     client = Some(handle);
                     op
                 })
@@ -69,6 +73,10 @@ impl Start {
             Self::HalfClose { stream } => bridge::half_close(stream, queue),
             Self::Recv { stream, max } => bridge::recv(stream, queue, max),
             Self::Close { client } => bridge::close(client, queue),
+            Self::ConnectivityOtherThan { client, seen } => {
+                bridge::connectivity_other_than(client, queue, seen)
+            }
+            Self::BreakersOtherThan { client, seen } => bridge::breakers_other_than(client, queue, seen),
         };
         let op = accepted.map_err(|status| {
             client.inspect(|client| bridge::client_free(*client));
@@ -176,7 +184,7 @@ impl Operation {
         let State::New(Start::Connect { endpoint, options }) = self.take() else {
             return Err(PyRuntimeError::new_err("only what connects has a client, before it begins"));
         };
-        let made = py.detach(|| bridge::make(&endpoint, options)).map_err(|status| raised(py, &status))?;
+        let made = py.detach(|| bridge::make(&endpoint, *options)).map_err(|status| raised(py, &status))?;
         self.0 = State::New(Start::Ready { client: made });
         Ok(made.to_raw())
     }

@@ -17,8 +17,8 @@ use pyo3::{
     types::{PyBool, PyBytes, PyFloat, PyInt, PyList, PyMapping, PyString, PyTuple},
 };
 use valkyrie_bridge::{
-    self as bridge, Bytes, CallOptions, End, Metadata, Pem, Priority, Response, Security, Status, Token,
-    TokenOption, Value,
+    self as bridge, Bytes, CallOptions, End, IdempotencyKey, Metadata, Pem, Priority, Response, Security,
+    Status, Token, TokenOption, Value,
 };
 
 /// From here on a message of `bytes` is lent to the core, not copied. Below, a copy costs less than the loan.
@@ -58,7 +58,7 @@ fn status_out<'py>(py: Python<'py>, status: &Status) -> PyResult<Bound<'py, PyTu
         .into_pyobject(py)
 }
 
-/// A call's message, or with `whole` `(message, metadata, trailers)`; for a stream `(messages, end)`.
+/// A call's message, or with `whole` `(message, metadata, trailers)`; for a stream `(messages, end)`; for breakers `(seen, json)`.
 pub(crate) fn value_out(py: Python<'_>, outcome: Result<Value, Status>, whole: bool) -> PyResult<Py<PyAny>> {
     match outcome {
         Ok(Value::Done) => Ok(py.None()),
@@ -80,6 +80,8 @@ pub(crate) fn value_out(py: Python<'_>, outcome: Result<Value, Status>, whole: b
             };
             Ok((messages, end).into_pyobject(py)?.into_any().unbind())
         }
+        Ok(Value::Connectivity(state)) => Ok((state as u8).into_pyobject(py)?.into_any().unbind()),
+        Ok(Value::Breakers { seen, json }) => Ok((seen, json).into_pyobject(py)?.into_any().unbind()),
         // A kind of a later bridge: said, never dropped.
         Ok(_) => {
             let message = "an outcome that this package does not know";
@@ -192,6 +194,11 @@ pub(crate) fn milliseconds(timeout: &Bound<'_, PyAny>, name: &str) -> PyResult<u
     Err(PyValueError::new_err(format!("{name} {timeout} is not above 0 seconds")))
 }
 
+/// As [`milliseconds`]; 0 is never.
+pub(crate) fn milliseconds_or_0(time: &Bound<'_, PyAny>, name: &str) -> PyResult<u64> {
+    if !time.is_instance_of::<PyBool>() && time.eq(0)? { Ok(0) } else { milliseconds(time, name) }
+}
+
 /// `True` or `False`.
 pub(crate) fn flag(value: &Bound<'_, PyAny>, name: &str) -> PyResult<bool> {
     let kind = || value.get_type().name();
@@ -238,6 +245,23 @@ pub(crate) fn token_in(value: &Bound<'_, PyAny>) -> PyResult<TokenOption> {
     }
     let kind = value.get_type().name()?;
     Err(PyTypeError::new_err(format!("token is a str or a function that gives one, not {kind}")))
+}
+
+/// Text, bytes, or `True` for a key that is drawn.
+pub(crate) fn key_in(value: &Bound<'_, PyAny>) -> PyResult<IdempotencyKey> {
+    if let Ok(text) = value.cast::<PyString>() {
+        return Ok(IdempotencyKey::Given(Bytes::copy_from_slice(text.to_str()?.as_bytes())));
+    }
+    if let Ok(bytes) = value.cast::<PyBytes>() {
+        return Ok(IdempotencyKey::Given(Bytes::copy_from_slice(bytes.as_bytes())));
+    }
+    if value.cast::<PyBool>().is_ok_and(|drawn| drawn.is_true()) {
+        return Ok(IdempotencyKey::Drawn);
+    }
+    let kind = value.get_type().name()?;
+    Err(PyTypeError::new_err(format!(
+        "idempotency_key is a str, bytes, or True for one that is drawn, not {kind}"
+    )))
 }
 
 fn metadata_in(entries: &Bound<'_, PyAny>) -> PyResult<Metadata> {

@@ -11,14 +11,15 @@ use std::{
 
 use js_sys::Function;
 use valkyrie_sdk::{
-    CallOptions, Client, ClientBuilder, Level, Log, Priority, Reason, Record, Records, Response, Sink,
-    Status, Submission, Token, policy::ServiceConfig,
+    CallOptions, Client, ClientBuilder, Connectivity, Level, Log, Priority, Reason, Record, Records,
+    Response, Sink, Status, Submission, Token, policy::ServiceConfig,
 };
 use wasm_bindgen::prelude::*;
 
 use crate::{
     layout::{self, Batch},
     pack::{self, Value},
+    report,
     requests::{Notice, Requests},
     runtime::{self, PageRuntime},
     socket::PageConnector,
@@ -183,6 +184,7 @@ pub fn turn() -> Option<Vec<u8>> {
 /// Begins to connect and gives the client's number; 0 when it was refused. Without a token `asks` is whether JavaScript makes
 /// them.
 #[wasm_bindgen]
+#[expect(clippy::too_many_arguments, reason = "an object would have to be read field by field")]
 pub fn connect(
     slot: u32,
     endpoint: String,
@@ -191,8 +193,13 @@ pub fn connect(
     token: Option<String>,
     asks: bool,
     service_config: Option<String>,
+    keepalive_ms: f64,
+    keepalive_timeout_ms: f64,
+    keepalive_idle_ms: f64,
 ) -> u32 {
-    connect_with(slot, builder(endpoint, timeout_ms, connect_timeout_ms), token, asks, service_config)
+    let keepalive = [keepalive_ms, keepalive_timeout_ms, keepalive_idle_ms];
+    let builder = builder(endpoint, timeout_ms, connect_timeout_ms, keepalive);
+    connect_with(slot, builder, token, asks, service_config)
 }
 
 /// As [`connect`], by a sealed session. All of them PEM, but for the name that the server's certificate must be for.
@@ -207,12 +214,16 @@ pub fn connect_sealed(
     token: Option<String>,
     asks: bool,
     service_config: Option<String>,
+    keepalive_ms: f64,
+    keepalive_timeout_ms: f64,
+    keepalive_idle_ms: f64,
     trusted_certificates: Option<String>,
     server_name: Option<String>,
     certificates: Option<String>,
     key: Option<String>,
 ) -> u32 {
-    let mut builder = builder(endpoint, timeout_ms, connect_timeout_ms).sealed(true);
+    let keepalive = [keepalive_ms, keepalive_timeout_ms, keepalive_idle_ms];
+    let mut builder = builder(endpoint, timeout_ms, connect_timeout_ms, keepalive).sealed(true);
     if let Some(pem) = trusted_certificates {
         builder = builder.trusted_certificates(pem);
     }
@@ -234,7 +245,14 @@ pub fn connect_sealed(slot: u32) -> u32 {
     0
 }
 
-fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> ClientBuilder {
+fn builder(
+    endpoint: String,
+    timeout_ms: f64,
+    connect_timeout_ms: f64,
+    [keepalive_ms, keepalive_timeout_ms, keepalive_idle_ms]: [f64; 3],
+) -> ClientBuilder {
+    // 0 and infinity are never.
+    let or_never = |ms: u64| if ms == u64::MAX { 0 } else { ms };
     let connector = Arc::new(PageConnector);
     let mut builder = Client::builder()
         .endpoint(endpoint)
@@ -247,6 +265,15 @@ fn builder(endpoint: String, timeout_ms: f64, connect_timeout_ms: f64) -> Client
     }
     if let Some(timeout_ms) = milliseconds(connect_timeout_ms) {
         builder = builder.connect_timeout_ms(timeout_ms);
+    }
+    if let Some(ms) = milliseconds(keepalive_ms) {
+        builder = builder.keepalive_ms(or_never(ms));
+    }
+    if let Some(ms) = milliseconds(keepalive_timeout_ms) {
+        builder = builder.keepalive_timeout_ms(ms);
+    }
+    if let Some(ms) = milliseconds(keepalive_idle_ms) {
+        builder = builder.keepalive_idle_ms(or_never(ms));
     }
     builder
 }
@@ -311,7 +338,7 @@ fn end_requests(client: u32) {
 }
 
 /// Begins a unary call. `timeout_ms` NaN: the default; infinite: none. `how`: the number of the priority, and 4
-/// more for a call that is idempotent. `metadata`: what [`pack::metadata`] reads.
+/// more for a call that is idempotent. `metadata`: what [`pack::metadata`] reads. `key`: the idempotency key.
 #[wasm_bindgen]
 pub fn call(
     client: u32,
@@ -321,8 +348,9 @@ pub fn call(
     timeout_ms: f64,
     how: u32,
     metadata: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
 ) {
-    let prepared = client_and_options(client, timeout_ms, how, metadata);
+    let prepared = client_and_options(client, timeout_ms, how, metadata, key);
     match prepared {
         Ok((client, options)) => {
             let submission = client.submit(method, message.into(), options, slot.into(), unary());
@@ -350,8 +378,9 @@ pub fn open(
     timeout_ms: f64,
     how: u32,
     metadata: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
 ) -> u32 {
-    match client_and_options(client, timeout_ms, how, metadata) {
+    match client_and_options(client, timeout_ms, how, metadata, key) {
         Ok((client, options)) => {
             let stream = Stream::open(client, method, options);
             boundary(|boundary| {
@@ -416,6 +445,63 @@ pub fn close(id: u32, slot: u32) {
     }
 }
 
+/// Puts another service config in the place of a client's.
+#[wasm_bindgen]
+pub fn set_service_config(client: u32, slot: u32, config: &str) {
+    let set = |client: Client| ServiceConfig::parse(config).map(|config| client.set_service_config(config));
+    complete(slot, find(client).and_then(set).map(|()| Value::Done));
+}
+
+/// A client's breakers: one message of JSON.
+#[wasm_bindgen]
+pub fn breakers(client: u32, slot: u32) {
+    let json = |client: Client| report::breakers(&client.breakers());
+    let value = |text: String| Value::Messages { messages: vec![text.into()], end: None };
+    complete(slot, find(client).map(json).map(value));
+}
+
+/// Completes the slot once they are others than what `seen` stands for: that message, and one that is the next `seen` in decimal.
+#[wasm_bindgen]
+pub fn breakers_other_than(client: u32, slot: u32, seen: f64) {
+    run(slot, async move {
+        let client = find(client)?;
+        let mut now = client.breakers();
+        if report::mark(&now) == seen as u64 {
+            now = client.breakers_other_than(&now).await?;
+        }
+        let messages = vec![report::breakers(&now).into(), report::mark(&now).to_string().into()];
+        Ok(Value::Messages { messages, end: None })
+    });
+}
+
+/// Holds calls back from one of its servers, or ends that.
+#[wasm_bindgen]
+pub fn isolate(client: u32, slot: u32, server: &str, method: Option<String>, isolated: bool) {
+    let set = if isolated { Client::isolate } else { Client::restore };
+    let done = find(client).and_then(|client| set(&client, server, method.as_deref()));
+    complete(slot, done.map(|()| Value::Done));
+}
+
+/// Where a client stands with its servers: the number of a connectivity.
+#[wasm_bindgen]
+pub fn connectivity(client: u32) -> u8 {
+    find(client).map_or(Connectivity::Shutdown, |client| client.connectivity()) as u8
+}
+
+/// Completes the slot once the client no longer stands as that number says.
+#[wasm_bindgen]
+pub fn connectivity_other_than(client: u32, slot: u32, seen: u8) {
+    let states =
+        [Connectivity::Idle, Connectivity::Connecting, Connectivity::Ready, Connectivity::TransientFailure];
+    match (find(client), states.get(usize::from(seen)).copied()) {
+        (Ok(client), Some(seen)) => run(slot, async move {
+            client.connectivity_other_than(seen).await;
+            Ok(Value::Done)
+        }),
+        _ => complete(slot, Ok(Value::Done)),
+    }
+}
+
 /// Forgets a client at once; calls in flight end as cancelled. Idempotent.
 #[wasm_bindgen]
 pub fn client_free(client: u32) {
@@ -450,6 +536,7 @@ fn client_and_options(
     timeout_ms: f64,
     how: u32,
     metadata: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
 ) -> Result<(Client, CallOptions), Status> {
     let client = find(client)?;
     let priority = match how & 3 {
@@ -460,6 +547,9 @@ fn client_and_options(
     let mut options = CallOptions::new().with_priority(priority).with_idempotent(how & 4 != 0);
     if let Some(metadata) = metadata {
         options = options.with_metadata(pack::metadata(metadata)?);
+    }
+    if let Some(key) = key {
+        options = options.with_idempotency_key(key);
     }
     options.timeout = milliseconds(timeout_ms).map(|ms| match ms {
         u64::MAX => Duration::MAX,

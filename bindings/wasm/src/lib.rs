@@ -11,6 +11,8 @@ pub mod boundary;
 #[path = "../../bridge/src/layout.rs"]
 pub mod layout;
 mod pack;
+#[path = "../../bridge/src/report.rs"]
+mod report;
 #[path = "../../bridge/src/requests.rs"]
 mod requests;
 mod runtime;

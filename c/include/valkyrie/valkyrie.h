@@ -31,9 +31,9 @@
 /* No time limit. */
 #define VALKYRIE_NO_TIMEOUT UINT64_MAX
 /* Initial values of the options; every other field is its default when zero. */
-#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL, NULL }
-#define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0, 0, 0 }
-#define VALKYRIE_OPERATION_INIT(kind) { sizeof(valkyrie_operation), (kind), NULL, NULL, NULL, { NULL, 0 }, NULL, NULL }
+#define VALKYRIE_CLIENT_OPTIONS_INIT { sizeof(valkyrie_client_options), 0, 0, 0, NULL, NULL, NULL, NULL, NULL, 0, 0, 0, 0, NULL, NULL, NULL, NULL, 0, 0, 0 }
+#define VALKYRIE_CALL_OPTIONS_INIT { sizeof(valkyrie_call_options), 0, 0, NULL, 0, 0, 0, { NULL, 0 } }
+#define VALKYRIE_OPERATION_INIT(kind) { sizeof(valkyrie_operation), (kind), NULL, NULL, NULL, { NULL, 0 }, NULL, NULL, 0, 0, 0 }
 
 /*
  Success.
@@ -194,6 +194,46 @@
 #define VALKYRIE_OPERATION_LOG 7
 
 /*
+ valkyrie_operation_start: waits until a client no longer stands with its servers as connectivity says, and says how it does.
+ Needs client and connectivity. Steps that followed each other at once may be passed over; a client that is closed stands as
+ SHUTDOWN for ever, and who has seen that gets CANCELLED. It is not counted by valkyrie_in_flight.
+ */
+#define VALKYRIE_OPERATION_CONNECTIVITY 8
+
+/*
+ valkyrie_operation_start: waits until a client's circuit breakers are others than those that seen stands for, and shows them as
+ valkyrie_client_breakers does: the completion's message. Needs client and seen, which is 0 at first, so that it completes at once,
+ and then the seen of the completion before. Steps that followed each other at once may be passed over; one that is given up loses
+ nothing. It fails with CANCELLED, reason CLIENT_CLOSED, once the client is closed. It is not counted by valkyrie_in_flight.
+ */
+#define VALKYRIE_OPERATION_BREAKERS 9
+
+/*
+ No connection, and none is being made: the next call makes one.
+ */
+#define VALKYRIE_CONNECTIVITY_IDLE 0
+
+/*
+ A connection is being made.
+ */
+#define VALKYRIE_CONNECTIVITY_CONNECTING 1
+
+/*
+ There is a connection that takes calls.
+ */
+#define VALKYRIE_CONNECTIVITY_READY 2
+
+/*
+ The last try failed, and the next one waits.
+ */
+#define VALKYRIE_CONNECTIVITY_TRANSIENT_FAILURE 3
+
+/*
+ The client is closed.
+ */
+#define VALKYRIE_CONNECTIVITY_SHUTDOWN 4
+
+/*
  One stream of any shape.
  */
 typedef struct valkyrie_call valkyrie_call;
@@ -313,6 +353,21 @@ typedef struct {
    One that is wrong fails the connect with reason INVALID_CONFIGURATION, and says line, key and what to write instead.
    */
   const char *service_config;
+  /*
+   How long the server may be silent while calls are open until it is asked whether it is there, in milliseconds; 0 means
+   30,000, VALKYRIE_NO_TIMEOUT never; at least 10,000. One that says nothing within keepalive_timeout_ms is gone: the
+   connection ends with CONNECTION_LOST, and its calls are retried by their policy (gRFC A8). Other times fail the connect
+   with reason INVALID_CONFIGURATION.
+   */
+  uint64_t keepalive_ms;
+  /*
+   How long its answer may take, in milliseconds; 0 means 10,000; at least 1,000.
+   */
+  uint64_t keepalive_timeout_ms;
+  /*
+   As keepalive_ms while no call is open, for networks that forget who is idle; 0 means never; at least 300,000.
+   */
+  uint64_t keepalive_idle_ms;
 } valkyrie_client_options;
 
 /*
@@ -373,9 +428,16 @@ typedef struct {
    */
   uint32_t idempotent;
   /*
-   Zero.
+   1: with an idempotency key that is drawn, 128 random bits, instead of idempotency_key.
    */
-  uint32_t reserved;
+  uint32_t draw_idempotency_key;
+  /*
+   1 to 64 bytes that tell a unary call from every other of its caller's and its method's, as an order's number does; data
+   NULL means none. It may be tried again then like an idempotent one: a server that keeps keys runs it once and answers
+   each time, with valkyrie-replayed in the metadata of an answer that is not the first (PROTOCOL.md, W5-12).
+   INVALID_ARGUMENT for another length, for a key that was used for another message, and for streams. Copied.
+   */
+  valkyrie_bytes idempotency_key;
 } valkyrie_call_options;
 
 /*
@@ -392,7 +454,7 @@ typedef struct {
    */
   uint32_t kind;
   /*
-   For CALL and CLOSE.
+   For CALL, CLOSE, CONNECTIVITY and BREAKERS.
    */
   const valkyrie_client *client;
   /*
@@ -415,6 +477,18 @@ typedef struct {
    For CALL.
    */
   const valkyrie_call_options *call_options;
+  /*
+   For CONNECTIVITY: how the client stood, VALKYRIE_CONNECTIVITY_…
+   */
+  uint32_t connectivity;
+  /*
+   Zero.
+   */
+  uint32_t reserved;
+  /*
+   For BREAKERS: 0, or the seen of the completion before.
+   */
+  uint64_t seen;
 } valkyrie_operation;
 
 /*
@@ -438,14 +512,26 @@ typedef struct {
    */
   valkyrie_client *client;
   /*
-   The answer of a CALL, the message of a RECV or the record of a LOG; NULL for others, on failure, and at the end of
-   a stream. The callback's: free it with valkyrie_message_free.
+   The answer of a CALL, the message of a RECV, the record of a LOG or what BREAKERS shows; NULL for others, on failure, and at
+   the end of a stream. The callback's: free it with valkyrie_message_free.
    */
   valkyrie_message *message;
   /*
    NULL when code is 0. The callback's: free it with valkyrie_error_free.
    */
   valkyrie_error *error;
+  /*
+   How the client stands after a CONNECTIVITY that succeeded, VALKYRIE_CONNECTIVITY_…, else 0.
+   */
+  uint32_t connectivity;
+  /*
+   After a RECV: how many messages of that stream are here, so that as many valkyrie_call_recv do not block. Else 0.
+   */
+  uint32_t ready;
+  /*
+   What stands for the breakers that a BREAKERS shows: the seen of the next one. 0 for others and on failure.
+   */
+  uint64_t seen;
 } valkyrie_completion;
 
 /*
@@ -500,6 +586,64 @@ valkyrie_code valkyrie_client_connect(const char *endpoint,
  */
 valkyrie_code valkyrie_client_close(const valkyrie_client *client,
                                     valkyrie_error **error);
+
+/*
+ Puts another service config in the place of the client's, without a lost call: JSON with the keys of docs/policies.md, ended by
+ NUL. Calls that began keep their time limit and how they are tried again; all the rest heeds the new one. What is known of the
+ servers stays, such as an open breaker. One that is wrong fails with reason INVALID_CONFIGURATION, and changes nothing.
+
+ Thread: any; does not block.
+ Owner: config is copied; *error is the caller's, freed with valkyrie_error_free.
+ */
+valkyrie_code valkyrie_client_set_service_config(const valkyrie_client *client,
+                                                 const char *config,
+                                                 valkyrie_error **error);
+
+/*
+ The client's circuit breakers, one for each server and method that was called or isolated, and one for each server that is
+ isolated as a whole: a message of JSON, a list of objects with server, method (null: all), state ("closed", "open", "half_open",
+ "isolated"), age_ms and opens_for_ms (or null), calls, failures and changes. VALKYRIE_OPERATION_BREAKERS waits for a change.
+
+ Thread: any; does not block.
+ Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free.
+ */
+valkyrie_code valkyrie_client_breakers(const valkyrie_client *client,
+                                       valkyrie_message **out,
+                                       valkyrie_error **error);
+
+/*
+ What became of the client's calls since it was made, in Prometheus' text format: a message. Names begin with valkyrie_client_;
+ times are in seconds. A child of a fork counts anew.
+
+ Thread: any; does not block.
+ Owner: *out is the caller's, freed with valkyrie_message_free; *error with valkyrie_error_free.
+ */
+valkyrie_code valkyrie_client_metrics(const valkyrie_client *client,
+                                      valkyrie_message **out,
+                                      valkyrie_error **error);
+
+/*
+ Holds the calls of a method, or all calls when method is NULL, back from a server: isolated true; or ends that: false. Those that
+ go on end; further ones go to the other servers, and fail with reason BREAKER_OPEN where there is none. INVALID_ARGUMENT for
+ what is none of the client's servers. The same again is nothing.
+
+ Thread: any; does not block.
+ Owner: server and method, ended by NUL, are copied; *error is the caller's, freed with valkyrie_error_free.
+ */
+valkyrie_code valkyrie_client_isolate(const valkyrie_client *client,
+                                      const char *server,
+                                      const char *method,
+                                      bool isolated,
+                                      valkyrie_error **error);
+
+/*
+ How a client stands with its servers now, VALKYRIE_CONNECTIVITY_…; SHUTDOWN when it is closed or not alive.
+ VALKYRIE_OPERATION_CONNECTIVITY waits for a change.
+
+ Thread: any; does not block.
+ Owner: client stays the caller's.
+ */
+uint32_t valkyrie_client_connectivity(const valkyrie_client *client);
 
 /*
  Frees a client; calls in flight end with CANCELLED. INVALID_ARGUMENT when it was freed before.

@@ -786,7 +786,7 @@ impl Connection {
         }
     }
 
-    /// Returns the credit of `len` message bytes that the application has taken. The key may be of a stream that is
+    /// Returns the credit of `len` message bytes that the application has taken, each byte once. The key may be of a stream that is
     /// gone: the connection's credit is returned all the same.
     pub fn consumed(&mut self, key: StreamKey, len: usize) {
         self.drop_bytes(len);
@@ -1415,13 +1415,7 @@ impl Connection {
         stream.deadline = deadline;
         stream.brief = timeout.is_some_and(|timeout| timeout < BRIEF);
         stream.half_closed_remote = header.has(FLAG_END);
-        stream.received = payload.len() as u64;
-        if stream.received > stream.receive_limit {
-            return Err(ConnectionError::new(
-                ErrorCode::FLOW_CONTROL,
-                "more message bytes than the stream's window",
-            ));
-        }
+        stream.take_credit(payload.len())?;
         let method = record.slice_ref(call.method.as_bytes());
         let key = self.streams.insert(stream);
         self.ids.insert(header.stream, key);
@@ -1432,7 +1426,9 @@ impl Connection {
         let whole = header.has(FLAG_MESSAGE) && !header.has(FLAG_MORE);
         let event =
             Event::Call { key, method, metadata, priority, message: whole.then(|| payload.clone()), end };
-        if header.has(FLAG_MORE) {
+        let too_large = payload.len() > self.config.limits.max_message_bytes as usize;
+        if header.has(FLAG_MORE) || too_large {
+            // The application learns of it once its message is whole.
             if let Some(stream) = self.streams.get(key) {
                 stream.pending_call = Some(Box::new(event));
             }
@@ -1476,13 +1472,7 @@ impl Connection {
             self.reset_and_tell(key, ErrorCode::STREAM_CLOSED, status);
             return self.count_reset();
         }
-        stream.received += payload.len() as u64;
-        if stream.received > stream.receive_limit {
-            return Err(ConnectionError::new(
-                ErrorCode::FLOW_CONTROL,
-                format!("more message bytes than the window of stream {}", header.stream),
-            ));
-        }
+        stream.take_credit(payload.len())?;
         stream.answer_began = true;
         if header.has(FLAG_END) {
             stream.half_closed_remote = true;
@@ -1495,11 +1485,10 @@ impl Connection {
             return self.add_fragment(key, header.stream, payload);
         }
         let message = if header.has(FLAG_MESSAGE) {
-            match self.whole_message(key, payload)? {
-                Some(message) => Some(message),
-                // Over the limit: the stream is gone and said so.
-                None => return Ok(()),
-            }
+            let Some(message) = self.whole_message(key, payload) else {
+                return self.refuse_message(key, ErrorCode::MESSAGE_SIZE);
+            };
+            Some(message)
         } else if self.streams.get(key).is_some_and(|stream| stream.partial.is_some()) {
             return Err(ConnectionError::new(ErrorCode::PROTOCOL, "half-close inside a message"));
         } else {
@@ -1532,10 +1521,9 @@ impl Connection {
         payload: Bytes,
     ) -> Result<(), ConnectionError> {
         self.take_connection_credit(payload.len())?;
-        // What ends a call is handed to its caller at once: its credit comes back with it.
-        self.drop_bytes(payload.len());
         let fields = StatusRecord::decode(record).map_err(malformed)?;
         let Some(key) = self.find(header.stream)? else {
+            self.drop_bytes(payload.len());
             if self.release(header.stream) {
                 self.account.pay_back();
                 self.use_room();
@@ -1551,22 +1539,17 @@ impl Connection {
             };
             let message = if header.has(FLAG_MESSAGE) {
                 if let Some(stream) = self.streams.get(key) {
-                    stream.received += payload.len() as u64;
-                    if stream.received > stream.receive_limit {
-                        return Err(ConnectionError::new(
-                            ErrorCode::FLOW_CONTROL,
-                            format!("more message bytes than the window of stream {}", header.stream),
-                        ));
-                    }
+                    stream.take_credit(payload.len())?;
                 }
-                let last = payload.len();
-                match self.whole_message(key, payload)? {
-                    Some(message) => {
-                        self.drop_bytes(message.len() - last);
-                        Some(message)
-                    }
-                    None => return Ok(()),
-                }
+                let Some(message) = self.whole_message(key, payload) else {
+                    let status = self.too_much(ErrorCode::MESSAGE_SIZE);
+                    self.forget(key);
+                    self.events.push_back(Event::Reset { key, status, unprocessed: false });
+                    return Ok(());
+                };
+                // What ends a call is handed to its caller at once: its credit comes back with it.
+                self.drop_bytes(message.len());
+                Some(message)
             } else if self.streams.get(key).is_some_and(|stream| stream.partial.is_some()) {
                 return Err(ConnectionError::new(ErrorCode::PROTOCOL, "status OK inside a message"));
             } else {
@@ -1574,6 +1557,7 @@ impl Connection {
             };
             Ok(Finish { message, ..finish })
         } else {
+            self.drop_bytes(payload.len());
             Err(fields.to_status(record).map_err(malformed)?)
         };
         self.forget(key);
@@ -1682,30 +1666,34 @@ impl Connection {
         Ok(())
     }
 
-    /// The message that `payload` ends; `None` when it is over the limit and the stream was reset for it.
-    fn whole_message(&mut self, key: StreamKey, payload: Bytes) -> Result<Option<Bytes>, ConnectionError> {
+    /// The message that `payload` ends; `None` when it is over the limit, and then the credit for `payload` was returned.
+    fn whole_message(&mut self, key: StreamKey, payload: Bytes) -> Option<Bytes> {
         let most = self.config.limits.max_message_bytes as usize;
-        let Some(stream) = self.streams.get(key) else { return Ok(None) };
+        let stream = self.streams.get(key)?;
         let so_far = stream.partial.as_ref().map_or(0, BytesMut::len);
         if so_far + payload.len() > most {
             self.drop_bytes(payload.len());
-            self.refuse_message(key, ErrorCode::MESSAGE_SIZE)?;
-            return Ok(None);
+            return None;
         }
-        let Some(mut partial) = stream.partial.take() else { return Ok(Some(payload)) };
+        let Some(mut partial) = stream.partial.take() else { return Some(payload) };
         self.buffered -= partial.len() as u64;
         partial.extend_from_slice(&payload);
-        Ok(Some(partial.freeze()))
+        Some(partial.freeze())
     }
 
-    fn refuse_message(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
-        let local = self.streams.get(key).is_some_and(|stream| stream.local);
+    /// What becomes of a message over the limit, or of one that the connection has no room for.
+    fn too_much(&self, code: ErrorCode) -> Status {
         let limits = &self.config.limits;
         let message = match code {
             ErrorCode::MESSAGE_SIZE => format!("message exceeds limit {}", limits.max_message_bytes),
             _ => format!("the connection holds more than {} bytes unread", limits.max_buffered_bytes),
         };
-        let status = Status::from_error_code(code, message);
+        Status::from_error_code(code, message)
+    }
+
+    fn refuse_message(&mut self, key: StreamKey, code: ErrorCode) -> Result<(), ConnectionError> {
+        let local = self.streams.get(key).is_some_and(|stream| stream.local);
+        let status = self.too_much(code);
         if local {
             self.reset_and_tell(key, code, status);
         } else {
@@ -1826,11 +1814,14 @@ impl Connection {
 
         let message = item.message();
         let left = message.map_or(0, |message| message.len() - *offset);
-        let credit = connection_credit.min(stream.send_limit - stream.sent);
-        if left > 0 && credit == 0 {
+        let stream_credit = stream.send_limit - stream.sent;
+        let credit = connection_credit.min(stream_credit);
+        // Not a few bytes of what goes on: each such fragment counts against this side.
+        let least = left.min(Limits::SMALL_FRAGMENT as usize) as u64;
+        if credit < least {
             // The stream's own WINDOW makes it ready again; when the connection is short, the connection's does.
             let unopened = stream.id == 0;
-            if stream.send_limit > stream.sent {
+            if stream_credit >= least {
                 self.pressed |= !is_bulk;
                 self.wait(key);
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::{Limits, Metadata, Status, Time, connection::Finish};
+use crate::{ConnectionError, ErrorCode, Limits, Metadata, Status, Time, connection::Finish};
 
 /// Priority class of a call. Critical frames do not wait behind bulk ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -200,6 +200,19 @@ impl Stream {
         let sending = self.id != 0 && self.current.is_some();
         let sending = sending.then(|| *self.moved.get_or_insert(now));
         Time::sooner(sending, self.partial.as_ref().map(|_| self.grew))
+    }
+
+    /// So many bytes of a message of the peer's came.
+    pub(crate) fn take_credit(&mut self, len: usize) -> Result<(), ConnectionError> {
+        self.received += len as u64;
+        if self.received <= self.receive_limit {
+            return Ok(());
+        }
+        let id = self.id;
+        Err(ConnectionError::new(
+            ErrorCode::FLOW_CONTROL,
+            format!("more message bytes than the window of stream {id}"),
+        ))
     }
 
     pub(crate) fn partial_len(&self) -> u64 {

@@ -8,9 +8,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use side::{Side, call, frame, message, record, reset, status};
 use valkyrie_protocol::{
-    Call, Code, Config, Connection, ConnectionError, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE,
-    Finish, FrameType, GoAway, Head, Limits, Ping, Reason, Role, Status, StreamKey, Time, TransmitBuffer,
-    Window,
+    Call, Code, Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, FLAG_END,
+    FLAG_MESSAGE, FLAG_MORE, Finish, FrameType, GoAway, Head, Limits, Ping, Reason, Role, Status, StreamKey,
+    Time, TransmitBuffer, Window,
 };
 
 const LIMITS: Limits = Limits {
@@ -418,6 +418,59 @@ fn f18_calls_with_a_brief_deadline_wait_for_room() {
     }
 }
 
+/// Calls that are given up while they wait leave no more behind than those that still wait, which keep their order.
+// spec: W9-15
+#[test]
+fn f18_calls_that_are_given_up_while_they_wait_for_room_make_way() {
+    let mut side = Side::new(Role::Client, LIMITS);
+    let deadline = Some(Time::from_micros(999_999));
+    let running: Vec<_> = (0..LIMITS.max_resets).map(|_| side.open_until(deadline)).collect();
+    side.said();
+    let first = side.open_until(deadline);
+    side.said();
+    for _ in 0..1_000 {
+        let key = side.open_until(deadline);
+        assert!(side.said().is_empty());
+        side.0.reset(key, ErrorCode::CANCEL);
+    }
+    let last = side.open_until(deadline);
+    assert!(side.said().is_empty());
+    // An end without a RESET is room for the next one, at once.
+    for (of, opened) in [(0, first), (1, last)] {
+        side.read(status(2 * of + 1, &Status::new(Code::Ok, ""), FLAG_END)).unwrap();
+        let calls: Vec<_> = side.said().into_iter().filter(|(kind, ..)| *kind == FrameType::CALL).collect();
+        assert_eq!(calls.len(), 1);
+        side.0.reset(opened, ErrorCode::CANCEL);
+        assert_eq!(side.said()[0].1, calls[0].1);
+    }
+    drop(running);
+}
+
+/// Called to open, a call may find that a RESET has taken its room meanwhile: it goes back to the front.
+// spec: W9-15
+#[test]
+fn f18_a_call_whose_room_is_taken_is_still_the_next_one() {
+    let mut side = Side::new(Role::Client, LIMITS);
+    let deadline = Some(Time::from_micros(999_999));
+    let long = side.call(true);
+    let running: Vec<_> = (0..LIMITS.max_resets).map(|_| side.open_until(deadline)).collect();
+    side.said();
+    let waiting = [side.open_until(deadline), side.open_until(deadline)];
+    assert!(side.said().is_empty());
+    side.read(status(3, &Status::new(Code::Ok, ""), FLAG_END)).unwrap();
+    side.0.reset(long, ErrorCode::CANCEL);
+    let said = side.said();
+    assert!(said.iter().all(|(kind, ..)| *kind != FrameType::CALL), "{said:?}");
+    for (of, opened) in waiting.into_iter().enumerate() {
+        side.read(status(5 + 2 * of as u64, &Status::new(Code::Ok, ""), FLAG_END)).unwrap();
+        let said = side.said();
+        assert_eq!(said.iter().filter(|(kind, ..)| *kind == FrameType::CALL).count(), 1, "{said:?}");
+        side.0.reset(opened, ErrorCode::CANCEL);
+        assert_eq!(side.said()[0].0, FrameType::RESET);
+    }
+    drop(running);
+}
+
 // spec: W7-14, W9-08
 #[test]
 fn f19_streams_beyond_the_limit_are_refused_and_the_connection_stays() {
@@ -741,4 +794,46 @@ fn f20_a_refused_message_returns_its_credit() {
         side.said();
     }
     assert_eq!(side.0.streams(), 0);
+}
+
+/// A PONG of a PING that went before is not the answer that the account waits for.
+// spec: W9-15
+#[test]
+fn f18_resets_are_forgiven_with_the_pong_of_the_ping_behind_them() {
+    let mut side = Side::new(Role::Client, LIMITS);
+    side.0.ping(1);
+    side.said();
+    for _ in 0..=LIMITS.max_resets {
+        let key = side.call(true);
+        side.0.reset(key, ErrorCode::CANCEL);
+        side.said();
+    }
+    let resets = |side: &mut Side, now: Time| {
+        side.0.handle_timeout(now).unwrap();
+        side.sent(now, usize::MAX).iter().filter(|sent| sent.header.frame_type == FrameType::RESET).count()
+    };
+    side.0.handle_timeout(seconds(1)).unwrap();
+    side.said();
+    side.read(pong()).unwrap();
+    assert_eq!(resets(&mut side, seconds(60)), 0, "the first PONG tells nothing of the resets");
+    side.read(pong()).unwrap();
+    assert_eq!(resets(&mut side, seconds(120)), 1, "the one that waited");
+}
+
+/// Calls for which there is no room to wait are refused, and so is a client that does nothing else.
+#[test]
+fn f17_calls_beyond_what_may_wait_are_refused_until_the_connection_is() {
+    let mut side = server();
+    let beyond = LIMITS.max_buffered_bytes as usize + 1;
+    for id in 0..100_000 {
+        side.read(call(1 + 2 * id, FLAG_END, b"")).unwrap();
+        let seen = side.events();
+        let [Event::Call { key, .. }] = seen[..] else { panic!("{seen:?}") };
+        assert!(!side.0.set_aside(key, beyond));
+        if side.0.state() == ConnectionState::Closed {
+            assert!(id > 10, "after {id} calls");
+            return;
+        }
+    }
+    panic!("it goes on for ever");
 }

@@ -170,9 +170,9 @@ fn the_call_after_a_silence_goes_behind_a_ping_that_has_little_time() {
         (None, 0, 1_000),
         (Some(60_000), 0, 1_000),
         (Some(2_000), 0, 500),
-        (Some(401), 0, 100),
-        (Some(50), 0, 100),
-        (Some(50), 90, 180),
+        (Some(801), 0, 200),
+        (Some(50), 0, 200),
+        (Some(50), 90, 360),
         (Some(2_000), 600, 1_000),
         (None, 4_000, 1_000),
     ] {

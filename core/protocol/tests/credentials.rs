@@ -313,6 +313,11 @@ fn refused_credentials_end_the_connection_with_one_sentence() {
         );
         assert!(!status.is_retryable());
         assert!(client.is_draining() && !client.authenticate(b"another"));
+        // There is nothing left to refuse, and a client has nothing to refuse at all.
+        for side in [&mut client, &mut server] {
+            side.refuse_credentials(START);
+            assert_eq!(sent(side, START).len(), 0);
+        }
         // A call that came a moment later hears the same.
         let late = client.open(opened()).unwrap_err();
         assert_eq!((late.reason(), client.unauthenticated()), (Reason::CREDENTIALS_REFUSED, Some(late)));

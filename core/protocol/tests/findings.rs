@@ -3,7 +3,7 @@
 mod side;
 
 use bytes::{Bytes, BytesMut};
-use side::{Side, call, frame, hello, record};
+use side::{Side, call, frame, hello, message, record};
 use valkyrie_protocol::{
     Call, Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, Finish, FrameType, GoAway,
     Limits, Metadata, Reason, Role, Status, Time, TransmitBuffer, Window,
@@ -36,12 +36,15 @@ fn nothing_follows_a_go_away_that_came_before_the_hello() {
 /// A driver that learns of the failure late still pings, resets, answers and takes messages.
 #[test]
 fn nothing_is_written_or_awaited_after_the_last_go_away() {
-    let mut side = Side::new(Role::Server, Limits::default());
+    let limits = Limits { connection_window_bytes: 64 << 10, ..Limits::default() };
+    let mut side = Side::new(Role::Server, limits);
     let key = side.called(0);
+    side.read(message(1, FLAG_MESSAGE, &[7; 60_000])).unwrap();
+    side.events();
     side.read(b"GET".to_vec()).unwrap_err();
     assert_eq!(side.said().len(), 1, "one go-away");
     side.0.ping(1);
-    side.0.consumed(key, 1 << 20);
+    side.0.consumed(key, 60_000);
     side.0.send(key, Bytes::from_static(b"late")).unwrap();
     side.0.respond(key, Ok(Finish::default()));
     side.0.reset(key, ErrorCode::CANCEL);

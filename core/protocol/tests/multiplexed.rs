@@ -14,8 +14,8 @@ use proptest::prelude::*;
 use side::{frame, message, seeded};
 use valkyrie_protocol::{
     Code, Config, Connection, ErrorCode, Event, FLAG_END, FLAG_MESSAGE, Finish, FrameType, HEADER_LEN,
-    Limits, Metadata, Opened, Priority, Reason, Role, SendError, Status, StreamAction, StreamKey, Time,
-    TransmitBuffer,
+    Limits, Metadata, Opened, Priority, Reason, Role, SendError, Status, StatusRecord, StreamAction,
+    StreamKey, Time, TransmitBuffer,
 };
 
 const CLIENT: usize = 0;
@@ -393,6 +393,65 @@ fn a_message_over_the_limit_gets_its_status_on_its_own_stream() {
     assert!(pair.sides.iter().all(|side| side.connection.streams() == 0));
 }
 
+/// Its credit came back twice, and by that count the connection held less than nothing: no stream was read any more.
+#[test]
+fn an_answer_over_the_limit_ends_its_call_only() {
+    let limits = Limits { max_message_bytes: 16_384, ..Limits::default() };
+    let mut pair = Pair::new(limits);
+    pair.settle();
+    let keys = [0; 2].map(|_| pair.open(None, true));
+    pair.settle();
+    let client = &mut pair.sides[CLIENT].connection;
+    let ok = side::record(|out| StatusRecord::from_status(&Status::new(Code::Ok, "")).encode(out));
+    for (key, (id, len)) in keys.into_iter().zip([(1, 16_385), (3, 16_384)]) {
+        assert!(client.may_read(id));
+        let answer = frame(FrameType::STATUS, FLAG_MESSAGE | FLAG_END, id, &ok, &vec![7; len]);
+        client.handle_stream(pair.now, id, false, &mut BytesMut::from(&answer[..])).unwrap();
+        let ended = std::iter::from_fn(|| client.poll_event()).last();
+        match ended {
+            Some(Event::Reset { key: of, status, unprocessed: false }) if of == key && id == 1 => {
+                assert_eq!(status.reason(), Reason::MESSAGE_TOO_LARGE);
+            }
+            Some(Event::Ended { key: of, outcome: Ok(_) }) if of == key && id == 3 => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(client.streams(), 0);
+}
+
+/// A call that was given up and whose RESET waits to be forgiven ends by the server's own answer: its channel is closed, and nothing
+/// was reset.
+// spec: W9-15
+#[test]
+fn a_reset_that_waits_goes_with_the_answer_and_the_channel_is_closed() {
+    let limits = Limits { max_resets: 8, ..Limits::default() };
+    let mut pair = Pair::new(limits);
+    pair.settle();
+    // An eighth less than are forgiven.
+    let keys: Vec<_> = (0..8).map(|_| pair.open(Some(Bytes::from_static(b"x")), true)).collect();
+    pair.settle();
+    for key in keys {
+        pair.sides[CLIENT].connection.reset(key, ErrorCode::CANCEL);
+    }
+    pair.collect(CLIENT);
+    let reset = |pair: &Pair, id| pair.sides[CLIENT].sends[&id].reset;
+    assert_eq!((reset(&pair, 13), reset(&pair, 15)), (Some(ErrorCode::CANCEL), None));
+    let server = &mut pair.sides[SERVER];
+    // The latest streams are delivered first.
+    let last = server.events.iter().find_map(|event| match event {
+        Event::Call { key, .. } => Some(*key),
+        _ => None,
+    });
+    server.connection.respond(last.unwrap(), Ok(Finish::default()));
+    pair.collect(SERVER);
+    let mut answer = pair.sides[SERVER].sends[&15].bytes.clone();
+    let client = &mut pair.sides[CLIENT].connection;
+    client.handle_stream(pair.now, 15, false, &mut answer).unwrap();
+    let action = client.poll_stream(pair.now, &mut TransmitBuffer::default(), usize::MAX);
+    assert!(matches!(action, Some(StreamAction::Close { id: 15 })), "{action:?}");
+    assert_eq!((client.streams(), reset(&pair, 15)), (0, None));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, ..seeded() })]
 
@@ -477,4 +536,18 @@ proptest! {
         }
         prop_assert!(pair.sides.iter().all(|side| side.connection.streams() == 0), "a stream is left");
     }
+}
+
+#[test]
+fn a_connection_that_failed_says_the_same_of_every_stream() {
+    let mut side =
+        Connection::new(Config { multiplexed: true, ..Config::new(Role::Client) }, Time::default());
+    let failed = side.handle_read(Time::default(), &mut BytesMut::from(&[0; HEADER_LEN][..])).unwrap_err();
+    let error = format!("{failed:?}");
+    let told = [
+        side.handle_stream(Time::default(), 1, false, &mut BytesMut::new()).unwrap_err(),
+        side.handle_stream_end(1, &[]).unwrap_err(),
+        side.handle_stream_reset(1, ErrorCode::CANCEL).unwrap_err(),
+    ];
+    assert!(told.iter().all(|told| format!("{told:?}") == error), "{told:?}, and not {error}");
 }

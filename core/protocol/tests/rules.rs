@@ -72,7 +72,8 @@ fn client() -> Side {
 #[test]
 fn what_is_sent_has_zeros_where_the_page_has_none() {
     let mut client = Side(Connection::new(Config::new(Role::Client), Time::default()));
-    let mut server = Side(Connection::new(Config::new(Role::Server), Time::default()));
+    let limits = Limits { connection_window_bytes: 64 << 10, ..Limits::default() };
+    let mut server = Side(Connection::new(Config { limits, ..Config::new(Role::Server) }, Time::default()));
     let mut kinds_seen = Vec::new();
     let mut carry = |from: &mut Side, to: &mut Side| {
         let greeted = to.0.state() != ConnectionState::Handshaking;
@@ -95,7 +96,7 @@ fn what_is_sent_has_zeros_where_the_page_has_none() {
         }
         to.events()
     };
-    let unary = client.0.open(opened(Some(Bytes::from_static(b"x")), Priority::Bulk)).unwrap();
+    let unary = client.0.open(opened(Some(Bytes::from(vec![7; 10_000])), Priority::Bulk)).unwrap();
     client.0.open(Opened { end: false, ..opened(None, Priority::Critical) }).unwrap();
     client.0.ping(7);
     let mut calls = Vec::new();
@@ -111,7 +112,7 @@ fn what_is_sent_has_zeros_where_the_page_has_none() {
     server.0.respond(first, Err(Status::new(Code::NotFound, "none")));
     carry(&mut server, &mut client);
     assert_eq!(client.0.streams(), 1, "{unary:?} has ended");
-    server.0.consumed(first, 1 << 20);
+    server.0.consumed(first, 10_000);
     server.0.reset(streaming, ErrorCode::INTERNAL);
     server.0.go_away("enough");
     carry(&mut server, &mut client);
@@ -577,6 +578,18 @@ fn a_message_too_large_ends_its_stream_only() {
         assert_eq!(StatusRecord::decode(&said[0].2).unwrap().reason, Reason::MESSAGE_TOO_LARGE.number());
         side.read(call(3, FLAG_END, b"")).unwrap();
 
+        // In the CALL itself: nobody is called.
+        let mut side = Side::new(Role::Server, limits);
+        let first = if parts.len() > 1 { FLAG_MESSAGE | FLAG_MORE } else { FLAG_MESSAGE | FLAG_END };
+        side.read(call(1, first, &vec![7; parts[0]])).unwrap();
+        for part in &parts[1..] {
+            side.read(message(1, FLAG_MESSAGE | FLAG_END, &vec![7; *part])).unwrap();
+        }
+        let said = side.said();
+        assert_eq!((said.len(), said[0].0, side.events()), (1, FrameType::STATUS, vec![]));
+        assert_eq!(StatusRecord::decode(&said[0].2).unwrap().reason, Reason::MESSAGE_TOO_LARGE.number());
+        assert_eq!(side.0.streams(), 0);
+
         let mut side = Side::new(Role::Client, limits);
         let key = side.call(true);
         side.read(send(1)).unwrap();
@@ -585,6 +598,41 @@ fn a_message_too_large_ends_its_stream_only() {
         assert_eq!(Reset::decode(&said[0].2).unwrap().code, ErrorCode::MESSAGE_SIZE.number());
         assert!(matches!(&side.events()[..], [Event::Reset { key: ended, .. }] if *ended == key));
         side.call(true);
+    }
+}
+
+/// An answer over the limit that comes with its STATUS: the call is over by that, so that nothing is said of it, and the connection
+/// has the credit for its bytes back once.
+// spec: W7-15, W8-04
+#[test]
+fn an_answer_too_large_ends_its_call_and_its_credit_comes_back_once() {
+    let limits = Limits { max_message_bytes: 16_384, connection_window_bytes: 65_536, ..Limits::default() };
+    for parts in [vec![20_000], vec![10_000, 10_000]] {
+        let mut side = Side::new(Role::Client, limits);
+        let (mut taken, mut granted) = (0, 65_536);
+        for count in 0..100 {
+            let key = side.call(true);
+            let stream = 2 * count + 1;
+            for part in &parts[1..] {
+                side.read(message(stream, FLAG_MESSAGE | FLAG_MORE, &vec![7; *part])).unwrap();
+            }
+            let ok = record(|out| StatusRecord::from_status(&Status::new(Code::Ok, "")).encode(out));
+            let last = frame(FrameType::STATUS, FLAG_MESSAGE | FLAG_END, stream, &ok, &vec![7; parts[0]]);
+            side.read(last).unwrap();
+            taken += parts.iter().sum::<usize>() as u64;
+            match &side.events()[..] {
+                [Event::Reset { key: ended, status, unprocessed: false }] if *ended == key => {
+                    assert_eq!(status.reason(), Reason::MESSAGE_TOO_LARGE);
+                }
+                other => panic!("{other:?}"),
+            }
+            for (kind, id, record) in side.said() {
+                assert_eq!((kind, id), (FrameType::WINDOW, 0));
+                granted = Window::decode(&record).unwrap().offset;
+            }
+            assert!(granted <= taken + 65_536, "{granted} bytes may come, {taken} have");
+        }
+        assert!(granted >= taken + 65_536 / 2);
     }
 }
 
@@ -677,6 +725,72 @@ fn a_window_raises_its_own_credit_and_never_lowers_it() {
     caller.read([window(1, 300_000), window(0, 300_000)].concat()).unwrap();
     assert_eq!(payload(&mut caller), 200_000);
     assert!(caller.0.remaining(key, AT_ONCE).is_none());
+}
+
+// spec: W8-11
+#[test]
+fn a_few_bytes_of_credit_wait_for_more_or_for_the_end_of_the_message() {
+    // The stream's credit, and then the connection's, is the lower.
+    for (ample, scarce) in [(0, 1), (1, 0)] {
+        let mut caller = client();
+        let key = caller.0.open(Opened { end: false, ..opened(None, Priority::Critical) }).unwrap();
+        caller.said();
+        caller.read(window(ample, 1 << 20)).unwrap();
+        let mut sends = |message: usize, credit: u64| -> Vec<usize> {
+            if message > 0 {
+                caller.0.send(key, Bytes::from(vec![7; message])).unwrap();
+            }
+            if credit > 0 {
+                caller.read(window(scarce, credit)).unwrap();
+            }
+            let sent = caller.sent(AT_ONCE, usize::MAX);
+            sent.iter().map(|sent| sent.payload.len()).filter(|len| *len > 0).collect()
+        };
+        assert_eq!(sends(65_400, 0).iter().sum::<usize>(), 65_400);
+        // All of a message, however short.
+        assert_eq!(sends(100, 0), [100]);
+        // Of the next one 36 bytes could go.
+        assert_eq!(sends(300, 0), []);
+        assert_eq!(sends(0, 65_536 + 219), []);
+        assert_eq!(sends(0, 65_536 + 220), [256]);
+        assert_eq!(sends(0, 65_536 + 220 + 43), []);
+        assert_eq!(sends(0, 65_536 + 220 + 44), [44]);
+    }
+}
+
+/// Who sends as fast as it may is never told to be calm, whatever the size of its messages.
+// spec: W8-11, W9-09
+#[test]
+fn messages_of_any_size_fill_windows_for_long() {
+    for len in [100, 300, 1_000, 65_530, 65_535] {
+        let windows =
+            Limits { stream_window_bytes: 65_536, connection_window_bytes: 65_536, ..Limits::default() };
+        let (mut caller, mut server) = (client(), Side::new(Role::Server, windows));
+        let key = caller.0.open(Opened { end: false, ..opened(None, Priority::Normal) }).unwrap();
+        let message = Bytes::from(vec![7; len]);
+        let (mut taken, mut unread) = (0, None);
+        while taken < 10 << 20 {
+            while caller.0.send(key, message.clone()).is_ok() {}
+            let bytes: Vec<u8> =
+                caller.sent(AT_ONCE, usize::MAX).into_iter().flat_map(|sent| sent.bytes).collect();
+            server.read(bytes).unwrap_or_else(|error| panic!("{len} bytes, after {taken}: {error:?}"));
+            for event in server.events() {
+                match event {
+                    Event::Call { key, .. } => unread = Some(key),
+                    Event::Message { message, .. } => {
+                        server.0.consumed(unread.unwrap(), message.len());
+                        taken += message.len();
+                    }
+                    _ => {}
+                }
+            }
+            let bytes: Vec<u8> =
+                server.sent(AT_ONCE, usize::MAX).into_iter().flat_map(|sent| sent.bytes).collect();
+            assert!(!bytes.is_empty(), "{len} bytes, after {taken}: no credit comes back");
+            caller.read(bytes).unwrap();
+            caller.events();
+        }
+    }
 }
 
 // spec: W8-03

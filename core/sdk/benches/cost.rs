@@ -39,7 +39,7 @@ async fn main() {
     if let [in_flight, count] = numbers[..] {
         return calls(&client, in_flight, count).await;
     }
-    println!("{:<10} {:>10} {:>12}", "in flight", "ns", "allocations");
+    println!("{:13} {:>10} {:>12}", "calls", "ns", "allocations");
     for in_flight in [1, 64, 512] {
         calls(&client, in_flight, CALLS / 10).await;
         let mut times = [0.0; ROUNDS];
@@ -51,6 +51,6 @@ async fn main() {
         }
         let allocations = (allocator::count() - before) as f64 / (ROUNDS * CALLS) as f64;
         times.sort_by(f64::total_cmp);
-        println!("{in_flight:<10} {:>10.0} {allocations:>12.2}", times[ROUNDS / 2]);
+        println!("{in_flight:>3} in flight {:>10.1} {allocations:>12.2}", times[ROUNDS / 2]);
     }
 }

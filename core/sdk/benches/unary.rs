@@ -129,7 +129,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("{:34} {our_p50:>10.1} {raw_p50:>10.1} {:>7.2}", "1 in flight, p50 in µs", our_p50 / raw_p50);
     println!("{:34} {our_p99:>10.1} {raw_p99:>10.1} {:>7.2}", "1 in flight, p99 in µs", our_p99 / raw_p99);
     println!(
-        "{:34} {our_rate:>10.0} {raw_rate:>10.0} {:>7.2}",
+        "{:34} {our_rate:>10.1} {raw_rate:>10.1} {:>7.2}",
         "64 in flight, requests/s (median)",
         our_rate / raw_rate
     );

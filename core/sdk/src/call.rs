@@ -86,7 +86,7 @@ impl Request {
             Keyed::Unsent => *key = Keyed::Since(now()),
             Keyed::Since(first) => {
                 // Rounded up: it is not to look younger than it is.
-                let age = now().since(first).as_millis() + 1;
+                let age = now().since(first).as_millis() as u64 + 1;
                 let _ = metadata.insert(KEY_AGE, age.to_string());
             }
         }
@@ -111,15 +111,16 @@ impl State {
 impl Call {
     /// Begins a call.
     pub(crate) fn begin(pool: &Arc<Pool>, plan: Plan<'_>, request: Request, receiver: Receiver) -> Arc<Self> {
-        let observer = pool.observer().inspect(|observer| observer.hold());
-        let Plan { method, idempotent, deadline, .. } = plan;
-        pool.note(|| Step::Call { method, idempotent, deadline });
-        let (course, admission) = pool.begin(plan);
+        #[cfg(feature = "script")]
+        let script = pool.script().inspect(|script| script.hold());
+        let id = pool.begins(&plan);
+        let (course, admission) = pool.begin(plan, id);
         let state = State { request, course, attempt: 1, stage: Stage::Waiting, receiver };
         let call = Arc::new(Self { pool: pool.clone(), state: Mutex::new(state) });
         call.admitted(lock(&call.state), admission);
         pool.tell();
-        observer.into_iter().for_each(|observer| observer.release());
+        #[cfg(feature = "script")]
+        script.into_iter().for_each(|script| script.release());
         call
     }
 
@@ -136,8 +137,13 @@ impl Call {
         let Some((admitted, _)) = state.close() else { return };
         match result {
             Ok(response) => {
-                let backend = self.pool.named(&admitted);
-                self.pool.note(|| Step::AttemptEnded { number, backend: backend.as_ref(), failure: None });
+                let server = self.pool.named(&admitted);
+                let server = server.as_ref();
+                self.pool.note(Some(state.course.id), || Step::AttemptEnded {
+                    number,
+                    server,
+                    failure: None,
+                });
                 self.pool.succeeded(&mut state.course, admitted, at);
                 self.end(state, Ok(response));
             }
@@ -172,7 +178,7 @@ impl Call {
                 }
             }
             Admission::Wait => {
-                self.pool.note(|| Step::Waits);
+                self.pool.note(Some(state.course.id), || Step::Waits);
                 let (waiting, deadline) = (Waiting::new(self), state.course.deadline);
                 drop(guard);
                 self.pool.runtime().spawn(Box::pin(async move {
@@ -197,9 +203,11 @@ impl Call {
         admitted: &Admitted,
         number: u64,
     ) -> Result<StreamKey, Status> {
-        let backend = self.pool.named(admitted);
-        self.pool.note(|| Step::Attempt { number, backend: backend.as_ref() });
-        let opened = request.opened(course, admitted.ends, || self.pool.runtime().now());
+        if let Some(server) = &self.pool.named(admitted) {
+            self.pool.note(Some(course.id), || Step::Attempt { number, server });
+        }
+        let mut opened = request.opened(course, admitted.ends, || self.pool.runtime().now());
+        self.pool.carry(course.id, number, &mut opened.metadata);
         admitted.link.unary(opened, number, self.clone())
     }
 
@@ -215,18 +223,19 @@ impl Call {
         if matches!(state.stage, Stage::Over) {
             return;
         }
-        let (number, backend) =
-            (state.attempt, admitted.as_ref().and_then(|admitted| self.pool.named(admitted)));
-        self.pool.note(|| Step::AttemptEnded { number, backend: backend.as_ref(), failure: Some(&status) });
+        let (number, id) = (state.attempt, Some(state.course.id));
+        let server = admitted.as_ref().and_then(|admitted| self.pool.named(admitted));
+        let (server, failure) = (server.as_ref(), Some(&status));
+        self.pool.note(id, || Step::AttemptEnded { number, server, failure });
         let verdict = self.pool.failed(&mut state.course, admitted, &status, not_before);
         let (at, transparent) = match verdict {
             Verdict::Retry { at, transparent } => (at, transparent),
             Verdict::GiveUp(why) => {
-                self.pool.note(|| Step::NoRetry { why: why.name() });
+                self.pool.note(id, || Step::NoRetry { why });
                 return self.end(guard, Err(status));
             }
         };
-        self.pool.note(|| Step::Retry { at, transparent });
+        self.pool.note(id, || Step::Retry { at, transparent });
         state.attempt += 1;
         state.stage = Stage::Waiting;
         let number = state.attempt;
@@ -258,7 +267,11 @@ impl Call {
             return;
         }
         state.stage = Stage::Over;
-        self.pool.note(|| Step::Ended { failure: result.as_ref().err() });
+        let failure = result.as_ref().err();
+        self.pool.note(Some(state.course.id), || Step::Ended { failure });
+        if let Err(status) = &result {
+            self.pool.ended(&state.course, status.code());
+        }
         let result = result.map_err(|status| state.course.explain(status));
         // Its handle may be kept for longer.
         state.request.message = Bytes::new();
@@ -280,7 +293,8 @@ impl Call {
     pub(crate) fn cancel(&self) {
         let mut state = lock(&self.state);
         if matches!(state.stage, Stage::Hedged(_)) {
-            return self.end_hedged(state, Err(cancelled()));
+            self.end_hedged(state, Err(cancelled()));
+            return self.pool.tell();
         }
         let open = state.close();
         if let Some((admitted, _)) = &open {
@@ -290,6 +304,7 @@ impl Call {
         if let Some((admitted, key)) = open {
             admitted.link.cancel_unary(key);
         }
+        self.pool.tell();
     }
 
     fn poll(&self, cx: &mut Context<'_>) -> Poll<Result<Response, Status>> {

@@ -14,20 +14,26 @@ use crate::{
     credentials::Credentials,
     lead::Lead,
     log::Logger,
-    observer::Observer,
     options::{IdempotencyKey, KEY, KEY_MOST},
     policy::ServiceConfig,
-    pool::{Ask, Dialer, Plan, Pool},
+    pool::{Ask, BreakerInfo, Dialer, Listed, Plan, Pool},
     stream,
 };
 
 #[cfg(feature = "script")]
 use crate::script;
+#[cfg(feature = "observe")]
+use crate::{
+    ClientMetrics,
+    observer::{Observer, Watch},
+};
 #[cfg(feature = "tls")]
 use crate::{
     Pem,
     tls::{ClientTls, Identity},
 };
+#[cfg(feature = "native")]
+use crate::{Resolver, resolve::Source};
 
 /// How long [`Client::close`] lets calls in flight go on.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,8 +53,12 @@ pub struct ClientBuilder {
     tokens: Option<Arc<dyn TokenSource>>,
     interceptors: Vec<Arc<dyn Interceptor>>,
     service_config: ServiceConfig,
+    #[cfg(feature = "observe")]
+    observer: Option<Arc<dyn Observer>>,
     runtime: Option<Arc<dyn Runtime>>,
     connectors: HashMap<String, Arc<dyn Connector>>,
+    #[cfg(feature = "native")]
+    resolvers: HashMap<String, Arc<dyn Resolver>>,
 }
 
 impl ClientBuilder {
@@ -58,8 +68,11 @@ impl ClientBuilder {
     }
 
     /// Where to connect: `tcp://host:port`, `tls://host:port`, `quic://host:port`, `ws://host:port/path`, `wss://host:port/path`,
-    /// `unix:///path`, `memory:name`. Several, with commas between them, are servers of one service, which share the calls as
-    /// [`ClientBuilder::service_config`] says. Required.
+    /// `unix:///path`, `memory:name`; `dns+tcp://name:port`, `dns+tls://name:port`, `dns+quic://name:port`, `dns+ws://name:port/path` or
+    /// `dns+wss://name:port/path` for a server at each address of the name, which is looked up every 30 s, and after 5 s when a
+    /// connection failed; `file:///path` for the servers of a file, which is looked at every second. Several, with commas between them, are servers of one service, which share the calls as
+    /// [`ClientBuilder::service_config`] says. Behind a `|` stand servers that are further away, of the next level: in
+    /// `tcp://a:1,tcp://b:1|tcp://c:1` the last one gets calls only as far as the nearer ones have no room for them. Required.
     pub fn endpoint(mut self, endpoint: impl Into<String>) -> Self {
         self.endpoint = Some(endpoint.into());
         self
@@ -175,7 +188,7 @@ impl ClientBuilder {
     /// as their methods' policy says.
     ///
     /// A call that is made after 15 s of silence goes behind a PING, too, as what lies between may have dropped the connection.
-    /// The answer has a quarter of the call's time then, 1 s at most, and at least 100 ms and two round trips. Source:
+    /// The answer has a quarter of the call's time then, 1 s at most, and at least 200 ms and four times what HELLO took. Source:
     /// PROTOCOL.md, W9-16 and W9-17; gRFC A8.
     pub fn keepalive_ms(mut self, time_ms: u64) -> Self {
         self.terms.keepalive.time = unless_0(time_ms);
@@ -211,6 +224,14 @@ impl ClientBuilder {
         self
     }
 
+    /// Who is told each step of each call as it happens: attempts, waits, retries and why there is none, connections, breakers. Default: nobody, which
+    /// costs a call nothing but the question.
+    #[cfg(feature = "observe")]
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = Some(observer);
+        self
+    }
+
     /// Whether [`ClientBuilder::build`] leaves the first connection to the first call. Default false.
     pub fn lazy(mut self, lazy: bool) -> Self {
         self.lazy = lazy;
@@ -226,6 +247,14 @@ impl ClientBuilder {
     /// Registers a transport by scheme, ahead of the built-in ones.
     pub fn connector(mut self, scheme: impl Into<String>, connector: Arc<dyn Connector>) -> Self {
         self.connectors.insert(scheme.into(), connector);
+        self
+    }
+
+    /// Registers what finds the servers of endpoints of a scheme, ahead of the built-in `dns+tcp` and its like and `file`. Endpoints
+    /// that are resolved may stand beside others, in lists and in levels. Nothing is asked for before the client's first use.
+    #[cfg(feature = "native")]
+    pub fn resolver(mut self, scheme: impl Into<String>, resolver: Arc<dyn Resolver>) -> Self {
+        self.resolvers.insert(scheme.into(), resolver);
         self
     }
 
@@ -258,24 +287,17 @@ impl ClientBuilder {
         if self.timeout_ms == Some(0) || self.connect_timeout_ms == Some(0) {
             return Err(invalid("a timeout of 0 ms lets no call succeed; leave it out for the default"));
         }
-        let observer: Option<Arc<dyn Observer>> = None;
         #[cfg(feature = "script")]
-        let observer = match endpoints.iter().any(|endpoint| endpoint.scheme() == script::SCHEME) {
+        let script = match endpoints.iter().any(|(endpoint, _)| endpoint.scheme() == script::SCHEME) {
             true => Some(self.scripted(&endpoints)?),
-            false => observer,
+            false => None,
         };
         self.terms.check_keepalive()?;
-        // Told after what is wrong with the endpoints themselves.
-        let secure = endpoints.iter().try_for_each(|endpoint| self.check_security(endpoint));
         let runtime = match self.runtime {
             Some(runtime) => runtime,
             None => default_runtime()?,
         };
         let timeout = Duration::from_millis(self.connect_timeout_ms.unwrap_or(DEFAULT_CONNECT_TIMEOUT_MS));
-        #[cfg(feature = "tls")]
-        let sealed = self.tls.sealed;
-        #[cfg(not(feature = "tls"))]
-        let sealed = false;
         let log = self.terms.log.clone();
         let credentials = self.tokens.map(|source| Credentials::new(source, runtime.clone(), timeout, log));
         #[cfg(feature = "tls")]
@@ -285,67 +307,52 @@ impl ClientBuilder {
             terms: self.terms,
             timeout,
             credentials,
+            min_security: self.min_security,
             connectors: self.connectors,
-            observer,
+            #[cfg(feature = "observe")]
+            watch: Watch::new(
+                self.observer,
+                #[cfg(feature = "script")]
+                script,
+            ),
             #[cfg(feature = "tls")]
             tls,
         };
-        let backends =
-            endpoints.iter().map(|endpoint| dialer.backend(endpoint.clone())).collect::<Result<_, _>>()?;
-        secure?;
-        if dialer.credentials.is_some() {
-            endpoints.iter().try_for_each(|endpoint| Credentials::check(endpoint, sealed))?;
+        let mut servers = Vec::with_capacity(endpoints.len());
+        #[cfg(feature = "native")]
+        let mut sources = Vec::new();
+        for (endpoint, level) in &endpoints {
+            #[cfg(feature = "native")]
+            if let Some(source) =
+                Source::of(endpoint, servers.len() + sources.len(), &self.resolvers, &dialer)?
+            {
+                sources.push(source);
+                continue;
+            }
+            servers.push(Listed { backend: dialer.backend(endpoint.clone())?, weight: 1, level: *level });
         }
-        let [endpoint, ..] = &endpoints[..] else { return Err(invalid("no endpoint")) };
+        // Told after what is wrong with the endpoints themselves.
+        servers.iter().try_for_each(|listed| dialer.admits(&listed.backend.endpoint))?;
+        let pool = Pool::new(dialer, servers, self.service_config);
+        #[cfg(feature = "native")]
+        let pool = pool.with_sources(endpoints.iter().map(|(_, level)| *level), sources);
+        let [(endpoint, _), ..] = &endpoints[..] else { return Err(invalid("no endpoint")) };
         Ok(Client(Arc::new(Inner {
             endpoint: endpoint.clone(),
             timeout: Duration::from_millis(self.timeout_ms.unwrap_or(DEFAULT_TIMEOUT_MS)),
             interceptors: self.interceptors,
-            pool: Arc::new(Pool::new(dialer, backends, self.service_config)),
+            pool: Arc::new(pool),
         })))
     }
 }
 
 impl ClientBuilder {
     #[cfg(feature = "script")]
-    fn scripted(&mut self, endpoints: &[Endpoint]) -> Result<Arc<dyn Observer>, Status> {
+    fn scripted(&mut self, endpoints: &[(Endpoint, u8)]) -> Result<Arc<script::Script>, Status> {
         let script = Arc::new(script::Script::new(endpoints)?);
         self.runtime = Some(script.clone());
         self.connectors.insert(script::SCHEME.to_owned(), script.clone());
         Ok(script)
-    }
-
-    fn check_security(&self, endpoint: &Endpoint) -> Result<(), Status> {
-        let encrypted = matches!(endpoint.scheme(), "tls" | "wss" | "quic");
-        #[cfg(feature = "tls")]
-        let (encrypted, trusts, shows) = (
-            encrypted || self.tls.sealed,
-            self.tls.sealed || self.tls.trusted.is_some() || self.tls.system_roots,
-            self.tls.identity.is_some(),
-        );
-        #[cfg(not(feature = "tls"))]
-        let (trusts, shows) = (false, false);
-        let level = |encrypted, shows| match (encrypted, shows) {
-            (false, _) => Security::Insecure,
-            (true, false) => Security::Tls,
-            (true, true) => Security::Mtls,
-        };
-        let reached = level(encrypted, shows);
-        let least = self.min_security.unwrap_or(level(trusts || shows, shows));
-        if reached >= least {
-            return Ok(());
-        }
-        Err(Status::from_reason(
-            Reason::SECURITY_TOO_LOW,
-            match reached {
-                Security::Insecure => format!(
-                    "{endpoint} is not encrypted, and the client asks for {least:?}: use tls://, wss://, quic:// or a sealed session"
-                ),
-                _ => format!(
-                    "{endpoint} would not learn who the client is, and the client asks for {least:?}: give an identity, its certificates and key"
-                ),
-            },
-        ))
     }
 }
 
@@ -379,8 +386,9 @@ struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(observer) = self.pool.observer() {
-            observer.over();
+        #[cfg(feature = "script")]
+        if let Some(script) = self.pool.script() {
+            script.over();
         }
         for link in self.pool.close() {
             link.abort(Status::from_reason(Reason::CLIENT_CLOSED, "the client was dropped"));
@@ -431,7 +439,9 @@ impl Client {
     /// # Errors
     /// Why none could be made; CLIENT_CLOSED after close.
     pub async fn ready(&self) -> Result<(), Status> {
-        if self.0.pool.observer().is_some() {
+        // Time stands still there but while a call is open.
+        #[cfg(feature = "script")]
+        if self.0.pool.script().is_some() {
             return Ok(());
         }
         self.0.pool.link(Ask::new(true)).await.map(drop).map_err(|unpicked| unpicked.status)
@@ -484,11 +494,9 @@ impl Client {
     ) -> Arc<Call> {
         let CallOptions { timeout, metadata, priority, idempotent, .. } = options;
         let pool = &self.0.pool;
-        let (now, policy) = (pool.runtime().now(), pool.config().method(method));
-        let timeout = timeout.or(policy.timeout).unwrap_or(self.0.timeout);
-        let deadline = (timeout != Duration::MAX).then(|| now.after(timeout));
-        let idempotent = idempotent || policy.idempotent || !matches!(key, Keyed::No);
-        let plan = Plan { method, policy, idempotent, deadline, now, unary: true };
+        let (now, default_timeout) = (pool.runtime().now(), self.0.timeout);
+        let idempotent = idempotent || !matches!(key, Keyed::No);
+        let plan = Plan { method, idempotent, timeout, default_timeout, now, unary: true };
         Call::begin(pool, plan, Request { metadata, priority, message, key }, receiver)
     }
 
@@ -525,14 +533,11 @@ impl Client {
         no_key(&options)?;
         let CallOptions { timeout, metadata, priority, idempotent, .. } = options;
         let pool = &self.0.pool;
-        let (now, policy) = (pool.runtime().now(), pool.config().method(method));
-        let timeout = timeout.or(policy.timeout).filter(|timeout| *timeout != Duration::MAX);
-        let deadline = timeout.map(|timeout| now.after(timeout));
+        let (now, default_timeout) = (pool.runtime().now(), Duration::MAX);
         let end = message.is_some();
-        let idempotent = idempotent || policy.idempotent;
-        let plan = Plan { method, policy, idempotent, deadline, now, unary: false };
-        // The pool has the method's name.
-        let call = Opened { method: Bytes::new(), metadata, priority, deadline, message, end };
+        let plan = Plan { method, idempotent, timeout, default_timeout, now, unary: false };
+        // The pool has the method's name and the deadline.
+        let call = Opened { method: Bytes::new(), metadata, priority, deadline: None, message, end };
         stream::open(pool, plan, call).await
     }
 
@@ -592,9 +597,63 @@ impl Client {
         Lead::take(self.0.pool.only_link().ok_or(Duration::ZERO)?, detached)
     }
 
+    /// Puts another service config in the place of the one that the client has, without a lost call. Calls that began keep their
+    /// time limit and how they are tried again or hedged; the servers' breakers, the throttle, the retry budget, the balance, the outliers
+    /// and the waits between dials are the client's, and heed the new one at once, for those calls too.
+    ///
+    /// What is known of the servers stays where it still means something: an open breaker is open until its time is over, unless
+    /// breakers are switched off; spent tokens stay spent; a window begins anew only where its length is another one.
+    pub fn set_service_config(&self, config: ServiceConfig) {
+        self.0.pool.set_config(config);
+    }
+
+    /// The breakers: one for each server and method that was called or isolated, and one for each server that is isolated as a whole.
+    pub fn breakers(&self) -> Vec<BreakerInfo> {
+        self.0.pool.breakers()
+    }
+
+    /// Waits until a breaker has another state than in `seen`, and gives all of them. Steps that followed each other at once may be
+    /// passed over.
+    ///
+    /// # Errors
+    /// CLIENT_CLOSED once the client is closed.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost by dropping the future.
+    pub async fn breakers_other_than(&self, seen: &[BreakerInfo]) -> Result<Vec<BreakerInfo>, Status> {
+        self.0.pool.breakers_other_than(seen).await
+    }
+
+    /// Holds the calls of a method back from a server by hand, or with `None` all calls, until [`Client::restore`]: those that go on
+    /// end, further ones go to the other servers, and fail with BREAKER_OPEN where there is none. Connections stay. Idempotent.
+    /// The server is named as [`BreakerInfo::server`] does. One that leaves the set of its resolver may be forgotten, with this.
+    /// Source: the manual control of Polly's circuit breaker.
+    ///
+    /// # Errors
+    /// INVALID_ENDPOINT for what is no endpoint; INVALID_ARGUMENT for one that is none of the client's servers, and for a method
+    /// beyond the 1,024 that have a breaker.
+    pub fn isolate(&self, server: &str, method: Option<&str>) -> Result<(), Status> {
+        self.0.pool.set_isolated(server, method, true)
+    }
+
+    /// Ends [`Client::isolate`]: the breaker is closed, with nothing remembered. With `None` for the server and each of its methods.
+    /// Idempotent.
+    ///
+    /// # Errors
+    /// As [`Client::isolate`].
+    pub fn restore(&self, server: &str, method: Option<&str>) -> Result<(), Status> {
+        self.0.pool.set_isolated(server, method, false)
+    }
+
     /// The client's connections.
     pub fn connections(&self) -> Vec<ConnectionInfo> {
         self.0.pool.links().iter().map(|link| link.info()).collect()
+    }
+
+    /// What became of the client's calls since it was made. Looks at each of its connections.
+    #[cfg(feature = "observe")]
+    pub fn metrics(&self) -> ClientMetrics {
+        self.0.pool.metrics()
     }
 
     /// Where the client stands with its servers now.
@@ -613,7 +672,13 @@ impl Client {
 
     /// The answer to a call that is no server's.
     fn answer(&self, method: &str) -> Option<Result<Response, Status>> {
-        self.0.pool.observer()?.answer(method)
+        #[cfg(feature = "script")]
+        return self.0.pool.script()?.answer(method);
+        #[cfg(not(feature = "script"))]
+        {
+            let _ = method;
+            None
+        }
     }
 
     fn intercept(&self, method: &str, options: &mut CallOptions) -> Result<(), Status> {

@@ -12,7 +12,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -20,7 +20,7 @@ use std::{
 
 use bytes::Bytes;
 use valkyrie_protocol::{
-    Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Keepalive, Limits,
+    Code, Config, Connection, ConnectionError, ConnectionState, ErrorCode, Event, Finish, Keepalive, Limits,
     Metadata, Opened, Reason, Role, Secret, SendError, Status, StreamKey, Time, TransmitBuffer, VERSION,
 };
 
@@ -34,7 +34,7 @@ use crate::{
     guard,
     lead::{self, Chair},
     log::{Logger, of_connection},
-    router::{Arrived, Router},
+    router::{Arrived, Router, code_of},
 };
 
 /// Bytes that one turn of the driver hands to the transport at most, give or take a frame: the peer reads them while the
@@ -68,10 +68,14 @@ pub struct ConnectionInfo {
     pub id: u64,
     /// Whom it is with.
     pub peer: String,
+    /// Whether nobody between the two can read or change what they say.
+    pub encrypted: bool,
     /// Where it stands.
     pub state: ConnectionState,
     /// How long it has lived.
     pub age: Duration,
+    /// How long ago something was received.
+    pub silence: Duration,
     /// Streams that are open or wait to be.
     pub streams: usize,
     /// Calls since it began.
@@ -136,7 +140,7 @@ impl Terms {
         let least = |name, least: u64, said: Option<Duration>, or| match said {
             Some(said) if said < Duration::from_millis(least) => Err(Status::from_reason(
                 Reason::INVALID_CONFIGURATION,
-                format!("{name} is {}; give at least {least}{or}", said.as_millis()),
+                format!("{name} is {}; give at least {least}{or}", said.as_millis() as u64),
             )),
             _ => Ok(()),
         };
@@ -167,6 +171,18 @@ impl Guest {
     }
 }
 
+/// What a server says of itself over a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Health {
+    /// It serves, or nobody asks.
+    Serving,
+    /// It was asked and has not answered.
+    Unknown,
+    /// It does not serve, or cannot be asked.
+    NotServing,
+}
+
 /// Which side of a connection this is, and what it has for it.
 pub(crate) enum Side {
     Client(Option<Token>),
@@ -186,6 +202,12 @@ pub(crate) struct Link {
     pub(crate) chair: Mutex<Chair>,
     /// Whether new calls may be opened, as of the last change: whoever chooses a connection waits for no driver.
     usable: AtomicBool,
+    /// What a client's server says of itself, where it is asked.
+    health: AtomicU8,
+    /// Attempts of a client's calls that it carries, which change under the lock of their pool only, and streams that the peer takes:
+    /// without a bound until it has said so.
+    carried: AtomicU32,
+    max_streams: AtomicU32,
     calls: AtomicU64,
     bytes_in: AtomicU64,
     bytes_out: AtomicU64,
@@ -207,6 +229,8 @@ pub(crate) struct State {
     abort: Option<Status>,
     closed: Option<Status>,
     on_change: Vec<Waker>,
+    #[cfg(feature = "observe")]
+    on_greeting: Option<Greeting>,
     /// To be logged by the driver, in its order.
     records: Vec<Record>,
     /// Small messages that lie unread, and how many may (F20).
@@ -285,6 +309,10 @@ impl std::iter::Sum for Credit {
     }
 }
 
+/// Is told the version that both sides speak, and what the peer is ready to receive.
+#[cfg(feature = "observe")]
+pub(crate) type Greeting = Box<dyn FnOnce(u8, &Limits) + Send>;
+
 type Completed = (Arc<Call>, u64, Result<Response, Status>);
 
 /// Things to do once the lock is free.
@@ -296,6 +324,8 @@ struct Actions {
     records: Vec<Record>,
     /// Credentials to be decided on.
     token: Option<Secret>,
+    #[cfg(feature = "observe")]
+    greeted: Option<(Greeting, u8, Limits)>,
 }
 
 impl Actions {
@@ -372,6 +402,8 @@ impl Link {
                 abort: None,
                 closed: None,
                 on_change: Vec::new(),
+                #[cfg(feature = "observe")]
+                on_greeting: None,
                 records: Vec::new(),
                 unread: 0,
                 max_unread: limits.max_unread_messages,
@@ -383,6 +415,9 @@ impl Link {
             }),
             chair: Mutex::default(),
             usable: AtomicBool::new(true),
+            health: AtomicU8::new(Health::Serving as u8),
+            carried: AtomicU32::new(0),
+            max_streams: AtomicU32::new(u32::MAX),
             calls: AtomicU64::new(0),
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
@@ -411,6 +446,7 @@ impl Link {
     }
 
     pub(crate) fn info(&self) -> ConnectionInfo {
+        let now = self.runtime.now();
         let mut state = lock(&self.state);
         let stage = match state.closed {
             Some(_) => ConnectionState::Closed,
@@ -420,7 +456,9 @@ impl Link {
             id: self.id,
             peer: self.peer.endpoint.clone(),
             state: stage,
-            age: self.runtime.now().since(self.started),
+            encrypted: self.peer.encrypted,
+            age: now.since(self.started),
+            silence: now.since(state.protocol.heard()),
             streams: state.protocol.streams(),
             calls: self.calls.load(Relaxed),
             bytes_in: self.bytes_in.load(Relaxed),
@@ -431,6 +469,11 @@ impl Link {
             unsent_bytes: state.protocol.unsent_bytes(),
             deadlines: state.protocol.deadlines(),
         }
+    }
+
+    /// Bytes read, and written.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        (self.bytes_in.load(Relaxed), self.bytes_out.load(Relaxed))
     }
 
     pub(crate) fn streams(&self) -> usize {
@@ -451,8 +494,72 @@ impl Link {
         self.usable.load(Relaxed)
     }
 
+    /// What its server says of itself.
+    pub(crate) fn health(&self) -> Health {
+        match self.health.load(Relaxed) {
+            0 => Health::Serving,
+            1 => Health::Unknown,
+            _ => Health::NotServing,
+        }
+    }
+
+    /// Under the lock of its pool.
+    #[cfg(feature = "native")]
+    pub(crate) fn set_health(&self, health: Health) {
+        self.health.store(health as u8, Relaxed);
+    }
+
+    /// Ready once it takes no new calls.
+    #[cfg(feature = "native")]
+    pub(crate) fn poll_leaving(&self, cx: &Context<'_>) -> Poll<()> {
+        let mut state = lock(&self.state);
+        if state.over().is_some() || state.protocol.is_draining() {
+            return Poll::Ready(());
+        }
+        state.wait_for_change(cx);
+        Poll::Pending
+    }
+
+    /// Attempts of a client's calls that it carries.
+    pub(crate) fn carried(&self) -> u32 {
+        self.carried.load(Relaxed)
+    }
+
+    /// It carries so many.
+    pub(crate) fn carry(&self, attempts: u32) {
+        self.carried.store(attempts, Relaxed);
+    }
+
+    /// Whether the peer takes another stream.
+    pub(crate) fn has_room(&self) -> bool {
+        self.carried() < self.max_streams.load(Relaxed)
+    }
+
+    /// Calls since it began.
+    #[cfg(feature = "native")]
+    pub(crate) fn calls(&self) -> u64 {
+        self.calls.load(Relaxed)
+    }
+
+    /// Who is told the peer's first word, ahead of what comes with it.
+    #[cfg(feature = "observe")]
+    pub(crate) fn on_greeting(&self, tell: Greeting) {
+        lock(&self.state).on_greeting = Some(tell);
+    }
+
+    /// Why it is over.
+    pub(crate) fn why_over(&self) -> Option<Status> {
+        lock(&self.state).closed.clone()
+    }
+
     pub(crate) fn is_over(&self) -> bool {
         lock(&self.state).closed.is_some()
+    }
+
+    /// Whether it was closed as it had no call for too long.
+    #[cfg(feature = "native")]
+    pub(crate) fn was_idle(&self) -> bool {
+        lock(&self.state).leaving.is_some()
     }
 
     /// Whether it is over because the peer was silent.
@@ -481,7 +588,7 @@ impl Link {
 
     fn open_slot(&self, call: Opened, slot: Slot) -> Result<StreamKey, (Slot, Status)> {
         let mut state = lock(&self.state);
-        if let Some(status) = state.closed.as_ref().or(state.abort.as_ref()) {
+        if let Some(status) = state.over() {
             return Err((slot, status.clone().as_unprocessed()));
         }
         let opened = state.protocol.open(call);
@@ -565,7 +672,7 @@ impl Link {
     #[cfg(feature = "native")]
     pub(crate) fn refuse_queued(&self, key: StreamKey, status: Status) {
         let mut state = lock(&self.state);
-        if state.give_up_queued(key) {
+        if state.give_up_queued(key, Some(status.code())) {
             state.respond(key, Err(status));
             Self::wake_driver(state);
         }
@@ -584,7 +691,9 @@ impl Link {
                 let sentence = ["the connection to ", endpoint, " drains"];
                 state.records.push(of_connection(Level::Debug, &sentence, None, endpoint));
             }
+            let wakers = std::mem::take(&mut state.on_change);
             Self::wake_driver(state);
+            wakers.into_iter().for_each(Waker::wake);
         }
     }
 
@@ -600,7 +709,7 @@ impl Link {
     /// Ends at once; calls in flight end with `status`.
     pub(crate) fn abort(&self, status: Status) {
         let mut state = lock(&self.state);
-        if state.closed.is_none() && state.abort.is_none() {
+        if state.over().is_none() {
             state.abort = Some(status);
             self.usable.store(false, Relaxed);
             state.dirty = false;
@@ -695,6 +804,11 @@ pub(crate) fn cancelled() -> Status {
 }
 
 impl State {
+    /// Why nothing more is sent.
+    fn over(&self) -> Option<&Status> {
+        self.closed.as_ref().or(self.abort.as_ref())
+    }
+
     /// For whoever waits for the peer's first word, or for the end.
     fn wait_for_change(&mut self, cx: &Context<'_>) {
         if !self.on_change.iter().any(|waker| waker.will_wake(cx.waker())) {
@@ -762,7 +876,7 @@ impl State {
                 self.wait(call);
             }
             Err(status) => {
-                self.give_up(&call);
+                self.give_up(call, Some(status.code()));
                 self.respond(key, Err(status));
             }
         }
@@ -772,7 +886,7 @@ impl State {
     fn set_aside(&mut self, key: StreamKey, cell: &StreamCell, len: usize) {
         if !self.protocol.set_aside(key, len) {
             self.take(key);
-            self.give_up_queued(key);
+            self.give_up_queued(key, Some(Code::Unavailable));
         } else if let Some(aside) = &mut lock(&cell.inner).aside {
             *aside += len;
         }
@@ -807,23 +921,27 @@ impl State {
     /// A call that ends in the read that opened it, or while it waits for a permit: its handler never starts (F17).
     fn give_up_unstarted(&mut self, key: StreamKey, actions: &mut Actions) {
         if let Some(at) = actions.calls.iter().rposition(|call| call.stream.key == key) {
-            self.give_up(&actions.calls.remove(at));
+            self.give_up(actions.calls.remove(at), None);
         } else {
-            self.give_up_queued(key);
+            self.give_up_queued(key, None);
         }
     }
 
-    /// Whether it waited.
-    fn give_up_queued(&mut self, key: StreamKey) -> bool {
+    /// Whether it waited. What it counts as is how its stream ended, if nobody says.
+    fn give_up_queued(&mut self, key: StreamKey, code: Option<Code>) -> bool {
         let waited = self.queued.iter().position(|call| call.stream.key == key);
         let Some(call) = waited.and_then(|at| self.queued.remove(at)) else { return false };
         self.take_up(&call);
-        self.give_up(&call);
+        self.give_up(call, code);
         true
     }
 
     /// A call that nobody will handle gives back what came with it and after it.
-    fn give_up(&mut self, call: &Arrived) {
+    fn give_up(&mut self, mut call: Arrived, code: Option<Code>) {
+        if let Some(tally) = &mut call.tally {
+            let gone = || Some(lock(&call.stream.cell.inner).gone.as_ref()?.code());
+            tally.is(code.or_else(gone).unwrap_or(Code::Cancelled));
+        }
         let mut credit = call.stream.cell.take_credit();
         credit += Credit::bytes(call.first_len());
         self.consumed(call.stream.key, credit);
@@ -840,7 +958,14 @@ impl State {
     fn dispatch(&mut self, link: &Arc<Link>, actions: &mut Actions) {
         while let Some(event) = self.protocol.poll_event() {
             match event {
-                Event::Connected => actions.wakers.append(&mut self.on_change),
+                Event::Connected => {
+                    link.max_streams.store(self.protocol.peer_limits().max_concurrent_streams, Relaxed);
+                    actions.wakers.append(&mut self.on_change);
+                    #[cfg(feature = "observe")]
+                    if let Some(tell) = self.on_greeting.take() {
+                        actions.greeted = Some((tell, self.protocol.version(), *self.protocol.peer_limits()));
+                    }
+                }
                 Event::Pong { .. } => {}
                 Event::Auth { token } => actions.token = Some(token),
                 Event::Authenticated { expires_in } => {
@@ -850,7 +975,10 @@ impl State {
                 // The client is told; then there is nothing left to do.
                 Event::Expired => self.close_at(link.runtime.now().after(LAST_WORDS)),
                 Event::Idle => self.leaving = Some(link.runtime.now().after(LAST_WORDS)),
-                Event::GoAway { error } => actions.records.extend(link.went_away(&error)),
+                Event::GoAway { error } => {
+                    actions.wakers.append(&mut self.on_change);
+                    actions.records.extend(link.went_away(&error));
+                }
                 Event::Call { key, method, metadata, priority, message, end } => {
                     link.calls.fetch_add(1, Relaxed);
                     let cell = Arc::new(StreamCell::default());
@@ -870,6 +998,7 @@ impl State {
                         end,
                         #[cfg(feature = "native")]
                         ticket: None,
+                        tally: None,
                     });
                 }
                 Event::Head { key, metadata } => match self.slot(key) {
@@ -896,7 +1025,7 @@ impl State {
                                     Reason::STREAM_MISUSE,
                                     "the server answered a unary call with more than one message",
                                 )
-                                .with_code(valkyrie_protocol::Code::Internal);
+                                .with_code(Code::Internal);
                                 actions.completed.push((call, attempt, Err(status)));
                             }
                         }
@@ -1102,7 +1231,7 @@ impl StreamHandle {
         let mut message = Some(message);
         std::future::poll_fn(move |cx| {
             let mut state = lock(&self.link.state);
-            if let Some(status) = &state.closed {
+            if let Some(status) = state.over() {
                 return Poll::Ready(Err(status.clone()));
             }
             if state.sends >= MAX_SENDS {
@@ -1256,7 +1385,11 @@ pub(crate) struct Driver {
 
 impl Driver {
     fn run_actions(&mut self) -> bool {
-        let Actions { wakers, completed, calls, records, token } = &mut self.actions;
+        #[cfg(feature = "observe")]
+        if let Some((tell, version, limits)) = self.actions.greeted.take() {
+            tell(version, &limits);
+        }
+        let Actions { wakers, completed, calls, records, token, .. } = &mut self.actions;
         let mut any = !calls.is_empty();
         self.woke |= !wakers.is_empty() || !completed.is_empty();
         for (call, attempt, result) in completed.drain(..) {
@@ -1268,12 +1401,14 @@ impl Driver {
                 log.log(record);
             }
         }
-        if let Some(router) = &self.router
+        // No page serves: nothing of it is in what pages load.
+        let router = self.router.as_ref().filter(|_| cfg!(feature = "native"));
+        if let Some(router) = router
             && let Some(token) = token.take()
         {
             any |= guard::authenticate(router, &self.link, token);
         }
-        if let Some(router) = &self.router
+        if let Some(router) = router
             && !calls.is_empty()
         {
             // All free permits are taken in one go and what is left of them is given back: a handler that answers at
@@ -1284,10 +1419,11 @@ impl Driver {
             let most = router.max_running();
             let free = lock(&self.link.state).reserve(most, calls.len());
             let mut begun = 0;
-            for call in calls.drain(..) {
+            for mut call in calls.drain(..) {
+                router.count(&mut call, self.now);
                 if let Err(status) = router.guard.admit(&call) {
                     taken.push((call.stream.key, call.first_len()));
-                    replies.push((call.stream.key, Err(status)));
+                    replies.push((call.stream.key, (Err(status), call.tally)));
                     continue;
                 }
                 let Some(permit) = router.permit(&call, begun < free) else {
@@ -1297,15 +1433,18 @@ impl Driver {
                 let key = call.stream.key;
                 taken.push((key, call.first_len()));
                 match router.start(call, permit) {
-                    Some(outcome) => replies.push((key, outcome)),
+                    Some(answered) => replies.push((key, answered)),
                     None => begun += 1,
                 }
             }
+            // One look at the clock for all of them: their answers leave together.
+            let now = if replies.is_empty() { self.now } else { self.link.runtime.now() };
             let mut state = lock(&self.link.state);
             for (key, len) in taken {
                 state.consumed(key, Credit::bytes(len));
             }
-            for (key, outcome) in replies {
+            for (key, (outcome, tally)) in replies {
+                tally.into_iter().for_each(|tally| tally.ended(code_of(&outcome), now));
                 state.respond(key, outcome);
             }
             state.running = state.running + begun - free;
@@ -1496,8 +1635,8 @@ impl Driver {
         if self.ended.is_none() {
             if let Err(error) = result {
                 self.ended = Some(error.status());
-            } else if let Some(status) = state.abort.take() {
-                self.ended = Some(status);
+            } else if let Some(status) = &state.abort {
+                self.ended = Some(status.clone());
             } else if let Some((_, status)) = self.broken.take_if(|(until, _)| *until <= now) {
                 self.ended = Some(status);
             } else if state.leaving.is_some_and(|at| at <= now) {

@@ -89,7 +89,7 @@ impl Credentials {
                 Err(unavailable(&format!("its token has {len} bytes, not 1 to {MAX_TOKEN}")))
             }
             Some(Err(status)) => Err(unavailable(status.message())),
-            None => Err(unavailable(&format!("none within {} ms", self.timeout.as_millis()))),
+            None => Err(unavailable(&format!("none within {} ms", self.timeout.as_millis() as u64))),
         }
     }
 
@@ -166,6 +166,10 @@ impl Drop for Asking {
 fn may_carry_tokens(endpoint: &Endpoint) -> bool {
     if !matches!(endpoint.scheme(), "tcp" | "ws") {
         return true;
+    }
+    #[cfg(feature = "native")]
+    if let Some(address) = endpoint.resolved() {
+        return address.ip().to_canonical().is_loopback();
     }
     let authority = endpoint.authority();
     let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);

@@ -2,7 +2,10 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -14,6 +17,7 @@ use crate::{
     HandlerFuture, MessageHandler, Reply, Runtime, ServerCall,
     connection::lock,
     handler::First,
+    metrics::DedupMetrics,
     options::{KEY, KEY_AGE, KEY_MOST, REPLAYED},
     policy::{Dedup, DedupPolicy, Known},
     runtime::{race, sleep_until},
@@ -28,6 +32,8 @@ pub(crate) struct Keys {
     /// Nobody can make two keys or two requests look alike who does not know these.
     hashers: [RandomState; 2],
     dedup: Mutex<Dedup<Watch, Answer>>,
+    replayed: AtomicU64,
+    forgotten: AtomicU64,
 }
 
 /// What a call says of its key.
@@ -75,7 +81,14 @@ fn forgotten() -> Status {
 impl Keys {
     pub(crate) fn new(policy: DedupPolicy, runtime: Arc<dyn Runtime>) -> Self {
         let dedup = Mutex::new(Dedup::new(policy, runtime.now()));
-        Self { runtime, hashers: [RandomState::new(), RandomState::new()], dedup }
+        let (replayed, forgotten) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { runtime, hashers: [RandomState::new(), RandomState::new()], dedup, replayed, forgotten }
+    }
+
+    pub(crate) fn metrics(&self) -> DedupMetrics {
+        let (keys, bytes) = lock(&self.dedup).kept();
+        let (replayed, forgotten) = (self.replayed.load(Relaxed), self.forgotten.load(Relaxed));
+        DedupMetrics { keys, bytes, replayed, forgotten }
     }
 
     /// The work of a call with a key.
@@ -103,6 +116,11 @@ impl Keys {
         let (id, request) = (high << 64 | low, self.hashers[0].hash_one(&message[..]));
         let (tell, told) = watch::channel(None);
         let known = lock(&self.dedup).begin(id, request, key.age, self.runtime.now(), told);
+        match known {
+            Known::Running(_) | Known::Ended(_) => _ = self.replayed.fetch_add(1, Relaxed),
+            Known::Forgotten => _ = self.forgotten.fetch_add(1, Relaxed),
+            Known::New | Known::Other | Known::Full => {}
+        }
         match known {
             Known::New => {}
             Known::Running(mut told) => {

@@ -20,7 +20,7 @@
 //!
 //! Features, the first five of them default: `native` brings tokio and the `tcp://`, `unix://` and `memory:` transports;
 //! `websocket` brings `ws://`, `tls` brings `tls://`, `wss://` and sealed sessions, `quic` brings `quic://`, `access` what servers
-//! check tokens with, policies, limits and the audit; `jwks` brings keys of tokens from an https URL, `aws-lc-rs` takes ring's place in TLS. Without `native` the
+//! check tokens with, policies, limits and the audit; `observe`, a part of `native`, brings metrics and observers of clients, `tracing` their spans; `jwks` brings keys of tokens from an https URL, `aws-lc-rs` takes ring's place in TLS. Without `native` the
 //! crate builds for wasm32, and the host hands in a [`Runtime`] and a [`Connector`].
 #![forbid(unsafe_code)]
 
@@ -38,6 +38,8 @@ mod flight;
 #[cfg_attr(not(feature = "native"), expect(dead_code, reason = "a server needs the native part"))]
 mod guard;
 mod handler;
+#[cfg(feature = "native")]
+mod health;
 #[cfg(feature = "access")]
 mod jwt;
 #[cfg(feature = "native")]
@@ -48,11 +50,15 @@ mod listen;
 #[cfg(feature = "native")]
 mod load;
 mod log;
-#[cfg_attr(not(feature = "script"), expect(dead_code, reason = "scripts alone observe"))]
+#[cfg_attr(not(feature = "observe"), expect(dead_code, reason = "nobody reads what is not counted"))]
+mod metrics;
+#[cfg_attr(not(feature = "observe"), expect(dead_code, unreachable_pub, reason = "nobody is told"))]
 mod observer;
 mod options;
 pub mod policy;
 mod pool;
+#[cfg(feature = "native")]
+mod resolve;
 mod router;
 mod runtime;
 #[cfg(feature = "script")]
@@ -60,6 +66,10 @@ mod script;
 mod security;
 #[cfg(feature = "native")]
 mod server;
+#[doc(hidden)]
+pub mod shared;
+#[cfg(feature = "tracing")]
+mod spans;
 mod stream;
 #[cfg(feature = "native")]
 mod table;
@@ -83,12 +93,24 @@ pub use client::{Client, ClientBuilder, Sink, Submission};
 pub use connection::ConnectionInfo;
 pub use endpoint::Endpoint;
 pub use handler::{EchoHandler, HandlerFuture, MessageHandler, Peer, Reply, ServerCall, handler_fn};
+#[cfg(feature = "native")]
+pub use health::{Health, ServingStatus};
 #[cfg(feature = "access")]
 pub use jwt::{JwksFetch, Jwt, JwtAlgorithm, JwtBuilder, StaticTokens};
 pub use lead::{Interest, Lead, expecting_to_lead};
 pub use log::{Level, Log, Record, Records};
+#[cfg(feature = "observe")]
+pub use metrics::{
+    BackendMetrics, ClientMetrics, FamilyKind, Histogram, MethodMetrics, MetricsWriter, PrometheusText,
+};
+#[cfg(feature = "native")]
+pub use metrics::{DedupMetrics, LimitMetrics, ServerMetrics};
+#[cfg(feature = "observe")]
+pub use observer::{CallId, Event, Observer, Step};
 pub use options::{CallOptions, IdempotencyKey, Response};
-pub use pool::Connectivity;
+pub use pool::{BreakerInfo, Connectivity};
+#[cfg(feature = "native")]
+pub use resolve::{ResolvedServer, Resolver, Watch};
 #[cfg(feature = "native")]
 pub use runtime::TokioRuntime;
 pub use runtime::{Runtime, Timer};
@@ -98,6 +120,8 @@ pub use security::{
 };
 #[cfg(feature = "native")]
 pub use server::{Server, ServerBuilder, ServerControl, ServerStats};
+#[cfg(feature = "tracing")]
+pub use spans::{Spans, Traced};
 pub use stream::{RecvStream, SendStream};
 #[cfg(feature = "tls")]
 pub use tls::Pem;

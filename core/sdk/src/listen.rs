@@ -191,7 +191,13 @@ pub(crate) fn bind<'a>(
     Box::pin(async move {
         let endpoint = Endpoint::parse(endpoint)?;
         let failed = |error: io::Error| {
-            Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}"))
+            let hint = match error.kind() {
+                io::ErrorKind::PermissionDenied if endpoint.scheme() != "unix" => {
+                    "; ports below 1024 take the right to bind them (CAP_NET_BIND_SERVICE), others do not"
+                }
+                _ => "",
+            };
+            Status::from_reason(Reason::BIND_FAILED, format!("cannot listen on {endpoint}: {error}{hint}"))
         };
         // Only some transports ask.
         let _ = (limits, doors);
@@ -225,7 +231,8 @@ pub(crate) fn bind<'a>(
             #[cfg(unix)]
             "unix" => {
                 let path = PathBuf::from(endpoint.address());
-                let listener = bind_unix(&path).map_err(failed)?;
+                let listener = crate::shared::bind_unix(&path).and_then(tokio::net::UnixListener::from_std);
+                let listener = listener.map_err(failed)?;
                 Box::new(Unix { listener, path })
             }
             #[cfg(feature = "quic")]
@@ -454,25 +461,6 @@ impl Drop for Unix {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-/// Binds a Unix socket of mode 0600. A socket that nobody listens on any more is replaced; anything else at the path
-/// is left alone.
-#[cfg(unix)]
-fn bind_unix(path: &std::path::Path) -> io::Result<tokio::net::UnixListener> {
-    use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-    if let Ok(found) = std::fs::symlink_metadata(path) {
-        if !found.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "the path exists and is not a socket"));
-        }
-        match std::os::unix::net::UnixStream::connect(path) {
-            Ok(_) => return Err(io::Error::new(io::ErrorKind::AddrInUse, "another server listens there")),
-            Err(_) => std::fs::remove_file(path)?,
-        }
-    }
-    let listener = tokio::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
 }
 
 #[cfg(feature = "quic")]

@@ -13,6 +13,7 @@ use valkyrie_protocol::{Priority, Reason, Status, StreamKey, Time};
 use crate::{
     Runtime,
     connection::{Link, lock},
+    metrics::LimitMetrics,
     policy::{Limiter, LimiterPolicy, Line, Random},
     router::{Arrived, Permit, Router},
     runtime::sleep_until,
@@ -32,7 +33,8 @@ struct State {
     limiter: Limiter,
     line: Line<Place>,
     random: Random,
-    shed: u64,
+    /// By class.
+    shed: [u64; 3],
     /// Somebody hands out what is free.
     serving: bool,
     /// A task looks after those that wait.
@@ -43,6 +45,7 @@ struct State {
 struct Place {
     link: Arc<Link>,
     key: StreamKey,
+    class: Priority,
 }
 
 impl Load {
@@ -51,17 +54,18 @@ impl Load {
             limiter: Limiter::new(policy),
             line: Line::new(policy),
             random: Random::new(runtime.seed()),
-            shed: 0,
+            shed: [0; 3],
             serving: false,
             watched: false,
         };
         Self { policy, runtime, state: Mutex::new(state) }
     }
 
-    /// The limit, and how many calls were refused by it.
-    pub(crate) fn stats(&self) -> (u32, u64) {
-        let state = lock(&self.state);
-        (state.limiter.limit(), state.shed)
+    /// What it does now, and what it refused.
+    pub(crate) fn metrics(&self) -> LimitMetrics {
+        let State { limiter, line, shed, .. } = &*lock(&self.state);
+        let waiting = Priority::ALL.map(|class| line.waiting(class));
+        LimitMetrics { limit: limiter.limit(), running: line.running(), waiting, shed: *shed }
     }
 
     /// The right to run, if there is room.
@@ -84,17 +88,17 @@ impl Load {
         call: &Arrived,
         remaining: Option<Duration>,
     ) -> Result<Ticket, Status> {
-        let place = Place { link: call.stream.link.clone(), key: call.stream.key };
         let class = call.priority;
+        let place = Place { link: call.stream.link.clone(), key: call.stream.key, class };
         let mut state = lock(&self.state);
         let Some(number) = state.line.wait(class, place, remaining, self.runtime.now()) else {
-            return Err(self.overloaded(&mut state));
+            return Err(self.overloaded(&mut state, class));
         };
         Ok(Ticket { load: self.clone(), class, number })
     }
 
-    fn overloaded(&self, state: &mut State) -> Status {
-        state.shed += 1;
+    fn overloaded(&self, state: &mut State, class: Priority) -> Status {
+        state.shed[class as usize] += 1;
         let pushback = self.policy.pushback;
         let micros = u64::try_from(pushback.as_micros()).unwrap_or(u64::MAX);
         let pushback = (pushback / 2).saturating_add(Duration::from_micros(state.random.below(micros)));
@@ -147,9 +151,10 @@ impl Load {
         if late.is_empty() {
             return state;
         }
-        let late: Vec<_> = late.into_iter().map(|place| (place, self.overloaded(&mut state))).collect();
+        let late: Vec<_> =
+            late.into_iter().map(|place| (self.overloaded(&mut state, place.class), place)).collect();
         drop(state);
-        for (place, status) in late {
+        for (status, place) in late {
             place.link.refuse_queued(place.key, status);
         }
         lock(&self.state)

@@ -1,38 +1,56 @@
 //! A client's connections: which servers it may use, what became of the last try of each, and who waits for one.
 
 use std::{
-    borrow::Cow,
     collections::HashMap,
-    io,
     sync::{
-        Arc, Mutex, MutexGuard, Weak,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use valkyrie_protocol::{Reason, Status, Time};
+use valkyrie_protocol::{Metadata, Reason, Status, Time};
 
+mod breakers;
+mod course;
+mod dial;
+mod further;
+#[cfg(feature = "native")]
+mod health;
+mod member;
+#[cfg(feature = "native")]
+pub(crate) mod servers;
+
+pub use breakers::BreakerInfo;
+pub(crate) use course::{Admission, Admitted, Course, Plan};
+pub(crate) use dial::Dialer;
+
+use course::Method;
+use member::Member;
+
+#[cfg(feature = "native")]
+use crate::log::Logger;
+#[cfg(feature = "script")]
+use crate::script::Script;
 use crate::{
-    Connector, Endpoint, Level, Peer, Runtime, Token,
-    connection::{Guest, Link, Side, Terms, lock, status_in},
-    credentials::Credentials,
-    lead,
+    Connector, Endpoint, Level, Runtime,
+    connection::{Link, lock},
     log::of_connection,
-    observer::{Observer, Step},
+    metrics::Counts,
+    observer::{CallId, Step},
     policy::{
-        Attempts, BackendState, BalancePolicy, Balancer, Breaker, BreakerState, Budget, CallOutcome, Edge,
-        Failure, GiveUp, Hedge, HedgeStep, Latency, MethodPolicy, Outliers, Permit, Random, Reconnect,
-        ReconnectPolicy, Rejection, Seen, ServiceConfig, Throttle, Verdict,
+        BackendState, BalancePolicy, Balancer, BreakerState, Budget, Edge, Latency, Outliers, Random,
+        ServiceConfig, Throttle,
     },
     runtime::{race, sleep_until},
-    timeline::{Sent, Timeline},
 };
-
-#[cfg(feature = "tls")]
-use crate::{tls::ClientTls, transport::tls::Sealed};
+#[cfg(feature = "observe")]
+use crate::{
+    metrics::{BackendCounts, BackendMetrics, ClientMetrics},
+    observer::{Event, Watch},
+    policy::Breaker,
+};
 
 /// Where a client stands with its servers, as gRPC names it (<https://github.com/grpc/grpc/blob/master/doc/connectivity-semantics-and-api.md>).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,42 +68,12 @@ pub enum Connectivity {
     Shutdown,
 }
 
-/// How connections are made.
-pub(crate) struct Dialer {
-    pub(crate) runtime: Arc<dyn Runtime>,
-    pub(crate) terms: Terms,
-    pub(crate) timeout: Duration,
-    pub(crate) credentials: Option<Arc<Credentials>>,
-    pub(crate) connectors: HashMap<String, Arc<dyn Connector>>,
-    pub(crate) observer: Option<Arc<dyn Observer>>,
-    #[cfg(feature = "tls")]
-    pub(crate) tls: ClientTls,
-}
-
-impl Dialer {
-    fn connector(&self, endpoint: &Endpoint) -> Result<Arc<dyn Connector>, Status> {
-        let connector = match self.connectors.get(endpoint.scheme()) {
-            Some(connector) => connector.clone(),
-            None => crate::transport::connector(
-                endpoint,
-                #[cfg(feature = "tls")]
-                &self.tls,
-                &self.terms,
-            )?,
-        };
-        #[cfg(feature = "tls")]
-        if self.tls.sealed {
-            let security = self.tls.build(endpoint)?;
-            return Ok(Arc::new(Sealed { carrier: connector, security }));
-        }
-        Ok(connector)
-    }
-
-    /// A server that the client may use.
-    pub(crate) fn backend(&self, endpoint: Endpoint) -> Result<Arc<Backend>, Status> {
-        let connector = self.connector(&endpoint)?;
-        Ok(Arc::new(Backend { endpoint, connector, silent: AtomicBool::new(false) }))
-    }
+/// A server's part in the list.
+#[derive(Clone)]
+pub(crate) struct Listed {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) weight: u32,
+    pub(crate) level: u8,
 }
 
 /// One server.
@@ -97,30 +85,18 @@ pub(crate) struct Backend {
     silent: AtomicBool,
 }
 
-/// A connection for an attempt, and the server's place in the list.
+impl Backend {
+    fn new(endpoint: Endpoint, connector: Arc<dyn Connector>) -> Self {
+        Self { endpoint, connector, silent: AtomicBool::new(false) }
+    }
+}
+
+/// A connection for an attempt, and its server's place: another's, perhaps, once the server has left the list.
 #[derive(Clone)]
 pub(crate) struct Picked {
     pub(crate) link: Arc<Link>,
+    backend: Arc<Backend>,
     place: u32,
-}
-
-/// An attempt that goes out. It is to be given back: to [`Pool::succeeded`], [`Pool::failed`] or [`Pool::cancelled`].
-pub(crate) struct Admitted {
-    pub(crate) link: Arc<Link>,
-    place: u32,
-    permit: Option<Permit>,
-    pub(crate) began: Time,
-    /// The attempt's own time limit, or the call's deadline.
-    pub(crate) ends: Option<Time>,
-}
-
-/// Whether an attempt may go out.
-pub(crate) enum Admission {
-    Go(Admitted),
-    /// Once there is a connection.
-    Wait,
-    /// By this client's own throttle or breaker, which is final.
-    Refused(Status),
 }
 
 /// No connection now.
@@ -149,29 +125,44 @@ impl Ask {
 
 pub(crate) struct Pool {
     dialer: Dialer,
-    config: ServiceConfig,
     state: Mutex<State>,
     /// Breakers changed.
     news: AtomicBool,
 }
 
 struct State {
+    config: ServiceConfig,
+    /// By place. A place stays its server's while something of it is under way, though it may have left the list.
     members: Vec<Member>,
-    /// Whether the balancer is to be told of what changed, and when a member is to be dialled that no call waits for.
+    /// The list: places, in the servers' order.
+    order: Vec<u32>,
+    /// What the list is made of, where resolvers give servers.
+    #[cfg(feature = "native")]
+    parts: servers::Parts,
+    /// Whether the balancer is to be told of what changed, and when a member is to be dialled that no call waits for, or is believed
+    /// again.
     stale: bool,
     next_dial: Option<Time>,
     closed: bool,
     /// Connections that were there when the client was closed.
     closing: Vec<Arc<Link>>,
-    /// Those who wait for whatever changes.
+    /// Those who wait for whatever changes, and those who wait for a breaker that does, or for the end of what servers are asked.
     waiting: Vec<Waker>,
+    watching: Vec<Waker>,
     /// Tries that ended.
     tries: u64,
+    /// Those to be dialled because their connections are full, once nothing is locked.
+    dials: Vec<Arc<Backend>>,
+    /// A connection that was full has room, and somebody waits.
+    freed: bool,
+    /// How often it was changed what servers are asked about their health.
+    #[cfg(feature = "native")]
+    questions: u64,
     /// Changes of breakers that nobody was told of.
     edges: Vec<(Edge, u32, Lane)>,
     /// By method, and the methods by lane.
     lanes: HashMap<Bytes, Lane>,
-    methods: Vec<Bytes>,
+    methods: Vec<Method>,
     /// That of the last call, which the next one's often is.
     last_lane: Lane,
     /// How long the calls of hedged methods took, by lane.
@@ -181,136 +172,52 @@ struct State {
     throttle: Throttle,
     budget: Budget,
     random: Random,
+    counts: Counts,
 }
 
 /// The number of a method's breaker at each member.
 pub(crate) type Lane = u32;
 
-/// What stands for methods beyond this many: a name that a caller makes up costs no memory.
-const MAX_LANES: usize = 1_024;
 /// Changes of breakers that wait to be told; further ones are not.
 const MAX_EDGES: usize = 64;
-/// No method has a longer name (PROTOCOL.md, W5-10).
-const MAX_METHOD: usize = 512;
-/// Their breaker never opens.
-const NO_LANE: Lane = Lane::MAX;
-
-struct Member {
-    backend: Arc<Backend>,
-    /// Attempts of this client's calls that it has not answered.
-    in_flight: u32,
-    links: Vec<Arc<Link>>,
-    dialing: bool,
-    backoff: Reconnect,
-    /// What came of the last try, and which of all it was.
-    tried: Option<(Tried, u64)>,
-    /// By lane.
-    breakers: Vec<Option<Breaker>>,
-}
-
-enum Tried {
-    /// A connection, for those who waited for it, though it may be over.
-    Made(Arc<Link>),
-    /// Why not, and when the next try may be made.
-    Failed(Status, Time),
-}
-
-impl Member {
-    fn new(backend: Arc<Backend>, policy: ReconnectPolicy) -> Self {
-        let backoff = Reconnect::new(policy);
-        let (links, breakers) = (Vec::new(), Vec::new());
-        Self { backend, in_flight: 0, links, dialing: false, backoff, tried: None, breakers }
-    }
-
-    fn usable(&self) -> Option<&Arc<Link>> {
-        self.links.iter().find(|link| link.is_usable())
-    }
-
-    /// Whether it fell silent, perhaps a moment ago, and nothing was heard of it since.
-    fn note_silence(&self) -> bool {
-        if self.links.iter().any(|link| link.timed_out()) {
-            self.backend.silent.store(true, Relaxed);
-        }
-        self.backend.silent.load(Relaxed)
-    }
-
-    /// Whether a connection to it may be tried.
-    fn may_dial(&self, now: Time, ask: Ask) -> bool {
-        let again = |(tried, number): &(Tried, u64)| match tried {
-            Tried::Made(_) => true,
-            Tried::Failed(_, not_before) => {
-                ask.since.is_none_or(|since| *number <= since) && (ask.at_once || *not_before <= now)
-            }
-        };
-        !self.dialing && self.tried.as_ref().is_none_or(again)
-    }
-
-    /// What the last try said, and when the next one may be made, if it failed.
-    fn failed(&self) -> Option<(&Status, Time, u64)> {
-        match &self.tried {
-            Some((Tried::Failed(status, not_before), number)) => Some((status, *not_before, *number)),
-            _ => None,
-        }
-    }
-
-    /// The connection that was made since.
-    fn made_since(&self, since: Option<u64>) -> Option<&Arc<Link>> {
-        match &self.tried {
-            Some((Tried::Made(link), number)) if since.is_some_and(|since| *number > since) => Some(link),
-            _ => None,
-        }
-    }
-
-    fn dial(&mut self, now: Time) -> Arc<Backend> {
-        self.dialing = true;
-        self.note_silence();
-        self.backoff.dialling(now);
-        self.backend.clone()
-    }
-
-    /// There is a connection, unless it is over already: then it was looked for in vain when it ended.
-    fn made(&mut self, link: Arc<Link>, now: Time, tries: &mut u64, random: &mut Random) {
-        if let Some(status) = link.is_mute() {
-            return self.failed_now(status, now, tries, random);
-        }
-        if !link.is_over() {
-            self.links.push(link.clone());
-        }
-        *tries += 1;
-        self.tried = Some((Tried::Made(link), *tries));
-    }
-
-    fn failed_now(&mut self, status: Status, now: Time, tries: &mut u64, random: &mut Random) {
-        *tries += 1;
-        let not_before = match status.reason() {
-            // The server was not asked.
-            Reason::CREDENTIALS_UNAVAILABLE => now,
-            _ => self.backoff.failed(now, random),
-        };
-        self.tried = Some((Tried::Failed(status, not_before), *tries));
-    }
-}
-
 impl State {
+    /// The servers of the list, with their places.
+    fn listed(&self) -> impl Iterator<Item = (u32, &Member)> {
+        self.order.iter().map(|place| (*place, &self.members[*place as usize]))
+    }
+
     /// A connection, the reason why there is none, or whom to dial first, if not somebody else does.
     fn pick(&mut self, now: Time, ask: &mut Ask) -> Result<Option<Result<Picked, Unpicked>>, Arc<Backend>> {
         if self.closed {
             return Ok(Some(Err(Unpicked { status: closed(), not_before: None })));
         }
-        for (place, member) in (0..).zip(&self.members) {
-            if let Some(link) = member.usable().or_else(|| member.made_since(ask.since)) {
-                return Ok(Some(Ok(Picked { link: link.clone(), place })));
+        let most = self.config.connections.most();
+        // Whoever waits, waits for one that may have calls.
+        let all = self.listed().all(|(_, member)| member.isolated.is_some());
+        let may_be_had = |member: &Member| all || member.isolated.is_none();
+        for (place, member) in self.listed().filter(|(_, member)| may_be_had(member)) {
+            if let Some(link) = member.link(most, now).or_else(|| member.made_since(ask.since)) {
+                let backend = member.backend.clone();
+                return Ok(Some(Ok(Picked { link: link.clone(), backend, place })));
             }
         }
         ask.since.get_or_insert(self.tries);
-        if self.members.iter().any(|member| member.dialing) {
+        #[cfg(feature = "native")]
+        if self.order.is_empty() {
+            return Ok(self.unresolved(now, *ask));
+        }
+        if self.listed().any(|(_, member)| member.dialing) {
             return Ok(None);
         }
-        let may_dial = self.members.iter_mut().filter(|member| member.may_dial(now, *ask));
-        if let Some(member) = may_dial.min_by_key(|member| member.note_silence()) {
-            return Err(member.dial(now));
+        let has_too_few = |member: &Member| member.usable().is_none() || member.grows(most, now);
+        let may_dial = |(_, member): &(u32, &Member)| {
+            may_be_had(member) && has_too_few(member) && member.may_dial(now, *ask)
+        };
+        let may_dial = self.listed().filter(may_dial);
+        if let Some((place, _)) = may_dial.min_by_key(|(_, member)| member.note_silence()) {
+            return Err(self.members[place as usize].dial(now));
         }
-        let failed = || self.members.iter().filter_map(Member::failed);
+        let failed = || self.listed().filter_map(|(_, member)| member.failed());
         let status = match failed().max_by_key(|(_, _, number)| *number) {
             Some((status, ..)) => status.clone(),
             None => Status::from_reason(Reason::NAME_RESOLUTION, "there is no server to connect to"),
@@ -326,240 +233,79 @@ impl State {
     }
 
     /// Tells the balancer what became of the members.
-    fn refresh(&mut self, config: &ServiceConfig) {
+    fn refresh(&mut self, now: Time) {
         self.stale = false;
-        let states: Vec<_> = self
-            .members
-            .iter()
-            .enumerate()
-            .map(|(place, member)| BackendState {
-                ready: member.usable().is_some(),
-                ejected: self.outliers.is_ejected(place),
-                ..BackendState::default()
-            })
-            .collect();
-        self.balancer.update(&states);
+        let state = |(at, (place, member)): (usize, (u32, &Member))| {
+            let (ready, ejected) = (member.is_ready(now), self.outliers.is_ejected(at));
+            (place, BackendState { ready, ejected, weight: member.weight, level: member.level })
+        };
+        let states: Vec<_> = self.listed().enumerate().map(state).collect();
         self.next_dial = None;
-        if config.balance.policy != BalancePolicy::PickFirst && self.members.len() > 1 {
-            let due = |(member, state): (&Member, &BackendState)| match member.failed() {
-                _ if state.ready || member.dialing => None,
+        if self.config.balance.policy != BalancePolicy::PickFirst && self.order.len() > 1 {
+            let due = |(_, member): (u32, &Member)| match member.failed() {
+                _ if member.usable().is_some() || member.dialing => member.flaps.held_until(now),
                 Some((_, not_before, _)) => Some(not_before),
                 None => Some(Time::default()),
             };
-            self.next_dial = self.members.iter().zip(&states).filter_map(due).min();
+            self.next_dial = self.listed().filter_map(due).min();
         }
+        self.balancer.update_places(&states);
     }
 
     /// Does what is due from time to time: ejects outliers, and gives those that are to be dialled beside the one that has the calls.
     fn due_dials(&mut self, now: Time) -> Vec<Arc<Backend>> {
-        if self.members.len() > 1 && self.outliers.due(now).is_some_and(|at| at <= now) {
+        if self.order.len() > 1 && self.outliers.due(now).is_some_and(|at| at <= now) {
             self.stale |= !self.outliers.sweep(now, &mut self.random).is_empty();
         }
         if self.closed || self.next_dial.is_none_or(|at| now < at) {
             return Vec::new();
         }
         self.stale = true;
-        let due = |member: &&mut Member| member.usable().is_none() && member.may_dial(now, Ask::new(false));
-        self.members.iter_mut().filter(due).map(|member| member.dial(now)).collect()
+        let State { order, members, .. } = self;
+        let mut dial = |place: &u32| {
+            let member = &mut members[*place as usize];
+            let due = member.usable().is_none() && member.may_dial(now, Ask::new(false));
+            due.then(|| member.dial(now))
+        };
+        order.iter().filter_map(&mut dial).collect()
     }
 
-    /// The method's lane and its name, which all of its calls share.
-    fn lane(&mut self, method: &str) -> (Lane, Bytes) {
-        if let Some(name) = self.methods.get(self.last_lane as usize)
-            && name == method.as_bytes()
-        {
-            return (self.last_lane, name.clone());
+    /// The config is another one from now on. What was learnt of the servers stays where it still means something. Gives the old
+    /// one, to be dropped with nothing locked.
+    fn configure(&mut self, config: ServiceConfig, now: Time) -> ServiceConfig {
+        self.budget.set_policy(config.retry_budget);
+        self.throttle.set_policy(config.throttle);
+        self.balancer.set_config(config.balance);
+        self.outliers.set_policy(config.outlier);
+        for member in &mut self.members {
+            member.backoff.set_policy(config.reconnect);
         }
-        if let Some((name, lane)) = self.lanes.get_key_value(method.as_bytes()) {
-            self.last_lane = *lane;
-            return (*lane, name.clone());
-        }
-        let name = Bytes::copy_from_slice(method.as_bytes());
-        if self.lanes.len() >= MAX_LANES || name.len() > MAX_METHOD {
-            return (NO_LANE, name);
-        }
-        let lane = self.lanes.len() as Lane;
-        self.lanes.insert(name.clone(), lane);
-        self.methods.push(name.clone());
-        (lane, name)
-    }
-
-    /// The breaker of a member for a method, made at its first call.
-    fn breaker(&mut self, place: u32, config: &ServiceConfig, course: &Course) -> Option<&mut Breaker> {
-        if course.lane == NO_LANE {
-            return None;
-        }
-        let (breakers, lane) = (&mut self.members[place as usize].breakers, course.lane as usize);
-        if breakers.len() <= lane {
-            breakers.resize_with(lane + 1, || None);
-        }
-        Some(breakers[lane].get_or_insert_with(|| Breaker::new(course.policy(config).breaker)))
-    }
-
-    /// A member that takes calls and whose breaker lets this one pass: not one that was tried, while there are others. `None`
-    /// while there is no connection to one that may take it.
-    fn choose(
-        &mut self,
-        config: &ServiceConfig,
-        now: Time,
-        course: &Course,
-    ) -> Result<Option<Chosen>, Rejection> {
-        if self.stale {
-            self.refresh(config);
-        }
-        let mut avoid = Cow::Borrowed(&course.tried[..]);
-        let mut passed_over = 0;
-        let mut rejection = None;
-        let mut waits = self.members.is_empty();
-        while passed_over < self.members.len() {
-            let State { balancer, members, random, .. } = self;
-            let load = |place: u32| members[place as usize].in_flight;
-            let Some(place) = balancer.pick(&avoid, load, random) else { break };
-            if passed_over > 0 && avoid[avoid.len() - passed_over..].contains(&place) {
-                break;
-            }
-            let link = members[place as usize].usable().cloned();
-            let breaker = self.breaker(place, config, course);
-            match (link, breaker) {
-                (Some(link), None) => return Ok(Some(Chosen { link, place, permit: None })),
-                (Some(link), Some(breaker)) => {
-                    let (permit, edge) = breaker.acquire(now);
-                    self.note(edge, place, course.lane);
-                    match permit {
-                        Ok(permit) => return Ok(Some(Chosen { link, place, permit: Some(permit) })),
-                        Err(why) => rejection = Some(why),
-                    }
+        for (lane, method) in self.methods.iter_mut().enumerate() {
+            method.policy = *config.method(std::str::from_utf8(&method.name).unwrap_or_default());
+            for (place, member) in (0..).zip(&mut self.members) {
+                let Some(Some(breaker)) = member.breakers.get_mut(lane) else { continue };
+                if let Some(edge) = breaker.set_policy(method.policy.breaker, now)
+                    && self.edges.len() < MAX_EDGES
+                {
+                    self.edges.push((edge, place, lane as Lane));
                 }
-                (None, breaker) => match breaker.and_then(|breaker| breaker.refusal(now)) {
-                    Some(why) => rejection = Some(why),
-                    None => {
-                        waits = true;
-                        self.stale = true;
-                    }
-                },
             }
-            avoid.to_mut().push(place);
-            passed_over += 1;
         }
-        match rejection {
-            Some(rejection) if !waits => Err(rejection),
-            _ => Ok(None),
+        std::mem::replace(&mut self.config, config)
+    }
+
+    /// Those who are to look again.
+    fn told(&mut self) -> Vec<Waker> {
+        let mut wakers = std::mem::take(&mut self.watching);
+        if std::mem::take(&mut self.freed) {
+            wakers.append(&mut self.waiting);
         }
+        wakers
     }
 
-    /// As [`State::choose`], for one that was waited for.
-    fn choose_this(
-        &mut self,
-        picked: Picked,
-        config: &ServiceConfig,
-        now: Time,
-        course: &Course,
-    ) -> Result<Chosen, Rejection> {
-        let Picked { link, place } = picked;
-        let permit = match self.breaker(place, config, course) {
-            Some(breaker) => {
-                let (permit, edge) = breaker.acquire(now);
-                self.note(edge, place, course.lane);
-                Some(permit?)
-            }
-            None => None,
-        };
-        Ok(Chosen { link, place, permit })
-    }
-
-    fn count(&mut self, now: Time, course: &mut Course) -> Option<Time> {
-        let Course { limit, attempts, unary, deadline, .. } = course;
-        *limit.get_or_insert_with(|| {
-            let ends = attempts.begin(now, &mut self.budget);
-            if *unary { ends } else { *deadline }
-        })
-    }
-
-    /// What was chosen, unless the throttle holds it back.
-    fn go(&mut self, now: Time, course: &mut Course, chosen: Chosen) -> Admission {
-        let Chosen { link, place, permit } = chosen;
-        let ends = self.count(now, course);
-        self.members[place as usize].in_flight += 1;
-        let admitted = Admitted { link, place, permit, began: now, ends };
-        if self.throttle.admit(now, &mut self.random) {
-            return Admission::Go(admitted);
-        }
-        self.give_back(&admitted, course, None, now);
-        let message = "the servers refuse so many calls that the client holds this one back";
-        Admission::Refused(Status::from_reason(Reason::THROTTLED, message))
-    }
-
-    /// How long the method's calls took.
-    fn latency(&mut self, lane: Lane) -> Option<&mut Latency> {
-        if lane == NO_LANE {
-            return None;
-        }
-        if self.latencies.len() <= lane as usize {
-            self.latencies.resize_with(lane as usize + 1, || None);
-        }
-        Some(self.latencies[lane as usize].get_or_insert_default())
-    }
-
-    /// An attempt has failed.
-    fn fail(
-        &mut self,
-        admitted: &Admitted,
-        config: &ServiceConfig,
-        course: &mut Course,
-        status: &Status,
-        now: Time,
-    ) {
-        // A server that goes away gracefully has not failed.
-        let leaves = status.is_unprocessed() && status.reason() == Reason::GOING_AWAY;
-        let outcome = match course.policy(config).breaker.is_failure(status.code(), status.reason()) {
-            _ if leaves => None,
-            true => Some(CallOutcome::Failure),
-            false => Some(CallOutcome::Success),
-        };
-        match Throttle::is_refusal(status.code(), status.reason()) && !leaves {
-            true => self.throttle.refused(now),
-            false => self.throttle.accepted(now),
-        }
-        self.give_back(admitted, course, outcome, now);
-        course.avoid(admitted);
-    }
-
-    /// Where an attempt went, for its call's timeline.
-    fn sent(&self, admitted: &Admitted, course: &Course) -> Sent {
-        let member = &self.members[admitted.place as usize];
-        let breaker = member.breakers.get(course.lane as usize).and_then(Option::as_ref);
-        let breaker = breaker.map(|breaker| breaker.state());
-        Sent { server: member.backend.endpoint.label(), at: admitted.began, breaker }
-    }
-
-    /// An attempt has ended, with an outcome or without.
-    fn give_back(&mut self, admitted: &Admitted, course: &Course, outcome: Option<CallOutcome>, now: Time) {
-        let member = &mut self.members[admitted.place as usize];
-        member.in_flight -= 1;
-        if let Some(outcome) = outcome {
-            self.outliers.record(admitted.place as usize, outcome == CallOutcome::Success);
-        }
-        let Some(permit) = admitted.permit else { return };
-        let Some(Some(breaker)) = member.breakers.get_mut(course.lane as usize) else { return };
-        let edge = match outcome {
-            Some(outcome) => {
-                let took = if course.unary { now.since(admitted.began) } else { Duration::ZERO };
-                breaker.done(permit, outcome, took, now)
-            }
-            None => {
-                breaker.cancelled(permit);
-                None
-            }
-        };
-        self.note(edge, admitted.place, course.lane);
-    }
-
-    /// A breaker changed, which is told with nothing locked.
-    fn note(&mut self, edge: Option<Edge>, place: u32, lane: Lane) {
-        if let Some(edge) = edge
-            && self.edges.len() < MAX_EDGES
-        {
-            self.edges.push((edge, place, lane));
+    fn watch(&mut self, cx: &Context<'_>) {
+        if !self.watching.iter().any(|waker| waker.will_wake(cx.waker())) {
+            self.watching.push(cx.waker().clone());
         }
     }
 
@@ -570,14 +316,20 @@ impl State {
     }
 
     fn connectivity(&self, now: Time) -> Connectivity {
-        let any = |is: &dyn Fn(&Member) -> bool| self.members.iter().any(is);
+        let any = |is: &dyn Fn(&Member) -> bool| self.listed().any(|(_, member)| is(member));
+        #[cfg(feature = "native")]
+        if self.order.is_empty() && !self.closed {
+            return self.resolving(now);
+        }
         if self.closed {
             Connectivity::Shutdown
-        } else if any(&|member| member.usable().is_some()) {
+        } else if any(&|member| member.is_ready(now)) {
             Connectivity::Ready
-        } else if any(&|member| member.dialing) {
+        } else if any(&|member| member.dialing || member.is_asked()) {
             Connectivity::Connecting
-        } else if any(&|member| member.failed().is_some_and(|(_, not_before, _)| not_before > now)) {
+        } else if any(&|member| {
+            member.usable().is_some() || member.failed().is_some_and(|(_, not_before, _)| not_before > now)
+        }) {
             Connectivity::TransientFailure
         } else {
             Connectivity::Idle
@@ -585,80 +337,22 @@ impl State {
     }
 }
 
-struct Chosen {
-    link: Arc<Link>,
-    place: u32,
-    permit: Option<Permit>,
+/// Who waits for another connectivity. Given up, it leaves nothing behind, however long nothing changes.
+struct Lookout<'a> {
+    pool: &'a Pool,
+    waker: Option<Waker>,
 }
 
-/// A call that begins.
-pub(crate) struct Plan<'a> {
-    pub(crate) method: &'a str,
-    pub(crate) policy: &'a MethodPolicy,
-    pub(crate) idempotent: bool,
-    pub(crate) deadline: Option<Time>,
-    pub(crate) now: Time,
-    /// Whether it has one answer, so that the time that it takes says how its server does.
-    pub(crate) unary: bool,
-}
-
-/// A call's way through the policies: what it is, and what became of its attempts.
-pub(crate) struct Course {
-    pub(crate) method: Bytes,
-    lane: Lane,
-    attempts: Attempts,
-    /// The attempt that is under way was counted, and has this limit.
-    limit: Option<Option<Time>>,
-    pub(crate) deadline: Option<Time>,
-    unary: bool,
-    /// Whether copies of it may be sent.
-    hedged: bool,
-    /// Whether its message was counted.
-    kept: Option<bool>,
-    /// The places of those that failed it.
-    tried: Vec<u32>,
-    timeline: Timeline,
-}
-
-impl Course {
-    /// The call's last status, with what became of its attempts.
-    pub(crate) fn explain(&self, status: Status) -> Status {
-        match self.timeline.text() {
-            text if text.is_empty() => status,
-            text => status.with_timeline(text),
-        }
-    }
-
-    /// Whether copies of it may be sent beside the attempt that goes out.
-    pub(crate) fn is_hedged(&self) -> bool {
-        self.hedged && self.kept == Some(true)
-    }
-
-    /// Other attempts go elsewhere, while there are other servers.
-    pub(crate) fn avoid(&mut self, admitted: &Admitted) {
-        self.tried.push(admitted.place);
-    }
-
-    fn policy<'a>(&self, config: &'a ServiceConfig) -> &'a MethodPolicy {
-        config.method(std::str::from_utf8(&self.method).unwrap_or_default())
-    }
-
-    /// How an attempt with that time limit failed.
-    fn failure(&self, status: &Status, limit: Option<Time>) -> Failure {
-        let of_attempt =
-            status.reason() == Reason::DEADLINE_EXCEEDED && limit.is_some() && limit != self.deadline;
-        let seen = if status.is_unprocessed() { Seen::Unprocessed } else { Seen::Perhaps };
-        if of_attempt { Failure::attempt_timeout() } else { Failure::new(status, seen) }
-    }
-
-    /// The answer is about to reach the caller: no attempt follows.
-    pub(crate) fn commit(&mut self) {
-        self.attempts.commit();
-    }
-
-    /// Its message goes out: whether to keep it for another attempt.
-    pub(crate) fn keeps(&mut self, len: usize) -> bool {
-        *self.kept.get_or_insert_with(|| self.attempts.keep(len as u64))
+impl Drop for Lookout<'_> {
+    fn drop(&mut self) {
+        let Some(mine) = &self.waker else { return };
+        let left = {
+            let waiting = &mut lock(&self.pool.state).waiting;
+            let place = waiting.iter().position(|waker| waker.will_wake(mine));
+            place.map(|place| waiting.remove(place))
+        };
+        // Something else of the same task may wait by the same waker, and does so anew then.
+        left.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -668,19 +362,27 @@ fn closed() -> Status {
 
 impl Pool {
     /// Connections to these servers, none of which is made yet.
-    pub(crate) fn new(dialer: Dialer, backends: Vec<Arc<Backend>>, config: ServiceConfig) -> Self {
-        let members: Vec<_> =
-            backends.into_iter().map(|backend| Member::new(backend, config.reconnect)).collect();
+    pub(crate) fn new(dialer: Dialer, servers: Vec<Listed>, config: ServiceConfig) -> Self {
+        let member = |(at, listed)| Member::new(listed, at, config.reconnect);
+        let members: Vec<_> = servers.into_iter().enumerate().map(member).collect();
         let mut outliers = Outliers::new(config.outlier);
         outliers.update(members.iter().map(|_| None));
         let state = State {
+            order: (0..members.len() as u32).collect(),
             members,
+            #[cfg(feature = "native")]
+            parts: servers::Parts::default(),
             stale: true,
             next_dial: None,
             closed: false,
             closing: Vec::new(),
             waiting: Vec::new(),
+            watching: Vec::new(),
             tries: 0,
+            dials: Vec::new(),
+            freed: false,
+            #[cfg(feature = "native")]
+            questions: 0,
             edges: Vec::new(),
             lanes: HashMap::new(),
             methods: Vec::new(),
@@ -691,208 +393,90 @@ impl Pool {
             throttle: Throttle::new(config.throttle),
             budget: Budget::new(config.retry_budget),
             random: Random::new(dialer.runtime.seed()),
+            config,
+            counts: Counts::default(),
         };
-        Self { dialer, config, state: Mutex::new(state), news: AtomicBool::new(false) }
+        Self { dialer, state: Mutex::new(state), news: AtomicBool::new(false) }
     }
 
     pub(crate) fn runtime(&self) -> &Arc<dyn Runtime> {
         &self.dialer.runtime
     }
 
-    /// Who is told each step. Without scripts nobody is, and nothing is left of it.
-    pub(crate) fn observer(&self) -> Option<&Arc<dyn Observer>> {
-        match cfg!(feature = "script") {
-            true => self.dialer.observer.as_ref(),
-            false => None,
+    #[cfg(feature = "native")]
+    pub(crate) fn log(&self) -> &Logger {
+        &self.dialer.terms.log
+    }
+
+    /// Whether anybody is told each step. Without the feature nobody is, and nothing is left of it.
+    fn is_watched(&self) -> bool {
+        #[cfg(feature = "observe")]
+        return self.dialer.watch.is_some();
+        #[cfg(not(feature = "observe"))]
+        false
+    }
+
+    /// Who is told each step.
+    #[cfg(feature = "observe")]
+    pub(crate) fn watch(&self) -> Option<&Watch> {
+        self.dialer.watch.as_ref()
+    }
+
+    /// The script of its servers, if they have one.
+    #[cfg(feature = "script")]
+    pub(crate) fn script(&self) -> Option<&Script> {
+        self.watch()?.script.as_deref()
+    }
+
+    /// Tells who watches, if anybody does.
+    pub(crate) fn note<'a>(&self, call: Option<CallId>, step: impl FnOnce() -> Step<'a>) {
+        if self.is_watched() {
+            self.note_at(self.runtime().now(), call, step());
         }
     }
 
-    /// Tells the observer, if there is one.
-    pub(crate) fn note<'a>(&self, step: impl FnOnce() -> Step<'a>) {
-        if let Some(observer) = self.observer() {
-            observer.note(self.runtime().now(), step());
+    fn note_at(&self, at: Time, call: Option<CallId>, step: Step<'_>) {
+        #[cfg(feature = "observe")]
+        if let Some(watch) = &self.dialer.watch {
+            watch.note(&Event { at, call, step });
         }
+        #[cfg(not(feature = "observe"))]
+        let _ = (at, call, step);
     }
 
-    /// Where an attempt goes, for the observer if there is one.
-    pub(crate) fn named(&self, admitted: &Admitted) -> Option<Endpoint> {
-        self.observer()?;
-        Some(lock(&self.state).members[admitted.place as usize].backend.endpoint.clone())
-    }
-
-    pub(crate) fn config(&self) -> &ServiceConfig {
-        &self.config
-    }
-
-    /// A call begins, and asks for its first attempt.
-    pub(crate) fn begin(self: &Arc<Self>, plan: Plan<'_>) -> (Course, Admission) {
-        let Plan { method, policy, idempotent, deadline, now, unary } = plan;
-        let attempts = Attempts::new(policy.retry, idempotent, deadline);
-        let hedged = unary && idempotent && policy.hedge.enabled;
-        let mut state = lock(&self.state);
-        let (lane, method) = state.lane(method);
-        let (tried, timeline) = (Vec::new(), Timeline::default());
-        let mut course = Course {
-            method,
-            lane,
-            attempts,
-            unary,
-            hedged,
-            limit: None,
-            deadline,
-            kept: None,
-            tried,
-            timeline,
-        };
-        let admission = self.admit_now(state, &mut course, None, now);
-        (course, admission)
-    }
-
-    /// Whether an attempt may go out, and where: over `waited_for`, though it may be over, if it waited.
-    pub(crate) fn admit(self: &Arc<Self>, course: &mut Course, waited_for: Option<Picked>) -> Admission {
-        let now = self.runtime().now();
-        self.admit_now(lock(&self.state), course, waited_for, now)
-    }
-
-    fn admit_now(
-        self: &Arc<Self>,
-        mut state: MutexGuard<'_, State>,
-        course: &mut Course,
-        waited_for: Option<Picked>,
-        now: Time,
-    ) -> Admission {
-        course.timeline.asks(now);
-        if state.closed {
-            return Admission::Refused(closed());
+    /// Who watches may add to what an attempt takes along.
+    pub(crate) fn carry(&self, call: CallId, attempt: u64, metadata: &mut Metadata) {
+        #[cfg(feature = "observe")]
+        if let Some(watch) = &self.dialer.watch {
+            watch.carry(call, attempt, metadata);
         }
-        let dials = state.due_dials(now);
-        // Others may be connected by now: those who waited together are not to meet at one server.
-        let chosen = match (state.choose(&self.config, now, course), waited_for) {
-            (Ok(None), Some(picked)) => state.choose_this(picked, &self.config, now, course).map(Some),
-            (chosen, _) => chosen,
+        #[cfg(not(feature = "observe"))]
+        let _ = (call, attempt, metadata);
+    }
+
+    /// The config is another one from now on.
+    pub(crate) fn set_config(self: &Arc<Self>, config: ServiceConfig) {
+        let now = self.runtime().now();
+        let (old, wakers) = {
+            let state = &mut *lock(&self.state);
+            let old = state.configure(config, now);
+            self.note_news(state);
+            (old, state.changed())
         };
-        let admission = match chosen {
-            Ok(Some(chosen)) => state.go(now, course, chosen),
-            Ok(None) => Admission::Wait,
-            Err(_) => {
-                let message = "the circuit breaker lets no call pass now";
-                Admission::Refused(Status::from_reason(Reason::BREAKER_OPEN, message))
-            }
-        };
-        self.note_news(&state);
-        drop(state);
-        dials.into_iter().for_each(|backend| self.dial(backend));
-        admission
-    }
-
-    /// An attempt succeeded.
-    pub(crate) fn succeeded(&self, course: &mut Course, admitted: Admitted, now: Time) {
-        let state = &mut *lock(&self.state);
-        state.throttle.accepted(now);
-        course.attempts.succeeded(&mut state.budget);
-        state.give_back(&admitted, course, Some(CallOutcome::Success), now);
-        self.note_news(state);
-    }
-
-    /// An attempt failed, before it went out if it was not admitted. The next one is not to be made before that time.
-    pub(crate) fn failed(
-        &self,
-        course: &mut Course,
-        admitted: Option<Admitted>,
-        status: &Status,
-        not_before: Option<Time>,
-    ) -> Verdict {
-        let now = self.runtime().now();
-        let mut guard = lock(&self.state);
-        let state = &mut *guard;
-        let limit = state.count(now, course);
-        course.limit = None;
-        let mut sent = None;
-        if let Some(admitted) = &admitted {
-            state.fail(admitted, &self.config, course, status, now);
-            sent = Some(state.sent(admitted, course));
-        }
-        let failure = course.failure(status, limit);
-        let verdict = course.attempts.failed(&failure, now, &mut state.budget, &mut state.random);
-        self.note_news(state);
-        drop(guard);
-        let verdict = match verdict {
-            Verdict::Retry { at, transparent } => {
-                let at = not_before.map_or(at, |not_before| at.max(not_before));
-                match course.deadline.is_some_and(|deadline| at >= deadline) {
-                    true => Verdict::GiveUp(GiveUp::NoTime),
-                    false => Verdict::Retry { at, transparent },
-                }
-            }
-            verdict => verdict,
-        };
-        course.timeline.failed(sent, status, Some(verdict), now);
-        verdict
-    }
-
-    /// The copies that are to be sent beside an attempt.
-    pub(crate) fn hedge(&self, course: &mut Course, admitted: &Admitted) -> Hedge {
-        course.avoid(admitted);
-        let policy = &course.policy(&self.config).hedge;
-        let p95 = lock(&self.state).latency(course.lane).and_then(|latency| latency.p95());
-        Hedge::sent(policy, course.deadline, p95, admitted.began)
-    }
-
-    /// Whether the next copy is to be sent now.
-    pub(crate) fn copy_due(&self, hedge: &mut Hedge) -> HedgeStep {
-        let now = self.runtime().now();
-        let mut state = lock(&self.state);
-        if state.closed { hedge.stop(None) } else { hedge.poll(now, &mut state.budget) }
-    }
-
-    /// A copy failed.
-    pub(crate) fn copy_failed(
-        &self,
-        course: &mut Course,
-        hedge: &mut Hedge,
-        copy: u8,
-        admitted: Admitted,
-        status: &Status,
-    ) -> HedgeStep {
-        let now = self.runtime().now();
-        let state = &mut *lock(&self.state);
-        state.fail(&admitted, &self.config, course, status, now);
-        course.timeline.failed(Some(state.sent(&admitted, course)), status, None, now);
-        self.note_news(state);
-        hedge.failed(copy, &course.failure(status, admitted.ends), now, &mut state.budget)
-    }
-
-    /// A copy succeeded, so long after the first one went out.
-    pub(crate) fn copy_won(
-        &self,
-        course: &Course,
-        hedge: &mut Hedge,
-        copy: u8,
-        admitted: Admitted,
-        took: Duration,
-        now: Time,
-    ) {
-        let state = &mut *lock(&self.state);
-        state.throttle.accepted(now);
-        hedge.won(copy, &mut state.budget);
-        state.latency(course.lane).into_iter().for_each(|latency| latency.record(took));
-        state.give_back(&admitted, course, Some(CallOutcome::Success), now);
-        self.note_news(state);
-    }
-
-    /// An attempt was given up.
-    pub(crate) fn cancelled(&self, course: &Course, admitted: &Admitted) {
-        let now = self.runtime().now();
-        lock(&self.state).give_back(admitted, course, None, now);
+        #[cfg(feature = "native")]
+        self.ask_anew(&old);
+        drop(old);
+        wakers.into_iter().for_each(Waker::wake);
+        self.tell();
     }
 
     fn note_news(&self, state: &State) {
-        if !state.edges.is_empty() {
+        if !state.edges.is_empty() || state.freed {
             self.news.store(true, Relaxed);
         }
     }
 
-    /// Tells whoever wants to know which breakers changed. With nothing locked.
+    /// Tells whoever wants to know which breakers changed, and who waits for room. With nothing locked.
     #[inline]
     pub(crate) fn tell(&self) {
         if self.news.load(Relaxed) {
@@ -902,6 +486,8 @@ impl Pool {
 
     fn tell_now(&self) {
         while self.news.load(Relaxed) {
+            let wakers = lock(&self.state).told();
+            wakers.into_iter().for_each(Waker::wake);
             let record = {
                 let mut state = lock(&self.state);
                 if state.edges.is_empty() {
@@ -912,16 +498,16 @@ impl Pool {
                 let Edge { from, to, at } = edge;
                 let level = if to == BreakerState::Open { Level::Warn } else { Level::Info };
                 let wanted = self.dialer.terms.log.wants(level).is_some();
-                if !wanted && self.observer().is_none() {
+                if !wanted && !self.is_watched() {
                     continue;
                 }
                 let endpoint = &state.members[place as usize].backend.endpoint;
-                let method = state.methods.get(lane as usize).map_or(&[][..], |method| &method[..]);
-                if let Some(observer) = self.observer() {
-                    observer.note(at, Step::Breaker { backend: endpoint, method, edge: &edge });
+                let method = state.methods.get(lane as usize).map_or(&[][..], |method| &method.name[..]);
+                let method = std::str::from_utf8(method).unwrap_or_default();
+                if self.is_watched() {
+                    self.note_at(at, None, Step::Breaker { server: endpoint, method, edge: &edge });
                 }
                 let endpoint = &endpoint.to_string();
-                let method = std::str::from_utf8(method).unwrap_or_default();
                 let (from, to) = (from.name(), to.name());
                 let sentence = ["the breaker of ", endpoint, " for ", method, " was ", from, " and is ", to];
                 of_connection(level, &sentence, None, endpoint)
@@ -934,6 +520,8 @@ impl Pool {
 
     /// A connection, made if there is none. Whoever asks meanwhile waits for the same one.
     pub(crate) async fn link(self: &Arc<Self>, mut ask: Ask) -> Result<Picked, Unpicked> {
+        #[cfg(feature = "native")]
+        self.resolve();
         std::future::poll_fn(|cx| {
             let backend = {
                 let mut state = lock(&self.state);
@@ -988,18 +576,11 @@ impl Pool {
         .await;
     }
 
-    /// With nothing locked: a runtime that has ended drops the task here, which tells everybody who waits.
-    fn dial(self: &Arc<Self>, backend: Arc<Backend>) {
-        self.note(|| Step::Dial { backend: &backend.endpoint });
-        let attempt = Attempt { pool: self.clone(), backend, settled: false };
-        self.runtime().spawn(Box::pin(attempt.run()));
-    }
-
     /// The one connection that there is.
     pub(crate) fn only_link(&self) -> Option<Arc<Link>> {
         let state = lock(&self.state);
-        let [Member { links, .. }] = &state.members[..] else { return None };
-        match &links[..] {
+        let [place] = state.order[..] else { return None };
+        match &state.members[place as usize].links[..] {
             [link] => Some(link.clone()),
             _ => None,
         }
@@ -1009,19 +590,66 @@ impl Pool {
         lock(&self.state).members.iter().flat_map(|member| member.links.iter().cloned()).collect()
     }
 
+    /// What was counted.
+    #[cfg(feature = "observe")]
+    pub(crate) fn metrics(&self) -> ClientMetrics {
+        let state = &*lock(&self.state);
+        let listed = state.members.iter().filter(|member| member.at.is_some());
+        let servers = listed.map(|member| {
+            let (mut streams, BackendCounts { mut bytes_in, mut bytes_out, .. }) = (0, member.counts);
+            for link in &member.links {
+                let (read, written) = link.bytes();
+                (bytes_in, bytes_out) = (bytes_in + read, bytes_out + written);
+                streams += link.streams();
+            }
+            let open = |breaker: &&Breaker| breaker.state() == BreakerState::Open;
+            BackendMetrics {
+                endpoint: member.backend.endpoint.label(),
+                attempts: member.counts.attempts,
+                in_flight: member.in_flight,
+                connections: member.links.len(),
+                dials: member.counts.dials,
+                dials_failed: member.counts.dials_failed,
+                connections_made: member.counts.connections_made,
+                connections_lost: member.counts.connections_lost,
+                streams,
+                bytes_in,
+                bytes_out,
+                breaker_rejections: member.counts.breaker_rejections,
+                breaker_changes: member.counts.changes(),
+                breakers_open: member.breakers.iter().flatten().filter(open).count(),
+            }
+        });
+        ClientMetrics {
+            methods: state.counts.calls(state.methods.iter().map(|method| &method.name[..])),
+            servers: servers.collect(),
+            retries: state.counts.retries,
+            transparent_retries: state.counts.transparent_retries,
+            pushback_retries: state.counts.pushback_retries,
+            not_retried: state.counts.why_not_retried(),
+            hedged_copies: state.counts.hedged_copies,
+            throttled: state.counts.throttled,
+            budget_refusals: state.budget.refused(),
+            budget_tokens: state.budget.tokens(),
+        }
+    }
+
     pub(crate) fn connectivity(&self) -> Connectivity {
         lock(&self.state).connectivity(self.runtime().now())
     }
 
     /// Resolves once it is another one.
     pub(crate) async fn connectivity_other_than(&self, seen: Connectivity) -> Connectivity {
+        let mut lookout = Lookout { pool: self, waker: None };
         std::future::poll_fn(|cx| {
             let mut state = lock(&self.state);
             let now = state.connectivity(self.runtime().now());
             if now != seen {
+                lookout.waker = None;
                 return Poll::Ready(now);
             }
             state.wait(cx);
+            lookout.waker = Some(cx.waker().clone());
             Poll::Pending
         })
         .await
@@ -1034,177 +662,11 @@ impl Pool {
             let links = state.members.iter_mut().flat_map(|member| std::mem::take(&mut member.links));
             state.closing.extend(links);
             state.closed = true;
-            (state.closing.clone(), std::mem::take(&mut state.waiting))
+            let mut wakers = std::mem::take(&mut state.waiting);
+            wakers.append(&mut state.watching);
+            (state.closing.clone(), wakers)
         };
         wakers.into_iter().for_each(Waker::wake);
         links
     }
-
-    fn dialled(self: &Arc<Self>, backend: &Arc<Backend>, result: Result<Arc<Link>, Status>) {
-        self.note(|| Step::Dialled { backend: &backend.endpoint, failure: result.as_ref().err() });
-        let now = self.runtime().now();
-        let (wakers, late) = {
-            let state = &mut *lock(&self.state);
-            let closed = state.closed;
-            let State { members, random, tries, .. } = state;
-            let member = members.iter_mut().find(|member| Arc::ptr_eq(&member.backend, backend));
-            let late = match (member, result) {
-                (Some(member), Ok(link)) if !closed => {
-                    member.dialing = false;
-                    member.made(link, now, tries, random);
-                    None
-                }
-                (_, Ok(link)) => Some(link),
-                (Some(member), Err(status)) => {
-                    member.dialing = false;
-                    member.failed_now(status, now, tries, random);
-                    None
-                }
-                (None, Err(_)) => None,
-            };
-            (state.changed(), late)
-        };
-        if let Some(link) = late {
-            link.abort(self::closed());
-        }
-        wakers.into_iter().for_each(Waker::wake);
-    }
-
-    /// A connection is over. One on which nothing was ever heard is a try that failed.
-    fn over(&self, backend: &Arc<Backend>, link: &Arc<Link>) {
-        self.note(|| Step::Lost { backend: &backend.endpoint });
-        let now = self.runtime().now();
-        let wakers = {
-            let state = &mut *lock(&self.state);
-            let State { members, tries, random, .. } = state;
-            let of = |member: &&mut Member| Arc::ptr_eq(&member.backend, backend);
-            if let Some(member) = members.iter_mut().find(of)
-                && let Some(at) = member.links.iter().position(|other| Arc::ptr_eq(other, link))
-            {
-                member.note_silence();
-                member.links.remove(at);
-                match link.is_mute() {
-                    None => member.backoff.reset(),
-                    Some(status) => member.failed_now(status, now, tries, random),
-                }
-            }
-            state.changed()
-        };
-        wakers.into_iter().for_each(Waker::wake);
-    }
-}
-
-/// A dial in progress. Dropped with its runtime, it tells everybody who waits.
-struct Attempt {
-    pool: Arc<Pool>,
-    backend: Arc<Backend>,
-    settled: bool,
-}
-
-impl Attempt {
-    async fn run(mut self) {
-        let result = match &self.pool.dialer.credentials {
-            None => self.connect(None).await,
-            Some(credentials) => match credentials.token().await {
-                Ok(token) => self.connect(Some(token)).await,
-                Err(status) => Err(status),
-            },
-        };
-        self.log(&result);
-        self.settle(result);
-    }
-
-    async fn connect(&self, token: Option<Token>) -> Result<Arc<Link>, Status> {
-        let Dialer { runtime, terms, timeout, credentials, .. } = &self.pool.dialer;
-        let endpoint = &self.backend.endpoint;
-        let deadline = runtime.now().after(*timeout);
-        let connecting = self.backend.connector.connect(endpoint);
-        match race(connecting, sleep_until(&**runtime, deadline)).await {
-            Some(Ok(transport)) => {
-                let peer = Peer::new(endpoint.to_string());
-                let provisional = transport.is_provisional() || self.backend.silent.load(Relaxed);
-                let (guest, side) = (Guest::new(transport, peer), Side::Client(token));
-                let (link, driver) = Link::new(guest, terms, runtime.clone(), side);
-                let (pool, backend, driven) =
-                    (Arc::downgrade(&self.pool), self.backend.clone(), link.clone());
-                runtime.spawn(Box::pin(async move {
-                    let _over = Over { pool, backend, link: driven };
-                    lead::seat(driver).await;
-                }));
-                let greeted = match provisional {
-                    true => race(link.greeted(), sleep_until(&**runtime, deadline)).await,
-                    false => Some(Ok(())),
-                };
-                let greeted = greeted.unwrap_or_else(|| Err(self.too_late()));
-                if provisional && greeted.is_ok() {
-                    self.backend.silent.store(false, Relaxed);
-                }
-                if let Err(status) = &greeted {
-                    link.abort(status.clone());
-                } else if let Some(credentials) = credentials {
-                    runtime.spawn(Box::pin(credentials.clone().keep_fresh(link.clone())));
-                }
-                greeted.map(|()| link)
-            }
-            Some(Err(error)) => Err(connect_failed(endpoint, &error)),
-            None => Err(self.too_late()),
-        }
-    }
-
-    fn too_late(&self) -> Status {
-        let (endpoint, timeout) = (&self.backend.endpoint, self.pool.dialer.timeout);
-        let message = format!("no connection to {endpoint} within {} ms", timeout.as_millis());
-        Status::from_reason(Reason::CONNECT_TIMEOUT, message)
-    }
-
-    fn log(&self, result: &Result<Arc<Link>, Status>) {
-        let level = if result.is_ok() { Level::Info } else { Level::Warn };
-        let Some(log) = self.pool.dialer.terms.log.wants(level) else { return };
-        let endpoint = &self.backend.endpoint.to_string();
-        log.log(match result {
-            Ok(_) => of_connection(level, &["connected to ", endpoint], None, endpoint),
-            Err(status) => of_connection(level, &[status.message()], Some(status.reason()), endpoint),
-        });
-    }
-
-    fn settle(&mut self, result: Result<Arc<Link>, Status>) {
-        self.settled = true;
-        self.pool.dialled(&self.backend, result);
-    }
-}
-
-impl Drop for Attempt {
-    fn drop(&mut self) {
-        if !self.settled {
-            let message = "the runtime stopped while connecting";
-            self.settle(Err(Status::from_reason(Reason::CONNECT_FAILED, message)));
-        }
-    }
-}
-
-/// Takes a connection out of its pool when its driver ends.
-struct Over {
-    pool: Weak<Pool>,
-    backend: Arc<Backend>,
-    link: Arc<Link>,
-}
-
-impl Drop for Over {
-    fn drop(&mut self) {
-        if let Some(pool) = self.pool.upgrade() {
-            pool.over(&self.backend, &self.link);
-        }
-    }
-}
-
-fn connect_failed(endpoint: &Endpoint, error: &io::Error) -> Status {
-    if let Some(status) = status_in(error) {
-        let message = format!("cannot connect to {endpoint}: {}", status.message());
-        return Status::from_reason(status.reason(), message);
-    }
-    let reason = match error.kind() {
-        io::ErrorKind::NotFound if endpoint.scheme() != "unix" => Reason::NAME_RESOLUTION,
-        _ => Reason::CONNECT_FAILED,
-    };
-    Status::from_reason(reason, format!("cannot connect to {endpoint}: {error}"))
 }

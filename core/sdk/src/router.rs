@@ -1,7 +1,8 @@
 //! From a method's path to its handler, and the handler's run: inline first, as a task when it has to wait.
 
+#[cfg(feature = "native")]
+use std::collections::BTreeMap;
 use std::{
-    collections::BTreeMap,
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
@@ -10,18 +11,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use valkyrie_protocol::{Finish, Metadata, Priority, Reason, Status};
+use valkyrie_protocol::{Code, Finish, Metadata, Priority, Reason, Status, Time};
 
 use crate::{
-    HandlerFuture, MessageHandler, Principal, Reply, ServerCall,
+    HandlerFuture, Principal, Reply, ServerCall,
     connection::{Inbox, Link, StreamHandle},
     guard::Guard,
     handler::First,
+    metrics::Tally,
 };
 #[cfg(feature = "native")]
 use crate::{
+    MessageHandler,
     keys::{Key, Keys},
     load::{Granted, Load, Ticket},
+    metrics::{MethodMetrics, Served},
     options::KEY,
 };
 
@@ -37,6 +41,8 @@ pub(crate) struct Arrived {
     /// Its place, while it waits in the server's line.
     #[cfg(feature = "native")]
     pub(crate) ticket: Option<Ticket>,
+    /// What counts it, once the router has seen it.
+    pub(crate) tally: Option<Tally>,
 }
 
 /// The right to run a handler.
@@ -72,22 +78,35 @@ impl Arrived {
 
 type Outcome = Result<Finish, Status>;
 
+/// An outcome, and what is to count it.
+pub(crate) type Answered = (Outcome, Option<Tally>);
+
+/// The code that an outcome counts as.
+pub(crate) fn code_of<T>(outcome: &Result<T, Status>) -> Code {
+    outcome.as_ref().err().map_or(Code::Ok, Status::code)
+}
+
 /// What is answered whatever the load.
 #[cfg(feature = "native")]
 const HEALTH: &[u8] = b"/valkyrie.Health/";
 
 /// Handlers by path. `/a/b` is exact; `/a/*` takes every path below `/a/` that no exact or longer one takes.
 pub(crate) struct Router {
-    exact: BTreeMap<String, Arc<dyn MessageHandler>>,
+    #[cfg(feature = "native")]
+    exact: BTreeMap<String, Arc<Served>>,
     /// Longest first.
-    prefixes: Vec<(String, Arc<dyn MessageHandler>)>,
+    #[cfg(feature = "native")]
+    prefixes: Vec<(String, Arc<Served>)>,
+    /// Counts what is for none of them.
+    #[cfg(feature = "native")]
+    others: Arc<Served>,
     max_running: usize,
     /// One limit for all connections, in place of one for each.
     #[cfg(feature = "native")]
     pub(crate) load: Option<Arc<Load>>,
     /// Where calls with idempotency keys are run once.
     #[cfg(feature = "native")]
-    keys: Option<Arc<Keys>>,
+    pub(crate) keys: Option<Arc<Keys>>,
     pub(crate) guard: Guard,
 }
 
@@ -99,7 +118,30 @@ impl Router {
         keys: Option<Arc<Keys>>,
         guard: Guard,
     ) -> Self {
-        Self { exact: BTreeMap::new(), prefixes: Vec::new(), max_running, load, keys, guard }
+        let others = Arc::new(Served::new("other".to_owned(), None));
+        Self { exact: BTreeMap::new(), prefixes: Vec::new(), others, max_running, load, keys, guard }
+    }
+
+    /// What was counted of the calls, by the handlers' paths.
+    #[cfg(feature = "native")]
+    pub(crate) fn metrics(&self) -> Vec<MethodMetrics> {
+        let prefixes = self.prefixes.iter().map(|(_, served)| served);
+        let mut all: Vec<_> = self.exact.values().chain(prefixes).collect();
+        all.sort_by(|one, other| one.path().cmp(other.path()));
+        all.push(&self.others);
+        all.iter().map(|served| served.metrics()).filter(|method| !method.calls.is_empty()).collect()
+    }
+
+    /// A call came in over that connection, which read it then.
+    pub(crate) fn count(&self, call: &mut Arrived, since: Time) {
+        #[cfg(feature = "native")]
+        {
+            let served = std::str::from_utf8(&call.method).ok().and_then(|method| self.find(method));
+            let served = served.unwrap_or(&self.others);
+            call.tally = Some(Tally::new(served.clone(), call.stream.link.id, since));
+        }
+        #[cfg(not(feature = "native"))]
+        let _ = (call, since);
     }
 
     /// Adds a handler.
@@ -114,6 +156,7 @@ impl Router {
         if !path.starts_with('/') {
             return invalid("does not begin with /");
         }
+        let served = Arc::new(Served::new(path.clone(), Some(handler)));
         match path.strip_suffix('*') {
             Some(prefix) if prefix.contains('*') || !prefix.ends_with('/') => {
                 invalid("may have one *, after the last /")
@@ -124,13 +167,13 @@ impl Router {
                 }
                 // The longest first.
                 let at = self.prefixes.partition_point(|(other, _)| other.len() >= prefix.len());
-                self.prefixes.insert(at, (prefix.to_owned(), handler));
+                self.prefixes.insert(at, (prefix.to_owned(), served));
                 Ok(())
             }
             None if path.contains('*') => invalid("may have one *, after the last /"),
             None if self.exact.contains_key(&path) => invalid("has a handler already"),
             None => {
-                self.exact.insert(path, handler);
+                self.exact.insert(path, served);
                 Ok(())
             }
         }
@@ -158,32 +201,35 @@ impl Router {
         free.then_some(Permit::Connection)
     }
 
-    fn find(&self, method: &str) -> Option<&Arc<dyn MessageHandler>> {
+    #[cfg(feature = "native")]
+    fn find(&self, method: &str) -> Option<&Arc<Served>> {
         self.exact.get(method).or_else(|| {
             self.prefixes
                 .iter()
                 .find(|(prefix, _)| method.starts_with(prefix.as_str()))
-                .map(|(_, handler)| handler)
+                .map(|(_, served)| served)
         })
     }
 
-    /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one. The credit of
-    /// its first message is the caller's to return.
-    pub(crate) fn start(self: &Arc<Self>, arrived: Arrived, permit: Permit) -> Option<Outcome> {
+    /// Starts the handler of a call that holds a permit: its outcome, when the first poll already has one, which is the caller's to
+    /// count. So is the credit of its first message to return.
+    pub(crate) fn start(self: &Arc<Self>, mut arrived: Arrived, permit: Permit) -> Option<Answered> {
         let stream = arrived.stream.clone();
         let (is_whole, outlives) = (arrived.is_whole(), self.outlives(&arrived));
-        let mut future = match self.begin(arrived) {
+        let tally = arrived.tally.take();
+        let mut future = match self.begin(arrived, tally.as_ref()) {
             Ok(future) => future,
-            Err(status) => return Some(Err(status)),
+            Err(status) => return Some((Err(status), tally)),
         };
         match poll(&mut future, &mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(outcome) => Some(outcome),
+            Poll::Ready(outcome) => Some((outcome, tally)),
             Poll::Pending => {
                 let runtime = stream.link.runtime.clone();
                 runtime.spawn(Box::pin(Run {
                     router: self.clone(),
                     stream,
                     future: Some(future),
+                    tally,
                     permit,
                     is_whole,
                     outlives,
@@ -205,9 +251,9 @@ impl Router {
     }
 
     /// A handler's work, not yet begun.
-    fn begin(&self, arrived: Arrived) -> Result<HandlerFuture, Status> {
+    fn begin(&self, arrived: Arrived, tally: Option<&Tally>) -> Result<HandlerFuture, Status> {
         let Arrived { stream, principal, method, metadata, priority, message, end, .. } = arrived;
-        let Some(handler) = std::str::from_utf8(&method).ok().and_then(|method| self.find(method)) else {
+        let Some(handler) = tally.and_then(Tally::handler) else {
             stream.release();
             let method = String::from_utf8_lossy(&method).into_owned();
             return Err(Status::from_reason(Reason::UNKNOWN_METHOD, format!("unknown method {method}")));
@@ -238,7 +284,10 @@ impl Router {
             match self.start(arrived, Permit::Connection) {
                 // It runs, and has the permit.
                 None => return,
-                Some(outcome) => link.respond(key, outcome),
+                Some((outcome, tally)) => {
+                    tally.into_iter().for_each(|tally| tally.ended(code_of(&outcome), link.runtime.now()));
+                    link.respond(key, outcome);
+                }
             }
             next = link.release_permit();
         }
@@ -246,24 +295,30 @@ impl Router {
 
     /// Runs a call that waited in the server's line, as a task of its own.
     #[cfg(feature = "native")]
-    pub(crate) async fn run(self: Arc<Self>, arrived: Arrived, permit: Permit) {
+    pub(crate) async fn run(self: Arc<Self>, mut arrived: Arrived, permit: Permit) {
         let stream = arrived.stream.clone();
         let mut run = Run {
             router: self.clone(),
             stream: stream.clone(),
             future: None,
+            tally: arrived.tally.take(),
             permit,
             is_whole: arrived.is_whole(),
             outlives: self.outlives(&arrived),
         };
         // It may have ended, or be about to, while the task waited for its turn.
-        if stream.remaining().is_some_and(|remaining| remaining.is_zero()) || stream.is_gone() {
+        let late = stream.remaining().is_some_and(|remaining| remaining.is_zero());
+        if late || stream.is_gone() {
+            run.ended(if late { Code::DeadlineExceeded } else { Code::Cancelled });
             stream.release();
             return;
         }
-        match self.begin(arrived) {
+        match self.begin(arrived, run.tally.as_ref()) {
             Ok(future) => run.future = Some(future),
-            Err(status) => stream.link.respond(stream.key, Err(status)),
+            Err(status) => {
+                run.ended(status.code());
+                stream.link.respond(stream.key, Err(status));
+            }
         }
         run.await;
     }
@@ -296,11 +351,21 @@ struct Run {
     router: Arc<Router>,
     stream: StreamHandle,
     future: Option<HandlerFuture>,
+    tally: Option<Tally>,
     permit: Permit,
     /// Its request came whole: how long it takes is the handler's doing, not its caller's.
     is_whole: bool,
     /// It goes on when the connection ends: whoever asks again gets its answer.
     outlives: bool,
+}
+
+impl Run {
+    /// Counts the call, once.
+    fn ended(&mut self, code: Code) {
+        if let Some(tally) = self.tally.take() {
+            tally.ended(code, self.stream.link.runtime.now());
+        }
+    }
 }
 
 impl Future for Run {
@@ -316,10 +381,14 @@ impl Future for Run {
                 None => {
                     let outcome = std::task::ready!(poll(future, cx));
                     let told = outcome.is_ok();
+                    this.ended(code_of(&outcome));
                     this.stream.link.respond(this.stream.key, outcome);
                     told
                 }
-                Some(status) => status.reason() == Reason::DEADLINE_EXCEEDED,
+                Some(status) => {
+                    this.ended(status.code());
+                    status.reason() == Reason::DEADLINE_EXCEEDED
+                }
             };
             this.future = None;
             if told && this.is_whole {

@@ -57,6 +57,8 @@ pub(crate) async fn race<T>(
 
 #[cfg(feature = "native")]
 pub use native::TokioRuntime;
+#[cfg(feature = "native")]
+pub(crate) use native::now as native_now;
 
 #[cfg(feature = "native")]
 mod native {
@@ -91,13 +93,18 @@ mod native {
         *ORIGIN.get_or_init(Instant::now)
     }
 
+    /// What every such runtime's clock says.
+    pub(crate) fn now() -> Time {
+        Time::default().after(origin().elapsed())
+    }
+
     impl Runtime for TokioRuntime {
         fn spawn(&self, task: BoxFuture<'static, ()>) {
             self.handle.spawn(task);
         }
 
         fn now(&self) -> Time {
-            Time::default().after(origin().elapsed())
+            now()
         }
 
         fn timer(&self) -> Box<dyn Timer> {

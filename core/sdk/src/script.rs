@@ -27,7 +27,7 @@ use valkyrie_protocol::{
 use crate::{
     BoxFuture, Connector, Endpoint, ReadBuffer, Response, Runtime, Timer, Transport,
     connection::lock,
-    observer::{Observer, Step},
+    observer::{self, Step},
     runtime::sleep_until,
 };
 
@@ -107,10 +107,10 @@ impl Script {
     ///
     /// # Errors
     /// INVALID_ENDPOINT, naming the rule and what it may be.
-    pub(crate) fn new(endpoints: &[Endpoint]) -> Result<Self, Status> {
+    pub(crate) fn new(endpoints: &[(Endpoint, u8)]) -> Result<Self, Status> {
         let mut servers = HashMap::new();
         let mut seed = 1;
-        for endpoint in endpoints {
+        for (endpoint, _) in endpoints {
             if endpoint.scheme() != SCHEME {
                 let message =
                     format!("endpoint {endpoint}: beside {SCHEME}:// there are only others of a script");
@@ -342,8 +342,10 @@ impl Drop for VirtualTimer {
     }
 }
 
-impl Observer for Script {
-    fn answer(&self, method: &str) -> Option<Result<Response, Status>> {
+/// What the client asks and tells of its calls.
+impl Script {
+    /// The answer to a call that is not for a server.
+    pub(crate) fn answer(&self, method: &str) -> Option<Result<Response, Status>> {
         let asked = method.strip_prefix(OWN)?;
         let (what, number) = asked.split_once('/').unwrap_or((asked, ""));
         let message = match (what, number.parse::<u32>()) {
@@ -372,11 +374,13 @@ impl Observer for Script {
         Some(Ok(Response::new(message, Metadata::new(), Metadata::new())))
     }
 
-    fn hold(&self) {
+    /// A call is about to begin on this thread.
+    pub(crate) fn hold(&self) {
         lock(&self.0.state).running = true;
     }
 
-    fn release(&self) {
+    /// It has begun.
+    pub(crate) fn release(&self) {
         let mut state = lock(&self.0.state);
         state.together = state.together.saturating_sub(1);
         if state.together == 0 {
@@ -385,35 +389,40 @@ impl Observer for Script {
         }
     }
 
-    fn over(&self) {
+    /// The client is gone.
+    pub(crate) fn over(&self) {
         let tasks = std::mem::take(&mut lock(&self.0.state).tasks);
         drop(tasks);
     }
 
-    fn note(&self, now: Time, step: Step<'_>) {
+    /// Something happened.
+    pub(crate) fn note(&self, event: &observer::Event<'_>) {
         let mut state = lock(&self.0.state);
-        match step {
+        match event.step {
             Step::Call { .. } => state.calls += 1,
             Step::Ended { .. } => state.calls = state.calls.saturating_sub(1),
             _ => {}
         }
         if state.trace.len() < MAX_TRACE {
             // A string takes everything.
-            let _ = write_step(&mut state.trace, now, step);
+            let _ = write_step(&mut state.trace, event);
         }
     }
 }
 
 /// One line: the time in ms and what happened.
-fn write_step(out: &mut String, now: Time, step: Step<'_>) -> std::fmt::Result {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+fn write_step(out: &mut String, event: &observer::Event<'_>) -> std::fmt::Result {
     let outcome = |failure: Option<&Status>| match failure {
         None => Cow::Borrowed("OK"),
         Some(status) if status.reason() == Reason::NONE => status.code().name().into(),
         Some(status) => format!("{} {}", status.code().name(), status.reason()).into(),
     };
-    write_time(out, now)?;
-    match step {
+    // What is told beside, a trace does not have.
+    if let Step::Connected { .. } | Step::Greeted { .. } = event.step {
+        return Ok(());
+    }
+    write_time(out, event.at)?;
+    match event.step {
         Step::Call { method, idempotent, deadline } => {
             write!(out, "call {method}{}", if idempotent { " idempotent" } else { "" })?;
             if let Some(deadline) = deadline {
@@ -422,28 +431,25 @@ fn write_step(out: &mut String, now: Time, step: Step<'_>) -> std::fmt::Result {
             }
         }
         Step::Waits => out.push_str("wait"),
-        Step::Attempt { number, backend } => {
-            write!(out, "attempt {number} {}", backend.map_or("-", Endpoint::authority))?;
-        }
-        Step::AttemptEnded { number, backend, failure } => {
-            let backend = backend.map_or("-", Endpoint::authority);
-            write!(out, "attempt {number} {backend} {}", outcome(failure))?;
+        Step::Attempt { number, server } => write!(out, "attempt {number} {}", server.authority())?,
+        Step::AttemptEnded { number, server, failure } => {
+            let server = server.map_or("-", Endpoint::authority);
+            write!(out, "attempt {number} {server} {}", outcome(failure))?;
         }
         Step::Retry { at, transparent } => {
             out.push_str(if transparent { "transparent retry at " } else { "retry at " });
             write_time(out, at)?;
         }
-        Step::NoRetry { why } => write!(out, "no retry: {why}")?,
+        Step::NoRetry { why } => write!(out, "no retry: {}", why.name())?,
         Step::Ended { failure } => write!(out, "call {}", outcome(failure))?,
-        Step::Dial { backend } => write!(out, "dial {}", backend.authority())?,
-        Step::Dialled { backend, failure } => {
-            write!(out, "dial {} {}", backend.authority(), outcome(failure))?
+        Step::Dial { server } => write!(out, "dial {}", server.authority())?,
+        Step::Dialled { server, failure } => write!(out, "dial {} {}", server.authority(), outcome(failure))?,
+        Step::Lost { server, .. } => write!(out, "lost {}", server.authority())?,
+        Step::Breaker { server, method, edge } => {
+            let server = server.authority();
+            write!(out, "breaker {server} {method} {} to {}", edge.from.name(), edge.to.name())?;
         }
-        Step::Lost { backend } => write!(out, "lost {}", backend.authority())?,
-        Step::Breaker { backend, method, edge } => {
-            let (backend, method) = (backend.authority(), text(method));
-            write!(out, "breaker {backend} {method} {} to {}", edge.from.name(), edge.to.name())?;
-        }
+        Step::Connected { .. } | Step::Greeted { .. } => {}
     }
     out.truncate(out.trim_end().len());
     out.push('\n');

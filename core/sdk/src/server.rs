@@ -21,8 +21,8 @@ use tokio::{
 use valkyrie_protocol::{Keepalive, Limits, Reason, Status};
 
 use crate::{
-    Authenticator, BoxFuture, ConnectionInfo, Gate, Listener, Log, MessageHandler, Runtime, Security,
-    TokioRuntime, ValkyrieServer,
+    Authenticator, BoxFuture, ConnectionInfo, Gate, Health, Listener, Log, MessageHandler, Runtime, Security,
+    ServerMetrics, TokioRuntime, ValkyrieServer,
     connection::{Driver, Link, Side, Terms, lock, unless_0},
     failures::Failures,
     guard::{Closed, Guard},
@@ -65,6 +65,7 @@ pub struct ServerBuilder {
     dedup: Option<DedupPolicy>,
     max_connections: usize,
     drain_timeout_ms: u64,
+    health: Option<Health>,
     max_connection_age_ms: Option<u64>,
     connection_grace_ms: u64,
     doors: Doors,
@@ -85,6 +86,7 @@ impl Default for ServerBuilder {
             dedup: None,
             max_connections: 65_536,
             drain_timeout_ms: 30_000,
+            health: None,
             max_connection_age_ms: None,
             connection_grace_ms: 30_000,
             doors: Doors::default(),
@@ -180,6 +182,14 @@ impl ServerBuilder {
     pub fn handler(mut self, path: impl Into<String>, handler: impl MessageHandler) -> Self {
         self.handlers.push((path.into(), Arc::new(handler)));
         self
+    }
+
+    /// Answers `/valkyrie.Health/Check` and `/valkyrie.Health/Watch`, to everybody and whatever the load, and says `draining` there when the
+    /// server drains. Default: nobody answers, which clients take for health.
+    pub fn health(mut self, health: &Health) -> Self {
+        self.health = Some(health.clone());
+        self.handler("/valkyrie.Health/Check", health.check())
+            .handler("/valkyrie.Health/Watch", health.watch())
     }
 
     /// What each connection is ready to receive. Default [`Limits::default`].
@@ -363,8 +373,9 @@ impl ServerBuilder {
                 terms: self.terms,
                 doorman,
                 failures: Failures::new(self.log),
-                max_connections: self.max_connections.min(most_connections()),
-                drain_timeout: Duration::from_millis(self.drain_timeout_ms),
+                max_connections: AtomicUsize::new(self.max_connections.min(most_connections())),
+                drain_timeout_ms: AtomicU64::new(self.drain_timeout_ms),
+                health: self.health,
                 max_age: self.max_connection_age_ms.map(Duration::from_millis),
                 grace: Duration::from_millis(self.connection_grace_ms),
                 links: Table::default(),
@@ -375,6 +386,10 @@ impl ServerBuilder {
                 accepting: AtomicUsize::new(0),
                 calls_before: AtomicU64::new(0),
                 calls_cut: AtomicU64::new(0),
+                drained: AtomicU64::new(0),
+                aged: AtomicU64::new(0),
+                idle: AtomicU64::new(0),
+                silent: AtomicU64::new(0),
                 phase: watch::Sender::new(Phase::Serving),
                 changed: Notify::new(),
             }),
@@ -400,8 +415,9 @@ struct Shared {
     terms: Terms,
     doorman: Doorman,
     failures: Failures,
-    max_connections: usize,
-    drain_timeout: Duration,
+    max_connections: AtomicUsize,
+    drain_timeout_ms: AtomicU64,
+    health: Option<Health>,
     /// After how long a connection drains, and how long that takes.
     max_age: Option<Duration>,
     grace: Duration,
@@ -416,6 +432,11 @@ struct Shared {
     /// Calls of connections that are over.
     calls_before: AtomicU64,
     calls_cut: AtomicU64,
+    /// Connections that were told of a shutdown, that were too old, that had no call for too long, and whose clients were silent.
+    drained: AtomicU64,
+    aged: AtomicU64,
+    idle: AtomicU64,
+    silent: AtomicU64,
     phase: watch::Sender<Phase>,
     changed: Notify,
 }
@@ -525,10 +546,21 @@ impl ServerControl {
         self.0.cut();
     }
 
+    /// Another [`ServerBuilder::max_connections`], at least 1 and never more than there are descriptors, for connections that come from now on;
+    /// those that are there stay, however many they are.
+    pub fn set_max_connections(&self, most: usize) {
+        self.0.max_connections.store(most.clamp(1, most_connections()), Relaxed);
+    }
+
+    /// Another [`ServerBuilder::drain_timeout_ms`], for a drain that has not begun.
+    pub fn set_drain_timeout_ms(&self, timeout_ms: u64) {
+        self.0.drain_timeout_ms.store(timeout_ms, Relaxed);
+    }
+
     /// Counts.
     pub fn stats(&self) -> ServerStats {
         let infos = self.connections();
-        let load = self.0.router.load.as_ref().map(|load| load.stats());
+        let load = self.0.router.load.as_ref().map(|load| load.metrics());
         ServerStats {
             connections: infos.len(),
             connections_total: self.0.accepted.load(Relaxed),
@@ -538,9 +570,23 @@ impl ServerControl {
             calls_cut: self.0.calls_cut.load(Relaxed),
             running: infos.iter().map(|info| info.running).sum(),
             queued: infos.iter().map(|info| info.queued).sum(),
-            limit: load.map(|(limit, _)| limit),
-            shed: load.map_or(0, |(_, shed)| shed),
+            limit: load.map(|load| load.limit),
+            shed: load.map_or(0, |load| load.shed.iter().sum()),
             draining: *self.0.phase.borrow() != Phase::Serving,
+        }
+    }
+
+    /// What became of the server's calls and connections. Looks at each connection.
+    pub fn metrics(&self) -> ServerMetrics {
+        let Shared { router, drained, aged, idle, silent, .. } = &*self.0;
+        ServerMetrics {
+            limit: router.load.as_ref().map(|load| load.metrics()),
+            dedup: router.keys.as_ref().map(|keys| keys.metrics()),
+            connections_drained: drained.load(Relaxed),
+            connections_aged: aged.load(Relaxed),
+            connections_idle: idle.load(Relaxed),
+            connections_silent: silent.load(Relaxed),
+            ..ServerMetrics::of(router.metrics(), &self.stats())
         }
     }
 
@@ -608,9 +654,9 @@ impl Shared {
     fn open(self: &Arc<Self>, arriving: Arriving) {
         self.accepted.fetch_add(1, Relaxed);
         let open = self.links.len() + self.opening.load(Relaxed);
-        if open >= self.max_connections {
+        let most = self.max_connections.load(Relaxed);
+        if open >= most {
             self.refused.fetch_add(1, Relaxed);
-            let most = self.max_connections;
             let full = full(format!("there are {most} connections, and the server takes no more"));
             self.failures.note(&arriving.from, &full, self.runtime.now());
             return;
@@ -627,9 +673,14 @@ impl Shared {
         let age = (age - Duration::from_micros(tenth)).saturating_add(spread);
         let old = sleep_until(&*self.runtime, self.runtime.now().after(age));
         if race(&mut driver, old).await.is_none() {
+            self.aged.fetch_add(1, Relaxed);
             link.close(self.runtime.now().after(self.grace), "the connection has reached its age");
             driver.await;
         }
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        Duration::from_millis(self.drain_timeout_ms.load(Relaxed))
     }
 
     fn drain(&self) {
@@ -640,6 +691,9 @@ impl Shared {
             }
             first
         });
+        if first && let Some(health) = &self.health {
+            health.drain();
+        }
         if first && self.accepting.load(Acquire) == 0 {
             self.tell_all();
         }
@@ -647,8 +701,9 @@ impl Shared {
 
     /// Tells every connection that the server goes: once nobody comes in any more, as who is told may try at once to come again.
     fn tell_all(&self) {
-        let deadline = self.runtime.now().after(self.drain_timeout);
+        let deadline = self.runtime.now().after(self.drain_timeout());
         for link in self.links.enter(Phase::Draining) {
+            self.drained.fetch_add(1, Relaxed);
             link.close(deadline, "the server is shutting down");
         }
     }
@@ -770,7 +825,7 @@ impl Opening {
         match phase {
             Phase::Serving => {}
             Phase::Draining => {
-                link.close(shared.runtime.now().after(shared.drain_timeout), "the server is shutting down");
+                link.close(shared.runtime.now().after(shared.drain_timeout()), "the server is shutting down");
             }
             Phase::Stopping => link.abort(Status::from_reason(Reason::CONNECTION_LOST, "the server stopped")),
         }
@@ -781,6 +836,8 @@ impl Opening {
         }
         let info = link.info();
         shared.calls_before.fetch_add(info.calls, Relaxed);
+        shared.idle.fetch_add(link.was_idle().into(), Relaxed);
+        shared.silent.fetch_add(link.timed_out().into(), Relaxed);
         let serving = *shared.phase.borrow() == Phase::Serving;
         if let Some(status) = link.failed().filter(|_| serving && !is_refused) {
             shared.failures.note(&from, &status, shared.runtime.now());

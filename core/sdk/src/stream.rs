@@ -5,9 +5,12 @@ use std::{sync::Arc, task::Poll};
 use bytes::Bytes;
 use valkyrie_protocol::{Metadata, Opened, Reason, Status, Time};
 
+#[cfg(feature = "native")]
+use crate::connection::Link;
 use crate::{
     BoxFuture,
     connection::{Inbox, StreamHandle, cancelled},
+    observer::Step,
     policy::Verdict,
     pool::{Admission, Admitted, Course, Plan, Pool},
 };
@@ -42,10 +45,19 @@ pub(crate) async fn open(
     plan: Plan<'_>,
     mut call: Opened,
 ) -> Result<(SendStream, RecvStream), Status> {
-    let (course, admission) = pool.begin(plan);
-    call.method = course.method.clone();
+    let id = pool.begins(&plan);
+    let (course, admission) = pool.begin(plan, id);
+    (call.method, call.deadline) = (course.method.clone(), course.deadline);
     let finished = call.end;
-    let way = Way { pool: pool.clone(), course, admitted: None, call: Some(call), answered: false };
+    let way = Way {
+        pool: pool.clone(),
+        course,
+        admitted: None,
+        number: 1,
+        call: Some(call),
+        answered: false,
+        ended: false,
+    };
     let (stream, way) = Box::new(way).open(Some(admission), None).await?;
     let sender = SendStream { stream: stream.clone(), finished };
     let (inbox, trailers) = (Inbox::default(), Metadata::new());
@@ -53,15 +65,27 @@ pub(crate) async fn open(
     Ok((sender, RecvStream { stream, inbox, trailers, ended: false, way, again: None, failed: None }))
 }
 
+/// Opens a stream beside the policies: the call is whole, and nothing of it is tried again.
+#[cfg(feature = "native")]
+pub(crate) fn open_on(link: &Arc<Link>, call: Opened) -> Result<RecvStream, Status> {
+    let stream = link.stream(call)?;
+    let (inbox, trailers) = (Inbox::default(), Metadata::new());
+    Ok(RecvStream { stream, inbox, trailers, ended: false, way: None, again: None, failed: None })
+}
+
 /// A stream's way through the policies of its client. It holds its place until its end is read, or its reader dropped.
 struct Way {
     pool: Arc<Pool>,
     course: Course,
     admitted: Option<Admitted>,
+    /// The attempt that goes on, counted from 1.
+    number: u64,
     /// The call, for another attempt.
     call: Option<Opened>,
     /// Something of the answer was read.
     answered: bool,
+    /// Its end was counted.
+    ended: bool,
 }
 
 impl Way {
@@ -78,6 +102,9 @@ impl Way {
                 let mut waited_for = None;
                 match admission {
                     Admission::Go(admitted) => {
+                        if let Some(server) = &self.pool.named(&admitted) {
+                            self.note(Step::Attempt { number: self.number, server });
+                        }
                         match self.call().and_then(|call| admitted.link.stream(call)) {
                             Ok(stream) => {
                                 self.admitted = Some(admitted);
@@ -89,11 +116,19 @@ impl Way {
                             Err(status) => self.once_more(Some(admitted), status, None).await?,
                         }
                     }
-                    Admission::Wait => match self.pool.link_before(self.course.deadline).await {
-                        Ok(picked) => waited_for = Some(picked),
-                        Err(unpicked) => self.once_more(None, unpicked.status, unpicked.not_before).await?,
-                    },
-                    Admission::Refused(status) => return Err(status),
+                    Admission::Wait => {
+                        self.note(Step::Waits);
+                        match self.pool.link_before(self.course.deadline).await {
+                            Ok(picked) => waited_for = Some(picked),
+                            Err(unpicked) => {
+                                self.once_more(None, unpicked.status, unpicked.not_before).await?;
+                            }
+                        }
+                    }
+                    Admission::Refused(status) => {
+                        self.ended(Some(&status));
+                        return Err(status);
+                    }
                 }
                 admission = self.pool.admit(&mut self.course, waited_for);
             }
@@ -111,10 +146,12 @@ impl Way {
     /// The call, and it stays for another attempt if the policy keeps it.
     fn call(&mut self) -> Result<Opened, Status> {
         let Some(call) = &self.call else { return Err(cancelled()) };
-        match self.course.keeps(call.message.as_ref().map_or(0, Bytes::len)) {
-            true => Ok(call.clone()),
-            false => self.call.take().ok_or_else(cancelled),
-        }
+        let mut call = match self.course.keeps(call.message.as_ref().map_or(0, Bytes::len)) {
+            true => call.clone(),
+            false => self.call.take().ok_or_else(cancelled)?,
+        };
+        self.pool.carry(self.course.id, self.number, &mut call.metadata);
+        Ok(call)
     }
 
     /// Waits for the time of the next attempt.
@@ -124,10 +161,38 @@ impl Way {
         status: Status,
         not_before: Option<Time>,
     ) -> Result<(), Status> {
-        let verdict = self.pool.failed(&mut self.course, admitted, &status, not_before);
-        let Verdict::Retry { at, .. } = verdict else { return Err(self.course.explain(status)) };
+        let Some(at) = self.attempt_failed(admitted, &status, not_before) else {
+            self.ended(Some(&status));
+            return Err(self.course.explain(status));
+        };
         self.until(Some(at)).await;
         Ok(())
+    }
+
+    fn note(&self, step: Step<'_>) {
+        self.pool.note(Some(self.course.id), || step);
+    }
+
+    /// When the next attempt may be made, if there may be one.
+    fn attempt_failed(
+        &mut self,
+        admitted: Option<Admitted>,
+        status: &Status,
+        not_before: Option<Time>,
+    ) -> Option<Time> {
+        let server = admitted.as_ref().and_then(|admitted| self.pool.named(admitted));
+        self.note(Step::AttemptEnded { number: self.number, server: server.as_ref(), failure: Some(status) });
+        match self.pool.failed(&mut self.course, admitted, status, not_before) {
+            Verdict::Retry { at, transparent } => {
+                self.note(Step::Retry { at, transparent });
+                self.number += 1;
+                Some(at)
+            }
+            Verdict::GiveUp(why) => {
+                self.note(Step::NoRetry { why });
+                None
+            }
+        }
     }
 
     /// No attempt follows any more.
@@ -144,10 +209,23 @@ impl Way {
         }
     }
 
+    /// The call is over, once. What succeeded was counted.
+    fn ended(&mut self, failure: Option<&Status>) {
+        if !std::mem::replace(&mut self.ended, true) {
+            self.note(Step::Ended { failure });
+            failure.into_iter().for_each(|status| self.pool.ended(&self.course, status.code()));
+        }
+    }
+
     fn succeeded(&mut self) {
         if let Some(admitted) = self.admitted.take() {
             let now = self.pool.runtime().now();
+            if let Some(server) = &self.pool.named(&admitted) {
+                let (number, server) = (self.number, Some(server));
+                self.note(Step::AttemptEnded { number, server, failure: None });
+            }
             self.pool.succeeded(&mut self.course, admitted, now);
+            self.ended(None);
             self.pool.tell();
         }
     }
@@ -157,12 +235,14 @@ impl Way {
     fn failed(mut self: Box<Self>, status: &mut Status) -> Option<Again> {
         let reason = status.reason();
         if reason == Reason::CANCELLED || reason == Reason::DEADLINE_EXCEEDED && self.answered {
+            self.ended(Some(status));
             return None;
         }
         let admitted = self.admitted.take();
-        let verdict = self.pool.failed(&mut self.course, admitted, &*status, None);
+        let at = self.attempt_failed(admitted, status, None);
         self.pool.tell();
-        let Verdict::Retry { at, .. } = verdict else {
+        let Some(at) = at else {
+            self.ended(Some(status));
             *status = self.course.explain(std::mem::replace(status, cancelled()));
             return None;
         };
@@ -174,6 +254,10 @@ impl Drop for Way {
     fn drop(&mut self) {
         if let Some(admitted) = self.admitted.take() {
             self.pool.cancelled(&self.course, &admitted);
+            self.pool.tell();
+        }
+        if !self.ended {
+            self.ended(Some(&cancelled()));
         }
     }
 }

@@ -44,6 +44,11 @@ impl Timeline {
         self.asked.get_or_insert(now);
     }
 
+    /// When the call's first attempt looked for a connection.
+    pub(crate) fn began(&self) -> Time {
+        self.began
+    }
+
     /// It failed.
     pub(crate) fn failed(
         &mut self,

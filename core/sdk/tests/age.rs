@@ -1,8 +1,9 @@
 //! Connections that drain while calls are made over them: of age, and with their server. No call is lost, and none is run twice.
 
+mod calling;
+
 use std::{
     collections::HashMap,
-    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -10,11 +11,8 @@ use std::{
     time::Duration,
 };
 
+use calling::bounded;
 use valkyrie_sdk::{Bytes, CallOptions, Client, Reason, Reply, Server, ServerBuilder, Status, handler_fn};
-
-async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
 
 /// How often each call was run.
 type Executed = Arc<Mutex<HashMap<Bytes, usize>>>;

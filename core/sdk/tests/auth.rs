@@ -1,9 +1,10 @@
 //! Credentials between a real client and a real server, over every transport: whom calls are made for, refresh while streams go
 //! on, refusal, expiry, sources that fail, and what a stranger may cost.
 
+mod calling;
+
 use std::{
     collections::BTreeSet,
-    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use calling::bounded;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -25,11 +27,6 @@ use valkyrie_sdk::{
     Interceptor, MetadataValue, Peer, Principal, Reason, Refusal, Reply, ServerBuilder, ServerControl,
     Status, Token, TokenSource, handler_fn,
 };
-
-/// A hang is bounded far above anything that should take that long.
-async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(120), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
 
 /// Accepts tokens that begin with `good` as `sub:` and the token, for a time.
 #[derive(Default)]

@@ -128,9 +128,10 @@ async fn connect(endpoint: &str) -> Result<Client, Status> {
     builder(endpoint).build().await
 }
 
+/// A client whose calls have time, however many programs share the processors.
 fn builder(endpoint: &str) -> ClientBuilder {
     let builder = Client::builder().endpoint(endpoint).trusted_certificates(identity().0.as_str());
-    builder.min_security(Security::Insecure)
+    builder.min_security(Security::Insecure).timeout_ms(60_000)
 }
 
 /// Calls have one attempt each: what became of it is their outcome.
@@ -787,7 +788,12 @@ async fn closing_the_client_at_once_cancels_what_runs(bind: String) {
         async move { client.call("/hang", "").await }
     });
     watch.started.notified().await;
+    let (mut send, _recv) = client.open("/hang", CallOptions::new()).await.unwrap();
+    send.send("in time").await.unwrap();
     client.close_now();
+    // Nobody would send it any more.
+    let late = send.send("late").await.unwrap_err();
+    assert_eq!((late.code(), late.reason()), (Code::Cancelled, Reason::CLIENT_CLOSED));
     let status = call.await.unwrap().unwrap_err();
     assert_eq!((status.code(), status.reason()), (Code::Cancelled, Reason::CLIENT_CLOSED));
     watch.dropped.notified().await;

@@ -3,11 +3,13 @@
 #![cfg(all(feature = "quic", feature = "websocket"))]
 
 mod anyone;
+mod calling;
 mod kept;
 
-use std::{future::Future, net::TcpListener, sync::Arc, time::Duration};
+use std::{net::TcpListener, sync::Arc};
 
 use anyone::Anyone;
+use calling::bounded;
 use kept::{Kept, field};
 use rustls::{
     ClientConfig, ServerConfig, SignatureScheme,
@@ -21,11 +23,6 @@ use valkyrie_certificates::{Certificates, Made, Row, Side, rows};
 use valkyrie_sdk::{Client, ClientBuilder, EchoHandler, Level, Reason, ServerBuilder, ServerControl, Status};
 
 const SCHEMES: [&str; 3] = ["tls", "wss", "quic"];
-
-/// A hang is bounded far above anything that should take that long.
-async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
 
 /// Connects and calls once: the name of the reason, `OK` for an answer, and the sentence.
 async fn outcome(what: &str, builder: ClientBuilder) -> (String, String) {

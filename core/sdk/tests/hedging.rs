@@ -1,5 +1,7 @@
 //! Copies of a call beside the first: servers that answer, hang and fail on real sockets, and a count of what each of them began.
 
+mod calling;
+
 use std::{
     sync::{
         Arc,
@@ -8,23 +10,11 @@ use std::{
     time::Duration,
 };
 
+use calling::{bounded, until};
 use valkyrie_sdk::{
     Bytes, CallOptions, Client, Code, Reason, Reply, ServerBuilder, ServerControl, Status, handler_fn,
     policy::ServiceConfig,
 };
-
-async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
-
-async fn until(what: &str, is: impl Fn() -> bool) {
-    bounded(what, async {
-        while !is() {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
-}
 
 const ANSWERS: usize = 0;
 const HANGS: usize = 1;

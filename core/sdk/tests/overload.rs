@@ -1,7 +1,8 @@
 //! A server that is asked for more than it can do: its limit of concurrency, and who waits, runs and is refused then.
 
+mod calling;
+
 use std::{
-    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -9,15 +10,12 @@ use std::{
     time::Duration,
 };
 
+use calling::bounded;
 use tokio::{sync::Semaphore, task::JoinHandle};
 use valkyrie_sdk::{
     CallOptions, Client, Code, EchoHandler, Priority, Reason, Reply, Response, ServerBuilder, ServerControl,
     ServerStats, Status, handler_fn, policy::LimiterPolicy,
 };
-
-async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
 
 /// No call waits for so long.
 const LONG: Duration = Duration::from_secs(600);

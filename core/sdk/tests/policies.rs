@@ -4,11 +4,11 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use valkyrie_sdk::{
-    Code, Status, Time,
+    Code, Reason, Status, Time,
     policy::{
         Attempts, BackendState, Backoff, BalanceConfig, BalancePolicy, Balancer, Breaker, BreakerPolicy,
-        BreakerState, Budget, BudgetPolicy, CallOutcome, Failure, Random, Reconnect, ReconnectPolicy,
-        RetryPolicy, Seen, Throttle, ThrottlePolicy, Verdict,
+        BreakerState, Budget, BudgetPolicy, CallOutcome, Extra, Failure, Random, Reconnect, ReconnectPolicy,
+        RetryPolicy, Rides, Seen, Throttle, ThrottlePolicy, Verdict,
     },
 };
 
@@ -72,6 +72,86 @@ fn an_outage_is_not_made_worse() {
             assert!(all <= 1.0 + 35.0 / 6_000.0 + 1e-9, "35 retries for each client: {all}");
         }
     }
+}
+
+/// A backend that loses its connection each second, with all calls of the last 200 ms or second on it: in attempts for each of 100 calls
+/// a second, over a minute, where the others of a second are answered or none is.
+fn lost(latency_ms: u64, answers: bool) -> f64 {
+    let (policy, mut budget, mut rides) =
+        (RetryPolicy::default(), Budget::new(BudgetPolicy::default()), Rides::default());
+    let mut random = Random::new(latency_ms);
+    let mut due = BTreeMap::new();
+    for call in 0..6_000_u64 {
+        due.insert((call * 10_000, call), Attempts::new(policy, true, None));
+    }
+    let mut sent = 0;
+    // What ends when: with its connection, or with an answer.
+    let mut open: BTreeMap<(u64, u64), (Attempts, bool)> = BTreeMap::new();
+    loop {
+        let begins = due.first_key_value().map(|(key, _)| *key);
+        let ends = open.first_key_value().map(|(key, _)| *key);
+        match (begins, ends) {
+            (Some(begins), ends) if ends.is_none_or(|ends| begins <= ends) => {
+                let Some(((now, call), mut attempts)) = due.pop_first() else { continue };
+                attempts.begin(micros(now), &mut budget);
+                sent += 1;
+                let lost_at = (now / 1_000_000 + 1) * 1_000_000;
+                let answered_at = now + latency_ms * 1_000;
+                let is_lost = !answers || answered_at >= lost_at;
+                open.insert((if is_lost { lost_at } else { answered_at }, call), (attempts, is_lost));
+            }
+            (_, Some(_)) => {
+                let Some(((now, call), (mut attempts, is_lost))) = open.pop_first() else { continue };
+                if !is_lost {
+                    attempts.succeeded(&mut budget);
+                    continue;
+                }
+                let (at, connection) = (micros(now), now / 1_000_000);
+                let mut failure =
+                    Failure::new(&Status::from_reason(Reason::CONNECTION_LOST, ""), Seen::Perhaps);
+                failure.extra = (attempts.begun() == 1).then(|| rides.extra(connection, at));
+                let verdict = attempts.failed(&failure, at, &mut budget, &mut random);
+                if let Verdict::Retry { at: again, .. } = verdict {
+                    if failure.extra == Some(Extra::Lost) {
+                        rides.paid(connection, at);
+                    }
+                    due.insert((again.as_micros(), call), attempts);
+                }
+            }
+            _ => return f64::from(sent) / 6_000.0,
+        }
+    }
+}
+
+#[test]
+fn one_charge_for_a_lost_connection_does_not_make_an_outage_worse() {
+    for (latency_ms, answers) in [(1_000, false), (1_000, true), (200, true), (50, true)] {
+        let all = lost(latency_ms, answers);
+        println!("{latency_ms} ms, others answered: {answers}: {all:.4} attempts for each call");
+        assert!(all <= 1.10, "{all} with {latency_ms} ms");
+    }
+}
+
+#[test]
+fn all_calls_of_a_lost_connection_go_with_one_charge_once_in_half_a_minute() {
+    let (mut budget, mut rides) = (Budget::new(BudgetPolicy::default()), Rides::default());
+    let mut lose = |connection: u64, now: Time| {
+        let before = budget.tokens();
+        let take = |_: &u32| {
+            let extra = rides.extra(connection, now);
+            let cost = budget.take(extra, now);
+            if cost.is_some() && extra == Extra::Lost {
+                rides.paid(connection, now);
+            }
+            cost.is_some()
+        };
+        ((0..1_000).filter(take).count(), before - budget.tokens())
+    };
+    assert_eq!(lose(1, micros(0)), (1_000, 14));
+    // The window is full of them, so that nobody else is tried again for ten seconds; nor is a second connection so soon.
+    assert_eq!(lose(2, micros(9_000_000)), (0, 0));
+    assert_eq!(lose(3, micros(29_000_000)), (34, 34 * 14));
+    assert_eq!(lose(4, micros(30_000_000)), (0, 0), "the bucket is empty");
 }
 
 /// One of three backends is dead, and nothing is retried: how many of the calls of each second fail, at 300 calls a second.

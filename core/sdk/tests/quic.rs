@@ -1,19 +1,18 @@
 //! A QUIC peer that is not ours, against a real server and a real client.
 #![cfg(feature = "quic")]
 
-use std::{future::Future, sync::Arc, time::Duration};
+mod calling;
 
+use std::{net::SocketAddr, sync::Arc};
+
+use calling::bounded;
 use quinn::{
     VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
-use valkyrie_sdk::{CallOptions, Client, EchoHandler, ServerBuilder, ServerControl};
-
-/// A hang is bounded far above anything that should take that long.
-async fn bounded<T>(what: &str, work: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), work).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
+use tokio::net::UdpSocket;
+use valkyrie_sdk::{CallOptions, Client, EchoHandler, Reason, ServerBuilder, ServerControl};
 
 /// A server with /echo, and a connection to it on which HELLO has been said.
 async fn greeted() -> (ServerControl, quinn::Endpoint, quinn::Connection, quinn::SendStream, quinn::RecvStream)
@@ -41,11 +40,22 @@ async fn greeted() -> (ServerControl, quinn::Endpoint, quinn::Connection, quinn:
         .with_no_client_auth();
     tls.alpn_protocols = vec![b"valkyrie/1".to_vec()];
     let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
-    let endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
-    let connection = endpoint.connect_with(config, address, "127.0.0.1").unwrap().await.unwrap();
+    let mut endpoint = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+    endpoint.set_default_client_config(config);
+    let (connection, send, receive) = greets(&endpoint, address).await;
+    (control, endpoint, connection, send, receive)
+}
+
+/// Connects and says HELLO.
+async fn greets(
+    endpoint: &quinn::Endpoint,
+    server: SocketAddr,
+) -> (quinn::Connection, quinn::SendStream, quinn::RecvStream) {
+    let connecting = endpoint.connect(server, "127.0.0.1").unwrap();
+    let connection = bounded("a handshake", connecting).await.unwrap();
     let (mut send, receive) = connection.open_bi().await.unwrap();
     send.write_all(&vector("hello")).await.unwrap();
-    (control, endpoint, connection, send, receive)
+    (connection, send, receive)
 }
 
 fn vector(name: &str) -> Vec<u8> {
@@ -147,5 +157,76 @@ async fn a_client_that_ends_says_so() {
                 ended.join().unwrap();
             }
         }
+    }
+}
+
+/// Handshakes that stand still cost the server memory: beyond 32 of them whoever comes has to show that its address is its own, by a
+/// Retry (RFC 9000, section 8.1.2), and is served like the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_handshakes_costs_a_client_one_round_trip() {
+    let (_control, endpoint, connection, _send, _receive) = greeted().await;
+    let server = connection.remote_address();
+    let mut stalled = Vec::new();
+    let answered_by_retry = loop {
+        // The first packet of a client goes on to the server from here, and what comes back stays here.
+        let relay = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let connecting = endpoint.connect(relay.local_addr().unwrap(), "127.0.0.1").unwrap();
+        let mut packet = [0; 2_048];
+        let len = bounded("the first packet", relay.recv(&mut packet)).await.unwrap();
+        relay.send_to(&packet[..len], server).await.unwrap();
+        while bounded("an answer", relay.recv_from(&mut packet)).await.unwrap().1 != server {}
+        // RFC 9000, section 17.2: the type of a long header.
+        match packet[0] >> 4 & 3 {
+            0 => stalled.push((relay, connecting)),
+            3 => break stalled.len(),
+            other => panic!("a long header of type {other}"),
+        }
+    };
+    assert!(answered_by_retry >= 32, "{answered_by_retry}");
+    let (other, _other_send, _other_receive) = greets(&endpoint, server).await;
+    call(&other).await;
+    call(&connection).await;
+}
+
+/// A server that goes while its client waits for an answer: the client learns it by the packet that it sends next, and
+/// what the system says of that packet is met by the write of the one after it.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn who_connects_learns_that_the_server_went() {
+    let roots = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap().cert.pem();
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("quic://{}", silent.local_addr().unwrap());
+    let client = tokio::spawn(async move {
+        Client::builder().endpoint(endpoint).trusted_certificates(roots).build().await.map(drop)
+    });
+    tokio::task::spawn_blocking(move || silent.recv(&mut [0; 2048]).unwrap()).await.unwrap();
+    let refused = client.await.unwrap().unwrap_err();
+    assert_eq!(refused.reason(), Reason::CONNECT_FAILED, "{refused}");
+    assert!(refused.message().contains("refused"), "{refused}");
+}
+
+/// That nobody listens is told once by the system, to whoever asks first. 400 dials, eight at a time: whoever missed it
+/// waited for 5 s.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nobody_who_connects_misses_that_nobody_listens() {
+    let identity = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let roots = identity.cert.pem();
+    let gone = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let mut dials = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let roots = roots.clone();
+        dials.spawn(async move {
+            for _ in 0..50 {
+                let client = Client::builder().endpoint(format!("quic://{gone}"));
+                let refused =
+                    client.trusted_certificates(roots.to_string()).build().await.map(drop).unwrap_err();
+                assert_eq!(refused.reason(), Reason::CONNECT_FAILED, "{refused}");
+                assert!(refused.message().contains("refused"), "{refused}");
+            }
+        });
+    }
+    while let Some(done) = dials.join_next().await {
+        done.unwrap();
     }
 }

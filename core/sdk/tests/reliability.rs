@@ -1,14 +1,18 @@
 //! What a client does about servers that fail: real servers, real sockets, and a count of what was executed.
 
+mod calling;
+
 use std::{
-    collections::HashMap,
+    future::Future,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
+    task::Poll,
     time::Duration,
 };
 
+use calling::{Executed, bounded, call_all, counting};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -18,13 +22,6 @@ use valkyrie_sdk::{
     Record, Reply, Response, ServerBuilder, ServerControl, Sink, Status, handler_fn, policy::ServiceConfig,
 };
 
-async fn bounded<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(60), future).await.unwrap_or_else(|_| panic!("{what} hangs"))
-}
-
-/// How often each message was executed, by all servers together.
-type Executed = Arc<Mutex<HashMap<Bytes, usize>>>;
-
 struct Serving {
     endpoint: String,
     control: ServerControl,
@@ -32,16 +29,8 @@ struct Serving {
 
 /// A server that counts what it executes.
 async fn serve(bind: &str, executed: &Executed) -> Serving {
-    let executed = executed.clone();
-    let count = handler_fn(move |mut call| {
-        let executed = executed.clone();
-        async move {
-            let message = call.message().await?;
-            *executed.lock().unwrap().entry(message.clone()).or_default() += 1;
-            Ok(Reply::message(message))
-        }
-    });
-    let server = ServerBuilder::new().bind(bind).handler("/count", count).handler("/echo", EchoHandler);
+    let server =
+        ServerBuilder::new().bind(bind).handler("/count", counting(executed)).handler("/echo", EchoHandler);
     let server = bounded("a bind", server.build()).await.unwrap();
     let serving = Serving { endpoint: server.endpoints().remove(0), control: server.control() };
     tokio::spawn(async move { server.start().await });
@@ -70,26 +59,7 @@ async fn idempotent_calls_outlive_a_server() {
         );
         let client = Client::builder().endpoint(list(&servers)).service_config(config(&text));
         let client = bounded("a connect", client.build()).await.unwrap();
-        let made = Arc::new(AtomicUsize::new(0));
-        let callers: Vec<_> = (0..32)
-            .map(|_| {
-                let (client, made) = (client.clone(), made.clone());
-                tokio::spawn(async move {
-                    loop {
-                        let number = made.fetch_add(1, SeqCst);
-                        if number >= 10_000 {
-                            return;
-                        }
-                        let message = Bytes::from(number.to_string());
-                        let answer = bounded("a call", client.call("/count", message.clone())).await;
-                        assert_eq!(
-                            answer.unwrap_or_else(|status| panic!("{number}: {status}")).message,
-                            message
-                        );
-                    }
-                })
-            })
-            .collect();
+        let (callers, made) = call_all(&client, 32, 10_000);
         while made.load(SeqCst) < 3_000 {
             tokio::task::yield_now().await;
         }
@@ -103,6 +73,55 @@ async fn idempotent_calls_outlive_a_server() {
         assert_eq!(used, if policy == "pick_first" { 2 } else { 3 }, "{policy}");
         client.close().await;
     }
+}
+
+/// A server goes with many more calls under way than the retry budget pays for one by one: all of them are answered by the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_calls_of_a_lost_connection_are_tried_elsewhere() {
+    const CALLS: usize = 600;
+    let (running, executed) = (Arc::new(AtomicUsize::new(0)), Executed::default());
+    let hangs = {
+        let running = running.clone();
+        handler_fn(move |_| {
+            running.fetch_add(1, SeqCst);
+            std::future::pending()
+        })
+    };
+    let first = ServerBuilder::new().bind("127.0.0.1:0").max_running_handlers(1_000);
+    let first = first.handler("/count", hangs).handler("/echo", EchoHandler);
+    let first = first.build().await.unwrap();
+    let control = first.control();
+    let second = serve("127.0.0.1:0", &executed).await;
+    let endpoint = format!("{},{}", first.endpoints()[0], second.endpoint);
+    tokio::spawn(async move { first.start().await });
+    let text =
+        r#"{"methods": [{"names": ["/count"], "idempotent": true}], "balance": {"policy": "round_robin"}}"#;
+    let client = Client::builder().endpoint(endpoint).service_config(config(text)).build().await.unwrap();
+    bounded("two connections", async {
+        while client.connections().len() < 2 {
+            client.request("").await.unwrap();
+        }
+    })
+    .await;
+    let calls: Vec<_> = (0..CALLS)
+        .map(|number| {
+            let client = client.clone();
+            let options = CallOptions::new().with_timeout(Duration::from_secs(60));
+            tokio::spawn(async move { client.call_with("/count", number.to_string(), options).await })
+        })
+        .collect();
+    bounded("half of them under way", async {
+        while running.load(SeqCst) < CALLS / 2 || executed.lock().unwrap().len() < CALLS / 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    control.shutdown_now();
+    for call in calls {
+        let answer = bounded("a call", call).await.unwrap();
+        answer.unwrap_or_else(|status| panic!("{status}: {}", status.timeline()));
+    }
+    assert_eq!(executed.lock().unwrap().len(), CALLS);
 }
 
 /// The only server goes away and comes back a moment later: calls wait for it, and what was not executed is executed once.
@@ -145,6 +164,27 @@ async fn calls_wait_for_a_server_that_restarts() {
     client.close().await;
     assert_eq!(client.connectivity(), Connectivity::Shutdown);
     second.control.shutdown_now();
+}
+
+/// Two wait in one task, and one of them gives up: the other still hears of the change.
+#[tokio::test]
+async fn who_gives_up_waiting_for_a_connectivity_takes_nobody_along() {
+    let server = serve("127.0.0.1:0", &Executed::default()).await;
+    let client = Client::connect(server.endpoint.as_str()).await.unwrap();
+    let mut gives_up = Box::pin(client.connectivity_other_than(Connectivity::Ready));
+    let mut stays = Box::pin(client.connectivity_other_than(Connectivity::Ready));
+    std::future::poll_fn(|cx| {
+        assert!(gives_up.as_mut().poll(cx).is_pending() && stays.as_mut().poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    drop(gives_up);
+    let close = async {
+        client.close().await;
+    };
+    let (state, ()) = bounded("the end", async { tokio::join!(stays, close) }).await;
+    assert_eq!(state, Connectivity::Shutdown);
+    server.control.shutdown_now();
 }
 
 /// Between a client and a server, and cuts the connection when the server has answered so many times.

@@ -1,7 +1,7 @@
 //! The built-in methods: `/echo`, `/valkyrie.Health/*` and `/valkyrie.Metrics/*`, and the log line of every call.
 
 use std::{
-    fmt::Write,
+    fmt,
     future::Future,
     hash::{BuildHasher, RandomState},
     pin::Pin,
@@ -10,86 +10,129 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use tokio::sync::watch;
 use tracing::{Level, debug, enabled};
+use valkyrie_config::{AuditOnFailure, Settings};
 use valkyrie_sdk::{
-    Code, EchoHandler, HandlerFuture, MessageHandler, Metadata, Principal, Reply, ServerCall, ServerControl,
+    Code, ConnectionInfo, EchoHandler, FamilyKind, HandlerFuture, Health, MessageHandler, Metadata,
+    MetricsWriter, Principal, PrometheusText, Reason, Reply, ServerCall, ServerControl, ServingStatus,
     Status, VERSION,
 };
 
-use crate::{config::Config, security::Door};
+use crate::security::Door;
 
 /// The methods that health may be asked about; the empty name is the server itself.
 const SERVICES: [&str; 4] = ["", "/echo", "valkyrie.Health", "valkyrie.Metrics"];
 
-/// What health says, as it is written on the wire.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Health {
-    Serving,
-    Draining,
-}
-
-impl Health {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Serving => "serving",
-            Self::Draining => "draining",
-        }
-    }
-}
-
 /// What the handlers know of their server.
 #[derive(Clone)]
 pub(crate) struct State {
-    pub(crate) health: watch::Sender<Health>,
-    /// Whether the metrics methods answer.
-    metrics: bool,
+    pub(crate) health: Health,
     /// Set once the server is built.
     pub(crate) control: Arc<OnceLock<ServerControl>>,
+    settings: Arc<Settings>,
     /// What decides about calls, if anything does.
     door: Option<Arc<Door>>,
 }
 
-impl State {
-    pub(crate) fn new(config: &Config, door: Option<Arc<Door>>) -> Self {
-        let health = watch::Sender::new(Health::Serving);
-        Self { health, metrics: config.metrics, control: Arc::default(), door }
-    }
+/// Why the server is not to be sent calls.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotReady {
+    Starting,
+    Draining,
+    NotServing(&'static str),
+    /// It cannot be written, and calls are refused meanwhile.
+    Audit(String),
+}
 
-    /// What health says of a service: a service that is turned off stays known.
-    fn health_of(&self, service: &[u8], server: Health) -> Result<&'static str, Status> {
-        match SERVICES.iter().find(|known| known.as_bytes() == service) {
-            Some(&"valkyrie.Metrics") if !self.metrics => Ok("not_serving"),
-            Some(_) => Ok(server.name()),
-            None => {
-                let service: String = String::from_utf8_lossy(service).chars().take(100).collect();
-                Err(Status::new(Code::NotFound, format!("unknown service {service:?}")))
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("starting"),
+            Self::Draining => f.write_str("draining"),
+            Self::NotServing("") => f.write_str("not serving"),
+            Self::NotServing(service) => write!(f, "not serving: {service}"),
+            Self::Audit(why) => {
+                write!(f, "calls are refused, as the audit cannot be written: {}", why.escape_debug())
             }
         }
     }
 }
 
-/// Every built-in method with its path.
-pub(crate) fn all(state: &State, config: &Config) -> Vec<(&'static str, Logged)> {
-    let (check, watch, get, connections) = (state.clone(), state.clone(), state.clone(), state.clone());
-    let mut all = vec![
-        ("/echo", Logged::new(Echo)),
-        ("/valkyrie.Health/Check", logged(move |call| health_check(check.clone(), call))),
-        ("/valkyrie.Health/Watch", logged(move |call| health_watch(watch.clone(), call))),
-    ];
-    if config.metrics {
-        all.push(("/valkyrie.Metrics/Get", logged(move |call| metrics(get.clone(), call))));
-        all.push((
-            "/valkyrie.Metrics/Connections",
-            logged(move |call| list_connections(connections.clone(), call)),
-        ));
+impl State {
+    pub(crate) fn new(settings: Arc<Settings>, door: Option<Arc<Door>>) -> Self {
+        let health = Health::new();
+        for service in SERVICES {
+            health.set(service, ServingStatus::Serving);
+        }
+        let metrics = settings.get().metrics;
+        let state = Self { health, control: Arc::default(), settings, door };
+        state.tell_metrics(metrics);
+        state
     }
-    all
+
+    /// Says whether the metrics are served. A service that is turned off stays known.
+    pub(crate) fn tell_metrics(&self, on: bool) {
+        let status = if on { ServingStatus::Serving } else { ServingStatus::NotServing };
+        self.health.set("valkyrie.Metrics", status);
+    }
+
+    /// Reads the policy again, if there is one: whether it is another one.
+    ///
+    /// # Errors
+    /// What is wrong with it. Then the rules before it stay in force.
+    pub(crate) fn reload_policy(&self) -> Result<bool, String> {
+        self.door.as_ref().map_or(Ok(false), |door| door.reload())
+    }
+
+    /// Refuses as if there were no such method, while the metrics are turned off.
+    fn has_metrics(&self) -> Result<(), Status> {
+        let unknown =
+            || Status::from_reason(Reason::UNKNOWN_METHOD, "the metrics are turned off: `metrics` is false");
+        if self.settings.get().metrics { Ok(()) } else { Err(unknown()) }
+    }
+
+    /// Whether the server is to be sent calls.
+    ///
+    /// # Errors
+    /// Why it is not.
+    pub(crate) fn ready(&self) -> Result<(), NotReady> {
+        if self.control.get().is_none() {
+            return Err(NotReady::Starting);
+        }
+        let config = self.settings.get();
+        let (metrics, fail_closed) = (config.metrics, config.audit_on_failure == AuditOnFailure::FailClosed);
+        drop(config);
+        if fail_closed && let Some(why) = self.door.as_ref().and_then(|door| door.counts().audit.failing) {
+            return Err(NotReady::Audit(why));
+        }
+        // What is turned off is not missed.
+        for service in SERVICES.into_iter().filter(|service| metrics || *service != "valkyrie.Metrics") {
+            match self.health.status(service) {
+                Some(ServingStatus::Draining) => return Err(NotReady::Draining),
+                Some(ServingStatus::NotServing) => return Err(NotReady::NotServing(service)),
+                Some(ServingStatus::Serving) | None => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Every built-in method with its path.
+pub(crate) fn all(state: &State) -> Vec<(&'static str, Logged)> {
+    let (get, connections) = (state.clone(), state.clone());
+    vec![
+        ("/echo", Logged::new(Echo)),
+        ("/valkyrie.Health/Check", Logged::new(state.health.check())),
+        ("/valkyrie.Health/Watch", Logged::new(state.health.watch())),
+        ("/valkyrie.Metrics/Get", logged(move |call| metrics(get.clone(), call))),
+        ("/valkyrie.Metrics/Connections", logged(move |call| list_connections(connections.clone(), call))),
+    ]
 }
 
 /// Echoes; with the metadata `want-digest: sha-256` the trailer `digest-sha-256` holds the hexadecimal digest of all
@@ -114,109 +157,102 @@ impl MessageHandler for Echo {
     }
 }
 
-/// Message: a service's name, or nothing for the server. Answers `serving`, `not_serving` or `draining`.
-async fn health_check(state: State, mut call: ServerCall) -> Result<Reply, Status> {
-    let service = call.message().await?;
-    let server = *state.health.borrow();
-    state.health_of(&service, server).map(Reply::message)
-}
-
-/// As Check, and once more for each change. Ends when the server drains, so that no watcher holds up a shutdown.
-async fn health_watch(state: State, mut call: ServerCall) -> Result<Reply, Status> {
-    let service = call.message().await?;
-    let mut health = state.health.subscribe();
-    loop {
-        let now = *health.borrow_and_update();
-        call.send(state.health_of(&service, now)?).await?;
-        if now == Health::Draining || health.changed().await.is_err() {
-            return Ok(Reply::end());
-        }
-    }
-}
-
 fn control(state: &State) -> Result<&ServerControl, Status> {
     state.control.get().ok_or_else(|| Status::new(Code::Unavailable, "the server is still starting"))
 }
 
 /// Prometheus' text format.
 async fn metrics(state: State, _call: ServerCall) -> Result<Reply, Status> {
-    let stats = control(&state)?.stats();
-    let mut text = String::new();
-    let mut metric = |name: &str, kind: &str, help: &str, value: u64| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "# HELP valkyrie_{name} {help}\n# TYPE valkyrie_{name} {kind}\nvalkyrie_{name} {value}"
-        );
-    };
-    metric("connections", "gauge", "Connections now.", stats.connections as u64);
-    metric("connections_total", "counter", "Connections accepted since the start.", stats.connections_total);
-    metric(
-        "connections_refused_total",
-        "counter",
-        "Connections closed as they came because there were too many, or for credentials that were refused before.",
-        stats.connections_refused,
-    );
-    metric("calls_total", "counter", "Calls since the start.", stats.calls_total);
-    metric("streams", "gauge", "Calls open now.", stats.streams as u64);
+    state.has_metrics()?;
+    let mut text = PrometheusText::new();
+    write_metrics(&state, control(&state)?, &mut text);
+    Ok(Reply::message(text.into_text()))
+}
+
+/// What the server counts, and what the sdk counts of it.
+pub(crate) fn write_metrics(state: &State, control: &ServerControl, to: &mut dyn MetricsWriter) {
+    use FamilyKind::{Counter, Gauge};
+    let stats = control.stats();
     let counts = state.door.as_ref().map(|door| door.counts()).unwrap_or_default();
-    metric("calls_denied_total", "counter", "Calls that the policy did not let in.", counts.denied);
-    metric("calls_limited_total", "counter", "Calls over a limit or a quota.", counts.limited);
-    metric(
-        "credentials_refused_total",
-        "counter",
-        "Tokens that were not accepted.",
-        counts.credentials_refused,
-    );
-    metric("audit_records_total", "counter", "Records written to the audit.", counts.audit.written);
-    metric("audit_lost_total", "counter", "Records that the audit had no room for.", counts.audit.lost);
-    metric(
-        "audit_failures_total",
-        "counter",
-        "Attempts to write the audit that failed.",
-        counts.audit.failures,
-    );
-    metric("draining", "gauge", "1 while the server shuts down.", stats.draining.into());
-    let help = "Connections that failed before they stood, by reason.";
-    let _ = writeln!(
-        text,
-        "# HELP valkyrie_connections_failed_total {help}\n# TYPE valkyrie_connections_failed_total counter"
-    );
-    for (reason, count) in control(&state)?.failures() {
-        let _ = writeln!(text, "valkyrie_connections_failed_total{{reason=\"{}\"}} {count}", reason.name());
+    for (name, kind, help, value) in [
+        ("valkyrie_connections", Gauge, "Connections now.", stats.connections as u64),
+        (
+            "valkyrie_connections_total",
+            Counter,
+            "Connections accepted since the start.",
+            stats.connections_total,
+        ),
+        (
+            "valkyrie_connections_refused_total",
+            Counter,
+            "Connections closed as they came because there were too many, or for credentials that were refused before.",
+            stats.connections_refused,
+        ),
+        ("valkyrie_calls_total", Counter, "Calls since the start.", stats.calls_total),
+        ("valkyrie_streams", Gauge, "Calls open now.", stats.streams as u64),
+        ("valkyrie_calls_denied_total", Counter, "Calls that the policy did not let in.", counts.denied),
+        ("valkyrie_calls_limited_total", Counter, "Calls over a limit or a quota.", counts.limited),
+        (
+            "valkyrie_credentials_refused_total",
+            Counter,
+            "Tokens that were not accepted.",
+            counts.credentials_refused,
+        ),
+        ("valkyrie_audit_records_total", Counter, "Records written to the audit.", counts.audit.written),
+        ("valkyrie_audit_lost_total", Counter, "Records that the audit had no room for.", counts.audit.lost),
+        (
+            "valkyrie_audit_failures_total",
+            Counter,
+            "Attempts to write the audit that failed.",
+            counts.audit.failures,
+        ),
+        ("valkyrie_draining", Gauge, "1 while the server shuts down.", stats.draining.into()),
+    ] {
+        to.family(name, kind, help);
+        to.sample(&[], value);
     }
-    let _ = writeln!(
-        text,
-        "# HELP valkyrie_build_info The server's version.\n# TYPE valkyrie_build_info gauge\n\
-         valkyrie_build_info{{version=\"{VERSION}\"}} 1"
-    );
-    Ok(Reply::message(text))
+    let help = "Connections that failed before they stood, by reason.";
+    to.family("valkyrie_connections_failed_total", Counter, help);
+    for (reason, count) in control.failures() {
+        to.sample(&[("reason", reason.name())], count);
+    }
+    to.family("valkyrie_build_info", Gauge, "The server's version.");
+    to.sample(&[("version", VERSION)], 1);
+    control.metrics().write(to);
 }
 
 /// Every connection as a JSON array, oldest first.
 async fn list_connections(state: State, _call: ServerCall) -> Result<Reply, Status> {
-    let mut connections = control(&state)?.connections();
-    connections.sort_by_key(|connection| connection.id);
-    let connections: Vec<_> = connections
-        .into_iter()
-        .map(|connection| {
-            serde_json::json!({
-                "id": connection.id,
-                "peer": connection.peer,
-                "state": format!("{:?}", connection.state).to_lowercase(),
-                "age_ms": u64::try_from(connection.age.as_millis()).unwrap_or(u64::MAX),
-                "streams": connection.streams,
-                "calls": connection.calls,
-                "bytes_in": connection.bytes_in,
-                "bytes_out": connection.bytes_out,
-            })
+    state.has_metrics()?;
+    Ok(Reply::message(Value::from(connections(control(&state)?, usize::MAX).0).to_string()))
+}
+
+/// The oldest connections, so many at most, and how many there are.
+pub(crate) fn connections(control: &ServerControl, most: usize) -> (Vec<Value>, usize) {
+    let mut connections = control.connections();
+    let all = connections.len();
+    connections.sort_unstable_by_key(|connection| connection.id);
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let as_json = |connection: ConnectionInfo| {
+        json!({
+            "id": connection.id,
+            "peer": connection.peer,
+            "transport": connection.peer.split(':').next(),
+            "encrypted": connection.encrypted,
+            "state": format!("{:?}", connection.state).to_lowercase(),
+            "age_ms": ms(connection.age),
+            "silence_ms": ms(connection.silence),
+            "streams": connection.streams,
+            "calls": connection.calls,
+            "bytes_in": connection.bytes_in,
+            "bytes_out": connection.bytes_out,
         })
-        .collect();
-    Ok(Reply::message(serde_json::Value::from(connections).to_string()))
+    };
+    (connections.into_iter().take(most).map(as_json).collect(), all)
 }
 
 /// A handler whose calls are logged at debug level; at other levels it costs one check.
-pub(crate) struct Logged(Box<dyn MessageHandler>);
+pub(crate) struct Logged(pub(crate) Box<dyn MessageHandler>);
 
 impl Logged {
     fn new(handler: impl MessageHandler) -> Self {
@@ -303,4 +339,28 @@ fn correlation_id(metadata: &Metadata) -> String {
 fn printable(value: &Bytes) -> Option<String> {
     let text = std::str::from_utf8(value).ok()?;
     (!text.is_empty()).then(|| text.chars().take(128).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use valkyrie_config::{Format, Layer, Layers};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_is_ready_when_it_is_there_and_all_that_is_on_serves() {
+        let file = Layer::parse("server.yaml", "metrics: false", Format::Yaml).unwrap();
+        let settings = Settings::load(Layers::new().source(file)).unwrap();
+        let state = State::new(Arc::new(settings), None);
+        assert_eq!(state.ready(), Err(NotReady::Starting));
+        let server = valkyrie_sdk::ServerBuilder::new().bind("memory:ready").build().await.unwrap();
+        assert!(state.control.set(server.control()).is_ok());
+        assert_eq!(state.ready(), Ok(()));
+        state.health.set("/echo", ServingStatus::NotServing);
+        let why = state.ready().unwrap_err();
+        assert_eq!((why.to_string().as_str(), &why), ("not serving: /echo", &NotReady::NotServing("/echo")));
+        state.health.set("/echo", ServingStatus::Serving);
+        state.health.drain();
+        assert_eq!(state.ready(), Err(NotReady::Draining));
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader},
+    io::BufReader,
     path::{Path, PathBuf},
 };
 
@@ -10,7 +10,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use valkyrie_sdk::{Class, access::AuditVerifier};
 
-use crate::output::{Failure, escape, print};
+use crate::output::{Failure, escape, named, print};
 
 #[derive(Subcommand)]
 pub(crate) enum Audit {
@@ -109,8 +109,4 @@ impl Verify {
         }
         Ok(())
     }
-}
-
-fn named(path: &Path, error: io::Error) -> Failure {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
 }

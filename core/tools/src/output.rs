@@ -2,14 +2,18 @@
 
 use std::{
     io::{self, IsTerminal, Write},
+    path::Path,
     process::ExitCode,
 };
 
 use serde_json::{Value, json};
+use valkyrie_config::ConfigError;
 use valkyrie_sdk::{Class, Metadata, Status};
 
 /// Exit code after Ctrl-C: what a shell reports for SIGINT.
 const INTERRUPTED: u8 = 130;
+/// Exit code for a wrong command line (clap's) or configuration.
+const USAGE: u8 = 2;
 
 /// Why a command did not succeed.
 #[derive(Debug)]
@@ -20,6 +24,8 @@ pub(crate) enum Failure {
     Reported(Class),
     /// This program could not read or write.
     Io(io::Error),
+    /// A configuration was refused.
+    Configuration(ConfigError),
     /// Ctrl-C.
     Interrupted,
 }
@@ -30,6 +36,12 @@ impl From<Status> for Failure {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(error)
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Io(error)
@@ -37,6 +49,14 @@ impl From<io::Error> for Failure {
 }
 
 impl Failure {
+    /// The same, once it was said.
+    pub(crate) fn reported(self) -> Self {
+        match self {
+            Self::Status(status) => Self::Reported(status.class()),
+            other => other,
+        }
+    }
+
     /// Says it on standard error and gives the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         match self {
@@ -45,20 +65,41 @@ impl Failure {
             Self::Io(error) => say(&error.to_string()),
             Self::Status(status) if status.class() == Class::Application => say(&status.to_string()),
             Self::Status(status) => say(&format!("{status} ({})", status.reason())),
+            Self::Configuration(error) => say(&error.to_string()),
             Self::Reported(_) | Self::Interrupted => {}
         }
         match self {
             Self::Io(_) => ExitCode::FAILURE,
             Self::Status(status) => exit_code(status.class()),
             Self::Reported(class) => exit_code(*class),
+            Self::Configuration(_) => ExitCode::from(USAGE),
             Self::Interrupted => ExitCode::from(INTERRUPTED),
         }
     }
 }
 
-fn say(text: &str) {
+/// An error with the file that it is about.
+pub(crate) fn named(path: &Path, error: io::Error) -> Failure {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display())).into()
+}
+
+/// Says it on standard error.
+pub(crate) fn say(text: &str) {
     // Standard error may be gone too.
-    let _ = writeln!(io::stderr(), "valkyrie: {}", escape(text));
+    let stderr = io::stderr();
+    let name = if is_coloured(&stderr) { colour("valkyrie:") } else { "valkyrie:".to_owned() };
+    let _ = writeln!(stderr.lock(), "{name} {}", escape(text));
+}
+
+/// Whether colours may be written there: to a terminal that has them, and whose user does not mind (<https://no-color.org>).
+pub(crate) fn is_coloured(output: &impl IsTerminal) -> bool {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    output.is_terminal() && set("NO_COLOR").is_none() && set("TERM").is_some_and(|term| term != "dumb")
+}
+
+/// The text in the one colour that there is.
+pub(crate) fn colour(text: &str) -> String {
+    format!("\x1b[1;36m{text}\x1b[0m")
 }
 
 fn exit_code(class: Class) -> ExitCode {
@@ -90,17 +131,25 @@ pub(crate) fn print_message(message: &[u8]) -> Result<(), Failure> {
     }
 }
 
-/// The text with every control character but newline and tab as `\u{1b}`.
+/// The text with every control character but newline and tab as `\u{1b}`, and what would turn the direction of the text, too.
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
             '\n' | '\t' => escaped.push(character),
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {
+                escaped.extend(character.escape_unicode());
+            }
             _ if character.is_control() => escaped.extend(character.escape_unicode()),
             _ => escaped.push(character),
         }
     }
     escaped
+}
+
+/// As [`escape`], on one line.
+pub(crate) fn escape_line(text: &str) -> String {
+    escape(text).replace('\n', "\\n")
 }
 
 /// Bytes in JSON: a string when they are text, else `{"hex": …}`.
@@ -151,6 +200,8 @@ mod tests {
     #[test]
     fn a_message_cannot_drive_the_terminal() {
         assert_eq!(escape("a\x1b[2Jb\u{9b}c\rd\n\te"), "a\\u{1b}[2Jb\\u{9b}c\\u{d}d\n\te");
+        assert_eq!(escape("\u{202e}gpj.exe \u{e9}\u{1f600}"), "\\u{202e}gpj.exe \u{e9}\u{1f600}");
+        assert_eq!(escape_line("a\nb\r\n"), "a\\nb\\u{d}\\n");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The command line as its users run it: a process that talks to a server over a real socket.
 #![cfg(unix)]
 
+mod program;
+
 use std::{
     io::{Read, Write},
     net::TcpListener,
@@ -14,7 +16,7 @@ use valkyrie_sdk::{
 };
 
 fn binary(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_valkyrie"));
+    let mut command = Command::new(program::valkyrie());
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -196,6 +198,80 @@ async fn benchmark_requests_are_per_connection() {
     assert!(json["latency_us"]["p99.9"].as_f64().unwrap() > 0.0, "{json}");
 }
 
+#[tokio::test]
+async fn a_benchmark_of_streams_counts_their_messages() {
+    let server = server().await;
+    let arguments = ["benchmark", "--endpoint", &server.endpoint, "--connections", "2", "--requests", "3"];
+    let output = run(&[&arguments[..], &["--stream", "5", "--size", "70000"]].concat()).await;
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{table}{}", text(&output.stderr));
+    for words in ["5 messages sent in each, 30 came back in all", "messages received", "70000 bytes"] {
+        assert!(table.contains(words), "{words}: {table}");
+    }
+    let output = run(&[&arguments[..], &["--stream", "5", "--json"]].concat()).await;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&json["succeeded"], &json["messages_received"]), (&6.into(), &30.into()), "{json}");
+    let output = run(&[&arguments[..], &["--stream", "2", "--method", "/fail"]].concat()).await;
+    assert_eq!(output.status.code(), Some(10), "{}", text(&output.stdout));
+    let hang = ["--stream", "1", "--method", "/hang", "--timeout-ms", "300"];
+    let output = run(&[&arguments[..], &hang].concat()).await;
+    assert_eq!(output.status.code(), Some(11), "{}", text(&output.stdout));
+}
+
+/// A server whose delays are known gives percentiles that are known, within 1 % and what this machine is late by, which the server measures, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn known_delays_give_known_percentiles() {
+    use std::{
+        sync::{
+            Mutex,
+            atomic::{AtomicU64, Ordering::Relaxed},
+        },
+        time::{Duration, Instant},
+    };
+    // Of 100 calls 89 take 0.5 s, ten 1 s, and one 2 s: p50, p90 to p99, and the most.
+    let (count, took) = (AtomicU64::new(0), Arc::new(Mutex::new(Vec::new())));
+    let all = took.clone();
+    let handler = handler_fn(move |_| {
+        let (began, all) = (Instant::now(), all.clone());
+        let delay = match count.fetch_add(1, Relaxed) {
+            0 => 2_000,
+            1..=10 => 1_000,
+            _ => 500,
+        };
+        async move {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            all.lock().unwrap().push(began.elapsed().as_secs_f64() * 1e6);
+            Ok(Reply::message("slept"))
+        }
+    });
+    let server = ServerBuilder::new().bind("127.0.0.1:0").handler("/sleep", handler).build().await.unwrap();
+    let endpoint = server.endpoints().remove(0);
+    tokio::spawn(async move { server.start().await });
+    let calls =
+        ["--connections", "10", "--in-flight", "10", "--requests", "10", "--method", "/sleep", "--json"];
+    let output = run(&[&["benchmark", "--endpoint", &endpoint][..], &calls].concat()).await;
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let mut took = std::mem::take(&mut *took.lock().unwrap());
+    took.sort_by(f64::total_cmp);
+    assert_eq!((&json["succeeded"], took.len()), (&100.into(), 100), "{json}");
+    for (name, least, rank) in [
+        ("min", 500_000.0, 0),
+        ("p50", 500_000.0, 49),
+        ("p75", 500_000.0, 74),
+        ("p90", 1_000_000.0, 89),
+        ("p99", 1_000_000.0, 98),
+        ("p99.9", 2_000_000.0, 99),
+        ("max", 2_000_000.0, 99),
+    ] {
+        let found = json["latency_us"][name].as_f64().unwrap();
+        println!("{name}: {found:.0} µs, and the server measured {:.0}", took[rank]);
+        // The histogram rounds to three digits.
+        assert!(found >= least * 0.999, "{name} is {found}: {json}");
+        let most = took[rank] * 1.01 + 100_000.0;
+        assert!(found <= most, "{name} is {found}, and the server measured {}: {json}", took[rank]);
+    }
+}
+
 /// With a rate that the server cannot keep, calls wait for their turn, and their latency must show it. A message of 1 MiB
 /// takes long beside the microsecond between two calls.
 #[tokio::test]
@@ -215,6 +291,59 @@ async fn a_rate_measures_from_when_calls_were_due() {
     let fastest = due["latency_us"]["min"].as_f64().unwrap();
     let last = due["latency_us"]["max"].as_f64().unwrap();
     assert!(last > 10.0 * fastest.min(closed["latency_us"]["min"].as_f64().unwrap()), "{due}");
+}
+
+#[tokio::test]
+async fn a_benchmark_lasts_as_long_as_it_is_told_and_compares_itself() {
+    let server = server().await;
+    let folder = folder("benchmark");
+    std::fs::create_dir(&folder).unwrap();
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let common = ["benchmark", "--endpoint", &server.endpoint, "--connections", "2"];
+    // 40 calls are due while it counts, and 20 before.
+    let timed = ["--duration", "0.2", "--warm-up", "0.1", "--rate", "200", "--json"];
+    let output = run(&[&common[..], &timed].concat()).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let calls = server.control.stats().calls_total;
+    assert_eq!((&json["succeeded"], calls), (&40.into(), 60), "{json}");
+    assert_eq!(
+        (&json["duration_s"], &json["requests_per_connection"]),
+        (&0.2.into(), &serde_json::Value::Null)
+    );
+
+    std::fs::write(path("earlier.json"), &output.stdout).unwrap();
+    let (hdr, earlier) = (path("out.hgrm"), path("earlier.json"));
+    let compared = ["--requests", "50", "--hdr", &hdr, "--compare", &earlier];
+    let output = run(&[&common[..], &compared].concat()).await;
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{table}{}", text(&output.stderr));
+    let p50 = table.lines().find(|line| line.starts_with("  p50 ")).unwrap();
+    assert!(p50.contains(&format!(" x {:.1}", json["latency_us"]["p50"].as_f64().unwrap())), "{table}");
+    let shares = table.lines().filter_map(|line| line.trim().strip_prefix("≤ ")?.split_whitespace().nth(1));
+    let sum: f64 = shares.map(|share| share.parse::<f64>().unwrap()).sum();
+    assert!((99.9..100.1).contains(&sum), "{table}");
+    // Columns of value, percentile and count: the last has all of them.
+    let written = std::fs::read_to_string(&hdr).unwrap();
+    let last = written.lines().rfind(|line| !line.starts_with('#')).unwrap();
+    let columns: Vec<_> = last.split_whitespace().collect();
+    assert_eq!(columns[1..], ["1.000000000000", "100"], "{written}");
+
+    let other = path("other.json");
+    std::fs::write(&other, "{}").unwrap();
+    for (arguments, words) in [
+        (["--compare", &other], "is no result of benchmark --json"),
+        (["--compare", "/no/such/file"], "No such file"),
+        (["--duration", "0"], "write seconds from 0.001 to 86400"),
+        (["--warm-up", "x"], "write seconds from 0.001 to 86400"),
+    ] {
+        let output = run(&[&common[..], &arguments].concat()).await;
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(text(&output.stderr).contains(words), "{}", text(&output.stderr));
+    }
+    let output = run(&[&common[..], &["--requests", "1", "--hdr", "/no/such/folder/x"]].concat()).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/no/such/folder/x: No such file"), "{}", text(&output.stderr));
 }
 
 #[tokio::test]
@@ -272,10 +401,107 @@ async fn debug_connections_prints_a_table() {
     }
 }
 
+/// What a shell completes, by the shell itself: bash has to be there, the others are asked where they are.
 #[tokio::test]
-async fn completion_names_the_commands() {
-    let output = run(&["completion", "bash"]).await;
-    assert!(text(&output.stdout).contains("benchmark"));
+async fn shells_complete_commands_and_flags() {
+    let folder = folder("completions");
+    std::fs::create_dir_all(&folder).unwrap();
+    let write = async |shell: &str| {
+        let output = run(&["completions", shell]).await;
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let path = folder.join(shell);
+        std::fs::write(&path, &output.stdout).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let script = write("bash").await;
+    for (words, found) in [
+        ("valkyrie se", &["send"][..]),
+        ("valkyrie debug c", &["call", "connect", "connections"]),
+        ("valkyrie send --str", &["--stream"]),
+        ("valkyrie send --output b", &["base64"]),
+    ] {
+        let number = words.split(' ').count() - 1;
+        let last = words.rsplit(' ').next().unwrap();
+        let before = words.split(' ').nth(number - 1).unwrap();
+        let ask = format!(
+            "source '{script}'; COMP_WORDS=({words}); COMP_CWORD={number}; _valkyrie valkyrie '{last}' '{before}'; echo \"${{COMPREPLY[@]}}\""
+        );
+        let output = Command::new("bash").args(["--norc", "-c", &ask]).output().unwrap();
+        let said = text(&output.stdout);
+        let mut said: Vec<_> = said.split_whitespace().collect();
+        said.sort_unstable();
+        assert_eq!(said, found, "{words}: {}", text(&output.stderr));
+    }
+    for (shell, arguments) in [("zsh", ["-n"]), ("fish", ["--no-execute"])] {
+        let script = write(shell).await;
+        if let Ok(output) = Command::new(shell).args(arguments).arg(&script).output() {
+            assert!(output.status.success(), "{shell}: {}", text(&output.stderr));
+        }
+    }
+    // As it was called.
+    assert_eq!(run(&["completion", "bash"]).await.status.code(), Some(0));
+}
+
+/// A page for each command, which man's own formatter reads without a word of complaint where it is there.
+#[tokio::test]
+async fn every_command_has_a_manual_page() {
+    let folder = folder("man");
+    let output = run(&["man", "--dir", folder.to_str().unwrap()]).await;
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for page in
+        ["valkyrie", "valkyrie-send", "valkyrie-interactive", "valkyrie-benchmark", "valkyrie-debug-connect"]
+    {
+        let path = folder.join(format!("{page}.1"));
+        let source = std::fs::read_to_string(&path).unwrap();
+        assert!(source.contains(".SH NAME") && source.contains(".SH SYNOPSIS"), "{page}: {source}");
+        if let Ok(output) =
+            Command::new("groff").args(["-Kutf8", "-man", "-Tutf8", "-ww", "-z"]).arg(&path).output()
+        {
+            assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()), "{page}");
+        }
+    }
+    let page = text(&run(&["man"]).await.stdout);
+    assert!(page.contains("valkyrie\\-send(1)"), "{page}");
+    let output = run(&["man", "--dir", "/dev/null/x"]).await;
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("/dev/null/x: "), "{}", text(&output.stderr));
+}
+
+/// The page that shows the commands has each of them, and the exit codes that help has.
+#[tokio::test]
+async fn the_page_of_the_command_line_is_complete() {
+    let page = include_str!("../../../docs/cli.md");
+    let help = text(&run(&["--help"]).await.stdout);
+    let commands = help.split("Commands:").nth(1).unwrap().split("Options:").next().unwrap();
+    let verbs: Vec<_> =
+        commands.lines().filter_map(|line| line.strip_prefix("  ")?.split(' ').next()).collect();
+    assert!(verbs.contains(&"interactive"), "{help}");
+    for verb in verbs.into_iter().filter(|verb| !["", "help"].contains(verb)) {
+        assert!(page.contains(&format!("`{verb}`")), "{verb}");
+    }
+    for code in ["0", "1", "2", "10", "11", "12", "13", "14", "15", "130"] {
+        assert!(help.contains(&format!("\n  {code} ")) && page.contains(&format!("\n| {code} |")), "{code}");
+    }
+}
+
+/// Help says what a command does, with examples and exit codes.
+#[tokio::test]
+async fn help_has_examples_and_exit_codes() {
+    for (verb, more) in [
+        (&["send"][..], "the end of the input ends this side"),
+        (&["interactive"], "Ctrl-D leaves"),
+        (&["benchmark"], "100 connections with 1000 requests make 100,000 calls"),
+        (&["debug", "call"], "names, connections, attempts, waits"),
+        (&["debug", "connect"], "how long round trips take"),
+    ] {
+        let mut command = binary(verb);
+        let output = wait(command.arg("--help").spawn().unwrap()).await;
+        let help = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(help.contains("Examples:") && help.contains("Exit codes, by the class"), "{help}");
+        let in_a_row = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(in_a_row.contains(more) && !help.contains('\x1b'), "{help}");
+    }
 }
 
 /// A folder for one test's files, empty.

@@ -1,5 +1,6 @@
 // Compiled, never run: what the types promise, and what they refuse.
 import {
+  type Breaker,
   Client,
   Metadata,
   StatusError,
@@ -8,6 +9,7 @@ import {
   version,
   type CallOptions,
   type CodeName,
+  type Connectivity,
   type LogRecord,
   type Message,
   type Pem,
@@ -29,6 +31,7 @@ export async function uses(signal: AbortSignal): Promise<void> {
   await connect('tcp://127.0.0.1:1', { token: () => 42 });
   await connect('tcp://127.0.0.1:1', { serviceConfig: '{}' });
   await connect('tcp://127.0.0.1:1', { serviceConfig: { methods: [{ names: ['*'], idempotent: true }] } });
+  await connect('tcp://127.0.0.1:1', { keepaliveMs: 0, keepaliveTimeoutMs: 1000, keepaliveIdleMs: Infinity });
   // @ts-expect-error a service config is text or an object
   await connect('tcp://127.0.0.1:1', { serviceConfig: 42 });
   const priority: Priority = 'bulk';
@@ -46,6 +49,19 @@ export async function uses(signal: AbortSignal): Promise<void> {
   setLogger(null);
   // @ts-expect-error: no such level
   setLogger(console.warn, 'loud');
+
+  const state: Connectivity = client.connectivity;
+  for await (const next of client.connectivityChanges()) if (next === 'shutdown' || next === state) break;
+  // @ts-expect-error: it is not for the program to set
+  client.connectivity = 'ready';
+
+  await client.setServiceConfig({ retry_budget: {} });
+  const breakers: Breaker[] = await client.breakers();
+  for (const { server, method } of breakers) await client.isolate(server, method);
+  for await (const now of client.breakerChanges()) if (now.some(({ state }) => state === 'open')) break;
+  await client.restore('tcp://127.0.0.1:1');
+  const metrics: string = await client.metrics();
+  console.log(metrics);
 
   const stream: Stream = client.open('/echo', { priority });
   const message: Message = 'x';
@@ -87,6 +103,11 @@ export async function refuses(client: Client): Promise<void> {
   await client.call('/echo', 'x', { timeoutMs: '5' });
   // @ts-expect-error there are three priorities
   await client.call('/echo', 'x', { priority: 'urgent' });
+  await client.call('/echo', 'x', { idempotencyKey: 'order-7' });
+  await client.call('/echo', 'x', { idempotencyKey: new Uint8Array(16) });
+  await client.call('/echo', 'x', { idempotencyKey: true });
+  // @ts-expect-error a key is text, bytes or true
+  await client.call('/echo', 'x', { idempotencyKey: 7 });
   // @ts-expect-error idempotent is a boolean
   await client.call('/echo', 'x', { idempotent: 'yes' });
   // @ts-expect-error a client comes from connect()

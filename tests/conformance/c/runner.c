@@ -208,7 +208,7 @@ static valkyrie_bytes words(const char *string) {
 typedef struct {
     valkyrie_call_options options;
     valkyrie_metadata_entry entries[MAX_ENTRIES];
-    char *source;
+    char *source, *key;
     owned values[MAX_ENTRIES];
 } call_setup;
 
@@ -238,6 +238,9 @@ static void set_up(const test_case *one, call_setup *setup) {
     setup->options = options;
     setup->options.timeout_ms = number(one, "timeout_ms");
     setup->options.idempotent = (uint32_t)number(one, "idempotent");
+    setup->options.draw_idempotency_key = (uint32_t)number(one, "draw_idempotency_key");
+    setup->key = text(one, "idempotency_key");
+    if (setup->key) setup->options.idempotency_key = words(setup->key);
     setup->source = text(one, "metadata");
     size_t count = split(setup->source, setup->entries, setup->values);
     if (raw(one, "metadata_size")) {
@@ -253,6 +256,7 @@ static void set_up(const test_case *one, call_setup *setup) {
 static void tear_down(call_setup *setup) {
     for (int i = 0; i < MAX_ENTRIES; i++) free(setup->values[i].data);
     free(setup->source);
+    free(setup->key);
 }
 
 /* ---- outcomes ---- */
@@ -277,12 +281,11 @@ static void drop(got *one) {
     valkyrie_error_free(one->error);
 }
 
-static got call(valkyrie_client *client, const test_case *one) {
+static got call_with(valkyrie_client *client, const test_case *one, owned message) {
     call_setup setup;
     valkyrie_message *response = NULL;
     valkyrie_error *error = NULL;
     char *method = method_of(one);
-    owned message = message_of(one);
     set_up(one, &setup);
     valkyrie_code code =
         valkyrie_client_call(client, method ? method : "/echo", lend(message), &setup.options, &response, &error);
@@ -290,6 +293,10 @@ static got call(valkyrie_client *client, const test_case *one) {
     free(message.data);
     free(method);
     return settle(code, response, error);
+}
+
+static got call(valkyrie_client *client, const test_case *one) {
+    return call_with(client, one, message_of(one));
 }
 
 static got echo(valkyrie_client *client) {
@@ -338,6 +345,13 @@ static void check_entries(const test_case *one, const char *key, const valkyrie_
         free(values[i].data);
     }
     free(source);
+}
+
+static int is_replayed(const got *one) {
+    valkyrie_bytes key, value;
+    for (size_t i = 0; valkyrie_metadata_at(one->metadata, i, &key, &value); i++)
+        if (same(key, "valkyrie-replayed")) return same(value, "true");
+    return 0;
 }
 
 static void check(const test_case *one, got *result) {
@@ -770,10 +784,184 @@ static void shut_down(valkyrie_client *client, const char *how) {
     valkyrie_message_free(response);
 }
 
+/* ---- another service config, and breakers ---- */
+
+static void run_reconfigured(const test_case *one) {
+    valkyrie_client_options said = options;
+    valkyrie_client *client = NULL;
+    valkyrie_error *error = NULL;
+    said.service_config = raw(one, "service_config");
+    if (valkyrie_client_connect(endpoint, &said, &client, NULL)) fail("cannot connect");
+    got first = call(client, one);
+    if (strcmp(raw(one, "first_code"), valkyrie_code_name(first.code)))
+        fail("the first call: %s", valkyrie_code_name(first.code));
+    drop(&first);
+    valkyrie_code code = valkyrie_client_set_service_config(client, raw(one, "then_config"), &error);
+    check_and_drop(one, code ? settle(code, NULL, error) : call(client, one));
+    valkyrie_client_free(client);
+}
+
+/* A message as text, "" of none, and frees it; the caller frees the text. */
+static char *text_of(valkyrie_message *message) {
+    valkyrie_bytes bytes = valkyrie_message_bytes(message);
+    char *out = (char *)calloc(1, bytes.len + 1);
+    if (bytes.len) memcpy(out, bytes.data, bytes.len);
+    valkyrie_message_free(message);
+    return out;
+}
+
+/* The text of the breakers; the caller frees it. */
+static char *breakers_of(valkyrie_client *client) {
+    valkyrie_message *message = NULL;
+    if (valkyrie_client_breakers(client, &message, NULL)) fail("no breakers");
+    return text_of(message);
+}
+
+/* Adds the reason of a call's end to `seen`. */
+static void reason_of(valkyrie_client *client, const char *method, char *seen, size_t size) {
+    valkyrie_message *response = NULL;
+    valkyrie_error *error = NULL;
+    valkyrie_code code = valkyrie_client_call(client, method, words("1"), NULL, &response, &error);
+    valkyrie_bytes reason = valkyrie_error_reason(error);
+    size_t used = strlen(seen);
+    snprintf(seen + used, size - used, "%s%.*s", used ? " " : "", code ? (int)reason.len : 2, code ? (const char *)reason.data : "OK");
+    valkyrie_message_free(response);
+    valkyrie_error_free(error);
+}
+
+static void hold(valkyrie_client *client, const char *server, const char *method, bool isolated) {
+    if (valkyrie_client_isolate(client, server, method, isolated, NULL)) fail("%s is not held", server);
+}
+
+/* Of the server as a whole, and of one of its methods. */
+static void run_isolate(const test_case *one) {
+    valkyrie_client *client = NULL;
+    valkyrie_error *error = NULL;
+    const char *method = raw(one, "method"), *other = "/test/sleep";
+    char seen[256] = {0}, server[256] = {0}, *shown;
+    if (valkyrie_client_connect(endpoint, &options, &client, NULL)) fail("cannot connect");
+    reason_of(client, method, seen, sizeof seen);
+    shown = breakers_of(client);
+    sscanf(shown, "[{\"server\":\"%255[^\"]", server);
+    free(shown);
+    hold(client, server, NULL, true);
+    reason_of(client, method, seen, sizeof seen);
+    reason_of(client, other, seen, sizeof seen);
+    shown = breakers_of(client);
+    if (!strstr(shown, "\"method\":null,\"state\":\"isolated\"")) fail("not isolated: %s", shown);
+    free(shown);
+    hold(client, server, NULL, false);
+    reason_of(client, method, seen, sizeof seen);
+    hold(client, server, method, true);
+    reason_of(client, method, seen, sizeof seen);
+    reason_of(client, other, seen, sizeof seen);
+    hold(client, server, method, false);
+    reason_of(client, method, seen, sizeof seen);
+    shown = breakers_of(client);
+    if (strstr(shown, "isolated")) fail("not restored: %s", shown);
+    free(shown);
+    if (strcmp(seen, raw(one, "reasons"))) fail("%s", seen);
+    valkyrie_code code = valkyrie_client_isolate(client, "tcp://192.0.2.1:1", NULL, true, &error);
+    check_and_drop(one, settle(code, NULL, error));
+    valkyrie_client_free(client);
+}
+
+typedef struct {
+    char *shown;
+    uint64_t seen;
+    valkyrie_code code;
+} watched_breakers;
+
+static void on_breakers(const valkyrie_completion *completion, void *user_data) {
+    watched_breakers *watched = (watched_breakers *)user_data;
+    free(watched->shown);
+    watched->shown = text_of(completion->message);
+    watched->seen = completion->seen;
+    watched->code = completion->code;
+    valkyrie_error_free(completion->error);
+}
+
+/* Begins to wait for others than those that were seen. */
+static void watch_breakers(valkyrie_client *client, valkyrie_queue *queue, watched_breakers *watched) {
+    valkyrie_operation operation = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_BREAKERS);
+    operation.client = client;
+    operation.seen = watched->seen;
+    if (valkyrie_operation_start(queue, &operation, NULL, NULL, on_breakers, watched)) fail("no breaker can be watched");
+}
+
+/* Nothing yet, a breaker that changes by itself, and the end. */
+static void run_breaker_changes(const test_case *one) {
+    valkyrie_client_options said = options;
+    valkyrie_client *client = NULL;
+    valkyrie_queue *queue = NULL;
+    watched_breakers watched = {NULL, 0, 0};
+    char wanted[256];
+    said.service_config = raw(one, "service_config");
+    if (valkyrie_client_connect(endpoint, &said, &client, NULL)) fail("cannot connect");
+    valkyrie_queue_new(&queue, NULL);
+    watch_breakers(client, queue, &watched);
+    if (!valkyrie_queue_dispatch(queue, 60000) || strcmp(watched.shown, "[]")) fail("before: %s", watched.shown);
+    watch_breakers(client, queue, &watched);
+    for (size_t i = 0; i < number(one, "count"); i++) {
+        got answer = call(client, one);
+        drop(&answer);
+    }
+    snprintf(wanted, sizeof wanted, "\"method\":\"%s\",\"state\":\"%s\"", raw(one, "method"), raw(one, "state"));
+    if (!valkyrie_queue_dispatch(queue, 60000) || !strstr(watched.shown, wanted)) fail("no change: %s", watched.shown);
+    watch_breakers(client, queue, &watched);
+    valkyrie_client_close(client, NULL);
+    if (!valkyrie_queue_dispatch(queue, 60000) || watched.code != VALKYRIE_CODE_CANCELLED) fail("closed, and %s", watched.shown);
+    free(watched.shown);
+    valkyrie_queue_free(queue);
+    valkyrie_client_free(client);
+}
+
+/* ---- connectivity ---- */
+
+static void on_change(const valkyrie_completion *completion, void *user_data) {
+    *(uint32_t *)user_data = completion->connectivity;
+    if (completion->code) fail("no change is told: %s", valkyrie_error_message(completion->error));
+    valkyrie_error_free(completion->error);
+}
+
+/* Begins to wait for what it becomes, which `state` gets. */
+static void watch(valkyrie_client *client, valkyrie_queue *queue, uint32_t *state) {
+    valkyrie_operation operation = VALKYRIE_OPERATION_INIT(VALKYRIE_OPERATION_CONNECTIVITY);
+    operation.client = client;
+    operation.connectivity = *state;
+    if (valkyrie_operation_start(queue, &operation, NULL, NULL, on_change, state)) fail("nothing can be watched");
+}
+
+/* Ready, another while the server goes, and the end. */
+static void run_connectivity(const test_case *one) {
+    valkyrie_client *client = private_server(one);
+    valkyrie_queue *queue = NULL;
+    uint32_t state = valkyrie_client_connectivity(client);
+    if (state != VALKYRIE_CONNECTIVITY_READY) fail("connected, and %u", state);
+    valkyrie_queue_new(&queue, NULL);
+    watch(client, queue, &state);
+    shut_down(client, raw(one, "how"));
+    if (!valkyrie_queue_dispatch(queue, 60000) || state == VALKYRIE_CONNECTIVITY_READY) fail("still ready");
+    snprintf(detail + strlen(detail), sizeof detail - strlen(detail), "%u in between", state);
+    watch(client, queue, &state);
+    valkyrie_client_close(client, NULL);
+    while (!failed && valkyrie_queue_dispatch(queue, 60000) && state != VALKYRIE_CONNECTIVITY_SHUTDOWN)
+        watch(client, queue, &state);
+    if (state != VALKYRIE_CONNECTIVITY_SHUTDOWN || valkyrie_client_connectivity(client) != state)
+        fail("closed, and %u", state);
+    valkyrie_queue_free(queue);
+    valkyrie_client_free(client);
+}
+
 /* ---- actions ---- */
 
 static void refused(valkyrie_code code) {
     if (code != VALKYRIE_CODE_INVALID_ARGUMENT) fail("expected INVALID_ARGUMENT, got %s", valkyrie_code_name(code));
+}
+
+/* 0 is the default in C, and never has a name of its own. */
+static uint64_t or_never(const test_case *one, const char *key) {
+    return raw(one, key) && !number(one, key) ? VALKYRIE_NO_TIMEOUT : number(one, key);
 }
 
 static int has_nul(const char *hex) {
@@ -794,6 +982,24 @@ static void run(const test_case *one) {
         free(message.data);
     } else if (!strcmp(action, "unary")) {
         check_and_drop(one, call(shared, one));
+    } else if (!strcmp(action, "twice")) {
+        /* With the same options; a server says which of the answers is not the first of its key. */
+        got first = call(shared, one);
+        char *other = text(one, "then_message");
+        owned message = {(uint8_t *)other, other ? strlen(other) : 0};
+        got then = call_with(shared, one, other ? message : message_of(one));
+        if (raw(one, "then_code") && strcmp(raw(one, "then_code"), valkyrie_code_name(then.code)))
+            fail("the second call: %s %s", valkyrie_code_name(then.code), valkyrie_error_message(then.error));
+        if (raw(one, "then_reply") && !same(lend(then.message), raw(one, "then_reply")))
+            fail("the second reply: %.*s", (int)then.message.len, (const char *)then.message.data);
+        if (is_replayed(&first)) fail("the first answer is replayed");
+        if (is_replayed(&then) != (number(one, "replayed") == 1)) fail("replayed: %d", is_replayed(&then));
+        drop(&then);
+        check_and_drop(one, first);
+    } else if (!strcmp(action, "stream_with_key")) {
+        valkyrie_call *stream = open_stream(shared, one);
+        check_and_drop(one, receive_all(one, stream, &count, 0, NULL));
+        valkyrie_call_free(stream);
     } else if (!strcmp(action, "server_stream")) {
         valkyrie_call *stream = server_stream(shared, one);
         got end = receive_all(one, stream, &count, 1, NULL);
@@ -1012,6 +1218,16 @@ static void run(const test_case *one) {
         valkyrie_code code = valkyrie_client_connect(endpoint, &said, &client, &error);
         check_and_drop(one, code ? settle(code, NULL, error) : call(client, one));
         valkyrie_client_free(client);
+    } else if (!strcmp(action, "keepalive")) {
+        valkyrie_client_options said = options;
+        valkyrie_client *client = NULL;
+        valkyrie_error *error = NULL;
+        said.keepalive_ms = or_never(one, "keepalive_ms");
+        said.keepalive_timeout_ms = or_never(one, "keepalive_timeout_ms");
+        said.keepalive_idle_ms = or_never(one, "keepalive_idle_ms");
+        valkyrie_code code = valkyrie_client_connect(endpoint, &said, &client, &error);
+        check_and_drop(one, code ? settle(code, NULL, error) : echo(client));
+        valkyrie_client_free(client);
     } else if (!strcmp(action, "bad_metadata")) {
         got result = call(shared, one);
         refused(result.code);
@@ -1026,6 +1242,7 @@ static void run(const test_case *one) {
         valkyrie_client *client = NULL;
         configured.service_config = "\xff";
         if (!strcmp(argument, "idempotent")) options.idempotent = 42;
+        else if (!strcmp(argument, "idempotency_key")) options.idempotency_key = lie;
         else options.priority = 42;
         if (!strcmp(argument, "message")) refused(valkyrie_client_request(shared, lie, &response, NULL));
         else if (!strcmp(argument, "method"))
@@ -1033,6 +1250,26 @@ static void run(const test_case *one) {
         else if (!strcmp(argument, "service_config"))
             refused(valkyrie_client_connect(endpoint, &configured, &client, NULL));
         else refused(valkyrie_client_call(shared, "/echo", words("x"), &options, &response, NULL));
+    } else if (!strcmp(action, "reconfigured")) {
+        run_reconfigured(one);
+    } else if (!strcmp(action, "isolate")) {
+        run_isolate(one);
+    } else if (!strcmp(action, "breaker_changes")) {
+        run_breaker_changes(one);
+    } else if (!strcmp(action, "metrics")) {
+        valkyrie_client *client = NULL;
+        valkyrie_message *text = NULL;
+        if (valkyrie_client_connect(endpoint, &options, &client, NULL)) fail("cannot connect");
+        for (; count < wanted; count++) {
+            got one_of_them = call(client, one);
+            drop(&one_of_them);
+        }
+        if (valkyrie_client_metrics(client, &text, NULL)) fail("no metrics");
+        if (!holds(valkyrie_message_bytes(text), raw(one, "line"))) fail("no %s", raw(one, "line"));
+        valkyrie_message_free(text);
+        valkyrie_client_free(client);
+    } else if (!strcmp(action, "connectivity")) {
+        run_connectivity(one);
     } else if (!strcmp(action, "call_closed") || !strcmp(action, "double_close")) {
         valkyrie_client *client = NULL;
         if (valkyrie_client_connect(endpoint, &options, &client, NULL)) fail("cannot connect");

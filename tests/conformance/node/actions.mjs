@@ -83,8 +83,9 @@ class Case {
   get options() {
     const metadata = entries(this.text('metadata'));
     if (this.fields.metadata_size !== undefined) metadata.push(['x-large', 'x'.repeat(this.fields.metadata_size)]);
-    const { timeout_ms: timeoutMs, idempotent } = this.fields;
-    return { metadata, timeoutMs, idempotent: idempotent === undefined ? undefined : idempotent === 1 };
+    const { timeout_ms: timeoutMs, idempotent, draw_idempotency_key: draws } = this.fields;
+    const idempotencyKey = draws === 1 ? true : this.text('idempotency_key');
+    return { metadata, timeoutMs, idempotent: idempotent === undefined ? undefined : idempotent === 1, idempotencyKey };
   }
 
   // The reply, or the error in the same shape.
@@ -180,6 +181,24 @@ const ACTIONS = {
   async unary(one) {
     const call = one.client.callWithResponse(one.text('method'), one.message, one.options);
     await one.check(await one.outcome(call));
+  },
+
+  // Two calls with the same options; a server says which of the answers is not the first of its key.
+  async twice(one) {
+    const call = (message) => one.outcome(one.client.callWithResponse(one.text('method'), message, one.options));
+    const first = await call(one.message);
+    const then = await call(one.text('then_message') ?? one.message);
+    const { then_code: code, then_reply: reply } = one.fields;
+    if (code !== undefined && code !== (then.code ?? 'OK')) throw new Mismatch(`the second call: ${show(then)}`);
+    if (reply !== undefined && reply !== fromUtf8(then.message)) throw new Mismatch(`the second reply: ${fromUtf8(then.message)}`);
+    const replayed = [first, then].map(({ metadata }) => metadata?.get('valkyrie-replayed') === 'true');
+    if (replayed[0] || replayed[1] !== (one.fields.replayed === 1)) throw new Mismatch(`replayed: ${replayed}`);
+    await one.check(first);
+  },
+
+  async stream_with_key(one) {
+    const [, got] = await one.receiveAll(one.client.open(one.text('method'), one.options));
+    await one.check(got);
   },
 
   async server_stream(one) {
@@ -472,7 +491,9 @@ const ACTIONS = {
       method: () => one.client.call(42, 'x'),
       timeout: () => one.client.call('/echo', 'x', { timeoutMs: 'soon' }),
       idempotent: () => one.client.call('/echo', 'x', { idempotent: 'yes' }),
+      idempotency_key: () => one.client.call('/echo', 'x', { idempotencyKey: 42 }),
       service_config: () => one.sdk.connect(one.settings.endpoint, { ...one.settings.options, serviceConfig: 42 }),
+      keepalive: () => one.sdk.connect(one.settings.endpoint, { ...one.settings.options, keepaliveMs: 'often' }),
     };
     try {
       await wrong[one.fields.argument]();
@@ -481,6 +502,101 @@ const ACTIONS = {
       throw error;
     }
     throw new Mismatch('the argument was taken');
+  },
+
+  // Ready, another while the server goes, and the end.
+  async connectivity(one) {
+    const { client, shutdown } = await one.freshServer();
+    const changes = client.connectivityChanges();
+    const { value: ready } = await changes.next();
+    if (ready !== 'ready' || client.connectivity !== ready) throw new Mismatch(`connected, and ${ready}`);
+    const going = shutdown(one.fields.how);
+    const { value: without } = await changes.next();
+    await going;
+    const closing = client.close();
+    const states = [without];
+    for await (const state of changes) states.push(state);
+    await closing;
+    if (states.at(-1) !== 'shutdown' || client.connectivity !== 'shutdown') throw new Mismatch(`closed, and ${states}`);
+    return `${without} in between`;
+  },
+
+  async reconfigured(one) {
+    const { service_config: serviceConfig, first_code: firstCode, then_config: thenConfig } = one.fields;
+    const client = await one.sdk.connect(one.settings.endpoint, { ...one.settings.options, serviceConfig });
+    const call = () => client.callWithResponse(one.text('method'), one.message, one.options);
+    const first = await one.outcome(call());
+    if ((first.code ?? 'OK') !== firstCode) throw new Mismatch(`the first call: ${show(first)}`);
+    const then = await one.outcome(client.setServiceConfig(thenConfig).then(call));
+    await client.close();
+    await one.check(then);
+  },
+
+  // Of the server as a whole, and of one of its methods.
+  async isolate(one) {
+    const client = await one.sdk.connect(one.settings.endpoint, one.settings.options);
+    const [method, other] = [one.text('method'), '/test/sleep'];
+    const reason = async (method) => (await one.outcome(client.callWithResponse(method, '1'))).reason ?? 'OK';
+    const seen = [await reason(method)];
+    const [{ server }] = await client.breakers();
+    await client.isolate(server);
+    seen.push(await reason(method), await reason(other));
+    const isolated = (await client.breakers()).some((it) => it.method === undefined && it.state === 'isolated');
+    await client.restore(server);
+    seen.push(await reason(method));
+    await client.isolate(server, method);
+    seen.push(await reason(method), await reason(other));
+    await client.restore(server, method);
+    seen.push(await reason(method));
+    const restored = (await client.breakers()).every(({ state }) => state === 'closed');
+    if (!isolated || !restored || seen.join(' ') !== one.fields.reasons) {
+      throw new Mismatch(`isolated ${isolated}, restored ${restored}, ${seen}`);
+    }
+    const stranger = await one.outcome(client.isolate('tcp://192.0.2.1:1').then(() => ({ message: EMPTY })));
+    await client.close();
+    await one.check(stranger);
+  },
+
+  // Nothing yet, a breaker that changes by itself, and the end.
+  async breaker_changes(one) {
+    const { service_config: serviceConfig, state } = one.fields;
+    const client = await one.sdk.connect(one.settings.endpoint, { ...one.settings.options, serviceConfig });
+    const changes = client.breakerChanges();
+    const { value: before } = await changes.next();
+    const waiting = changes.next();
+    const method = one.text('method');
+    for (let i = 0; i < one.fields.count; i++) await one.outcome(client.callWithResponse(method, one.message, one.options));
+    const states = (await waiting).value.filter((it) => it.method === method).map((it) => it.state);
+    const closing = client.close();
+    const further = [];
+    for await (const breakers of changes) further.push(breakers);
+    await closing;
+    if (before.length + further.length > 0 || `${states}` !== state) {
+      throw new Mismatch(`before ${show(before)}, ${states}, then ${show(further)}`);
+    }
+  },
+
+  async metrics(one) {
+    const client = await one.sdk.connect(one.settings.endpoint, one.settings.options);
+    for (let i = 0; i < one.count; i++) await one.outcome(client.callWithResponse(one.text('method'), one.message, one.options));
+    const text = await client.metrics().catch((error) => error);
+    await client.close();
+    // A page has none, and says so.
+    if (text instanceof TypeError) return text.message;
+    if (!text.split('\n').includes(one.fields.line)) throw new Mismatch(`no ${one.fields.line} in ${text}`);
+    return '';
+  },
+
+  async keepalive(one) {
+    const { keepalive_ms: keepaliveMs, keepalive_timeout_ms: keepaliveTimeoutMs, keepalive_idle_ms: keepaliveIdleMs } = one.fields;
+    const call = async () => {
+      const options = { ...one.settings.options, keepaliveMs, keepaliveTimeoutMs, keepaliveIdleMs };
+      const client = await one.sdk.connect(one.settings.endpoint, options);
+      const response = await client.callWithResponse('/echo', 'x');
+      await client.close();
+      return response;
+    };
+    await one.check(await one.outcome(call()));
   },
 
   async call_closed(one) {

@@ -118,8 +118,16 @@ class Case:
         }
 
     def unary(self) -> Awaitable[Got]:
+        return self.call(self.message)
+
+    def call(self, message: bytes) -> Awaitable[Got]:
         idempotent = self.fields.get("idempotent") == 1
-        return outcome(self.client.call_with_response(self.method, self.message, idempotent=idempotent, **self.options))
+        key: Any = True if self.fields.get("draw_idempotency_key") == 1 else self.text("idempotency_key")
+        return outcome(
+            self.client.call_with_response(
+                self.method, message, idempotent=idempotent, idempotency_key=key, **self.options
+            )
+        )
 
     async def check(self, got: Got) -> None:
         wrong: list[str] = []
@@ -233,6 +241,30 @@ async def do_request(one: Case) -> None:
 
 async def do_unary(one: Case) -> None:
     await one.check(await one.unary())
+
+
+async def do_twice(one: Case) -> None:
+    """Two calls with the same options; a server says which of the answers is not the first of its key."""
+    first = await one.unary()
+    message = one.text("then_message")
+    then = await one.call(one.message if message is None else message.encode())
+    if then.code != one.fields.get("then_code", then.code):
+        raise Mismatch(f"the second call: {then}")
+    if then.message.decode() != one.fields.get("then_reply", then.message.decode()):
+        raise Mismatch(f"the second reply: {then.message!r}")
+    replayed = [dict(got.metadata).get("valkyrie-replayed") == b"true" for got in (first, then)]
+    if replayed != [False, one.fields.get("replayed") == 1]:
+        raise Mismatch(f"replayed: {replayed}")
+    await one.check(first)
+
+
+async def do_stream_with_key(one: Case) -> str:
+    client: Any = one.client
+    try:
+        client.open(one.method, idempotency_key=one.text("idempotency_key"))
+    except TypeError as error:
+        return str(error)
+    raise Mismatch("the key was taken")
 
 
 async def do_server_stream(one: Case) -> None:
@@ -536,13 +568,114 @@ async def do_wrong_type(one: Case) -> str:
         "method": lambda: client.call(42, b"x"),
         "timeout": lambda: client.call("/echo", b"x", timeout="soon"),
         "idempotent": lambda: client.call("/echo", b"x", idempotent="yes"),
+        "idempotency_key": lambda: client.call("/echo", b"x", idempotency_key=42),
         "service_config": lambda: any_connect(ENDPOINT, service_config=42),
+        "keepalive": lambda: any_connect(ENDPOINT, keepalive="often"),
     }
     try:
         await wrong[one.fields["argument"]]()
     except TypeError as error:
         return str(error)
     raise Mismatch("the argument was taken")
+
+
+async def do_connectivity(one: Case) -> str:
+    """Ready, another while the server goes, and the end."""
+    client, shutdown = await one.fresh_server()
+    changes = client.connectivity_changes()
+    if client.connectivity != "ready" or await anext(changes) is not valkyrie.Connectivity.READY:
+        raise Mismatch(f"connected, and {client.connectivity}")
+    going = asyncio.ensure_future(shutdown(one.fields["how"]))
+    without = await anext(changes)
+    await going
+    closing = asyncio.ensure_future(client.aclose())
+    states = [without] + [state async for state in changes]
+    await closing
+    if states[-1] != "shutdown" or client.connectivity != "shutdown":
+        raise Mismatch(f"closed, and {states}, {client.connectivity}")
+    return f"{without} in between"
+
+
+async def do_reconfigured(one: Case) -> None:
+    async with valkyrie.connect(ENDPOINT, service_config=one.fields["service_config"], **trust(ENDPOINT)) as client:
+        one.client = client
+        first = await one.unary()
+        if first.code != one.fields["first_code"]:
+            raise Mismatch(f"the first call: {first}")
+        try:
+            client.set_service_config(one.fields["then_config"])
+        except valkyrie.StatusError as error:
+            return await one.check(failed(error))
+        await one.check(await one.unary())
+
+
+async def do_isolate(one: Case) -> None:
+    """Of the server as a whole, and of one of its methods."""
+    client, method, other = await connect(ENDPOINT), one.method, "/test/sleep"
+
+    async def reason(method: str) -> str:
+        got = await outcome(client.call_with_response(method, b"1"))
+        return got.error.reason if got.error else "OK"
+
+    seen = [await reason(method)]
+    server = client.breakers()[0].server
+    client.isolate(server)
+    seen += [await reason(method), await reason(other)]
+    isolated = any(breaker.method is None and breaker.state == "isolated" for breaker in client.breakers())
+    client.restore(server)
+    seen.append(await reason(method))
+    client.isolate(server, method)
+    seen += [await reason(method), await reason(other)]
+    client.restore(server, method)
+    seen.append(await reason(method))
+    restored = all(breaker.state == "closed" for breaker in client.breakers())
+    if not isolated or not restored or seen != one.fields["reasons"].split():
+        raise Mismatch(f"isolated {isolated}, restored {restored}, {seen}")
+    try:
+        client.isolate("tcp://192.0.2.1:1")
+        raise Mismatch("a stranger is isolated")
+    except valkyrie.StatusError as error:
+        await one.check(failed(error))
+    finally:
+        await client.aclose()
+
+
+async def do_breaker_changes(one: Case) -> None:
+    """Nothing yet, a breaker that changes by itself, and the end."""
+    client = await valkyrie.connect(ENDPOINT, service_config=one.fields["service_config"], **trust(ENDPOINT))
+    one.client = client
+    changes = client.breaker_changes()
+    before = await anext(changes)
+    waiting = asyncio.ensure_future(anext(changes))
+    for _ in range(one.count):
+        await one.unary()
+    states = [breaker.state for breaker in await waiting if breaker.method == one.method]
+    closing = asyncio.ensure_future(client.aclose())
+    further = [breakers async for breakers in changes]
+    await closing
+    if before or further or states != [one.fields["state"]]:
+        raise Mismatch(f"before {before}, {states}, then {further}")
+
+
+async def do_metrics(one: Case) -> None:
+    client = await connect(ENDPOINT)
+    for _ in range(one.count):
+        await outcome(client.call_with_response(one.method, one.message, **one.options))
+    text = client.metrics()
+    await client.aclose()
+    if one.fields["line"] not in text.splitlines():
+        raise Mismatch(f"no {one.fields['line']} in {text}")
+
+
+async def do_keepalive(one: Case) -> None:
+    names = ("keepalive", "keepalive_timeout", "keepalive_idle")
+    times: dict[str, Any] = {name: one.fields[f"{name}_ms"] / 1000 for name in names if f"{name}_ms" in one.fields}
+
+    async def call() -> valkyrie.Response:
+        async with valkyrie.connect(ENDPOINT, **times, **trust(ENDPOINT)) as client:
+            return await client.call_with_response("/echo", b"x")
+
+    await one.check(await outcome(call()))
 
 
 async def do_call_closed(one: Case) -> None:

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use serde_json::Value;
 use tokio::{task::JoinSet, time::timeout};
 use valkyrie_sdk::{
-    BoxFuture, CallOptions, Client, ClientBuilder, Code, Level, Log, Metadata, Pem, Record, RecvStream,
-    Response, Security, SendStream, Status, Token, TokenSource, policy::ServiceConfig,
+    BoxFuture, CallOptions, Client, ClientBuilder, Code, Connectivity, Level, Log, Metadata, Pem, Reason,
+    Record, RecvStream, Response, Security, SendStream, Status, Token, TokenSource, policy::ServiceConfig,
 };
 
 use crate::server::versions;
@@ -157,6 +157,8 @@ impl Case<'_> {
         match self.text("action").unwrap_or_default().as_str() {
             "request" => self.request().await,
             "unary" => self.unary().await,
+            "twice" => self.twice().await,
+            "stream_with_key" => self.stream_with_key().await,
             "server_stream" => self.server_stream().await,
             "client_stream" => self.client_stream().await,
             "bidi" => self.bidi().await,
@@ -177,6 +179,12 @@ impl Case<'_> {
                 Err(error) => Ok(error),
             },
             "wrong_type" => Ok("the compiler refuses it".into()),
+            "connectivity" => self.connectivity().await,
+            "keepalive" => self.keepalive().await,
+            "reconfigured" => self.reconfigured().await,
+            "isolate" => self.isolate().await,
+            "breaker_changes" => self.breaker_changes().await,
+            "metrics" => self.metrics().await,
             "call_closed" => self.call_closed().await,
             "double_close" => self.double_close().await,
             "after_shutdown" => self.after_shutdown().await,
@@ -236,9 +244,14 @@ impl Case<'_> {
         let options = CallOptions::new()
             .with_metadata(self.metadata()?)
             .with_idempotent(self.number("idempotent") == Some(1));
-        Ok(match self.number("timeout_ms") {
+        let options = match self.number("timeout_ms") {
             Some(ms) => options.with_timeout(Duration::from_millis(ms)),
             None => options,
+        };
+        Ok(match (self.text("idempotency_key"), self.number("draw_idempotency_key")) {
+            (Some(key), _) => options.with_idempotency_key(key),
+            (None, Some(_)) => options.with_drawn_idempotency_key(),
+            (None, None) => options,
         })
     }
 
@@ -328,6 +341,32 @@ impl Case<'_> {
     async fn unary(&self) -> Verdict {
         let got = self.client.call_with(&self.method(), self.message()?, self.options()?).await;
         self.check(&got.into()).await
+    }
+
+    /// Two calls with the same options; a server says which of the answers is not the first of its key.
+    async fn twice(&self) -> Verdict {
+        let first = Got::from(self.client.call_with(&self.method(), self.message()?, self.options()?).await);
+        let message = self.text("then_message").map_or_else(|| self.message(), |text| Ok(text.into()))?;
+        let then = Got::from(self.client.call_with(&self.method(), message, self.options()?).await);
+        let code = then.code().name();
+        if self.text("then_code").is_some_and(|wanted| wanted != code) {
+            return Err(format!("the second call: {then:?}"));
+        }
+        if self.text("then_reply").is_some_and(|wanted| wanted != then.reply) {
+            return Err(format!("the second reply: {:?}", then.reply));
+        }
+        let replayed = [&first, &then].map(|got| got.metadata.get_str("valkyrie-replayed") == Some("true"));
+        if replayed != [false, self.number("replayed") == Some(1)] {
+            return Err(format!("replayed: {replayed:?}"));
+        }
+        self.check(&first).await
+    }
+
+    async fn stream_with_key(&self) -> Verdict {
+        match self.client.open(&self.method(), self.options()?).await {
+            Ok(_) => Err("the key was taken".into()),
+            Err(status) => self.check(&Got::failed(status)).await,
+        }
     }
 
     async fn server_stream(&self) -> Verdict {
@@ -685,8 +724,142 @@ impl Case<'_> {
         self.check(&got).await
     }
 
+    async fn reconfigured(&self) -> Verdict {
+        let builder = self.settings.builder(&self.settings.endpoint).service_config(self.service_config()?);
+        let client = builder.build().await.or_else(fail)?;
+        let call = async || {
+            let outcome = client.call_with(&self.method(), self.message()?, self.options()?).await;
+            Ok::<_, String>(Got::from(outcome))
+        };
+        let first = call().await?;
+        if self.text("first_code").is_some_and(|code| code != first.code().name()) {
+            return Err(format!("the first call: {first:?}"));
+        }
+        let got = match ServiceConfig::parse(&self.text("then_config").unwrap_or_default()) {
+            Ok(config) => {
+                client.set_service_config(config);
+                call().await?
+            }
+            Err(status) => Got::failed(status),
+        };
+        self.check(&got).await
+    }
+
+    /// Of the server as a whole, and of one of its methods.
+    async fn isolate(&self) -> Verdict {
+        let client = self.own_client().await?;
+        let (method, other) = (self.method(), "/test/sleep");
+        let reason = async |method: &str| match client.call(method, "1").await {
+            Ok(_) => "OK",
+            Err(status) => status.reason().name(),
+        };
+        let mut seen = vec![reason(&method).await];
+        let server = client.breakers().first().map(|one| one.server.clone()).ok_or("no breaker")?;
+        client.isolate(&server, None).or_else(fail)?;
+        seen.extend([reason(&method).await, reason(other).await]);
+        let isolated =
+            client.breakers().iter().any(|one| one.method.is_none() && one.state.name() == "isolated");
+        client.restore(&server, None).or_else(fail)?;
+        seen.push(reason(&method).await);
+        client.isolate(&server, Some(&method)).or_else(fail)?;
+        seen.extend([reason(&method).await, reason(other).await]);
+        client.restore(&server, Some(&method)).or_else(fail)?;
+        seen.push(reason(&method).await);
+        let restored = client.breakers().iter().all(|one| one.state.name() == "closed");
+        if !isolated || !restored || seen.join(" ") != self.text("reasons").unwrap_or_default() {
+            return Err(format!("isolated {isolated}, restored {restored}, {seen:?}"));
+        }
+        match client.isolate("tcp://192.0.2.1:1", None) {
+            Ok(()) => Err("a stranger is isolated".into()),
+            Err(status) => self.check(&Got::failed(status)).await,
+        }
+    }
+
+    /// Nothing yet, a breaker that changes by itself, and the end.
+    async fn breaker_changes(&self) -> Verdict {
+        let config = ServiceConfig::parse(&self.text("service_config").unwrap_or_default()).or_else(fail)?;
+        let client = self.settings.builder(&self.settings.endpoint).service_config(config);
+        let client = client.build().await.or_else(fail)?;
+        let (before, method, options) = (client.breakers(), self.method(), self.options()?);
+        let calls = async {
+            for _ in 0..self.number("count").unwrap_or(0) {
+                let _ = client.call_with(&method, self.message()?, options.clone()).await;
+            }
+            Ok::<_, String>(())
+        };
+        let (changed, made) = tokio::join!(client.breakers_other_than(&before), calls);
+        made?;
+        let changed = changed.or_else(fail)?;
+        let of_method = changed.iter().filter(|one| one.method.as_deref() == Some(&method));
+        let states: Vec<_> = of_method.map(|one| one.state.name()).collect();
+        let (further, ()) = tokio::join!(client.breakers_other_than(&changed), client.close());
+        let ended = further.as_ref().is_err_and(|status| status.reason() == Reason::CLIENT_CLOSED);
+        if before.is_empty() && ended && states == [self.text("state").unwrap_or_default()] {
+            Ok(String::new())
+        } else {
+            Err(format!("before {before:?}, {states:?}, then {further:?}"))
+        }
+    }
+
+    async fn metrics(&self) -> Verdict {
+        let client = self.own_client().await?;
+        for _ in 0..self.number("count").unwrap_or(0) {
+            let _ = client.call_with(&self.method(), self.message()?, self.options()?).await;
+        }
+        let (text, line) = (client.metrics().prometheus(), self.text("line").unwrap_or_default());
+        client.close().await;
+        if text.lines().any(|one| one == line) {
+            Ok(String::new())
+        } else {
+            Err(format!("no {line} in {text}"))
+        }
+    }
+
+    async fn keepalive(&self) -> Verdict {
+        let mut client = self.settings.builder(&self.settings.endpoint);
+        if let Some(ms) = self.number("keepalive_ms") {
+            client = client.keepalive_ms(ms);
+        }
+        if let Some(ms) = self.number("keepalive_timeout_ms") {
+            client = client.keepalive_timeout_ms(ms);
+        }
+        if let Some(ms) = self.number("keepalive_idle_ms") {
+            client = client.keepalive_idle_ms(ms);
+        }
+        let got = match client.build().await {
+            Ok(client) => {
+                client.call("/echo", "x").await.map_or_else(Got::failed, |reply| Got::from(Ok(reply)))
+            }
+            Err(status) => Got::failed(status),
+        };
+        self.check(&got).await
+    }
+
     async fn own_client(&self) -> Result<Client, String> {
         self.settings.connect(&self.settings.endpoint).await.or_else(fail)
+    }
+
+    /// Ready, another while the server goes, and the end.
+    async fn connectivity(&self) -> Verdict {
+        let client = self.private().await?;
+        let ready = client.connectivity();
+        if ready != Connectivity::Ready {
+            return Err(format!("connected, and {ready:?}"));
+        }
+        let how = self.text("how").unwrap_or_default();
+        let (without, _) =
+            tokio::join!(client.connectivity_other_than(ready), client.call("/test/shutdown", how));
+        let mut seen = without;
+        let changes = async {
+            while seen != Connectivity::Shutdown {
+                seen = client.connectivity_other_than(seen).await;
+            }
+        };
+        tokio::join!(changes, client.close());
+        match client.connectivity() {
+            Connectivity::Shutdown => Ok(format!("{without:?} in between")),
+            other => Err(format!("closed, and {other:?}")),
+        }
     }
 
     async fn call_closed(&self) -> Verdict {

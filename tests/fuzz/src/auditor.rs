@@ -2,7 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use valkyrie_protocol::{Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameType, INITIAL, Role, StreamKey};
+use valkyrie_protocol::{
+    Event, FLAG_END, FLAG_MESSAGE, FLAG_MORE, FrameType, INITIAL, Role, StreamKey, Window,
+};
 
 use crate::parse_frames;
 
@@ -21,6 +23,9 @@ pub struct Auditor {
     sent: u64,
     limit: u64,
     stream_limit: u64,
+    /// Message bytes that came at most, and how far beyond them credit may go.
+    came: u64,
+    window: u64,
     streams: HashMap<u64, Stream>,
     limits: HashMap<u64, u64>,
 }
@@ -33,8 +38,8 @@ struct Stream {
 }
 
 impl Auditor {
-    /// Of a connection that has done nothing yet.
-    pub fn new(role: Role) -> Self {
+    /// Of a connection that has done nothing yet, and that holds so many message bytes at most.
+    pub fn new(role: Role, window: u32) -> Self {
         Self {
             role,
             alive: HashSet::new(),
@@ -47,6 +52,8 @@ impl Auditor {
             sent: 0,
             limit: INITIAL.connection_window_bytes.into(),
             stream_limit: INITIAL.stream_window_bytes.into(),
+            came: 0,
+            window: window.into(),
             streams: HashMap::new(),
             limits: HashMap::new(),
         }
@@ -74,6 +81,11 @@ impl Auditor {
     pub fn window(&mut self, stream: u64, offset: u64) {
         let limit = if stream == 0 { &mut self.limit } else { self.limits.entry(stream).or_default() };
         *limit = offset.max(*limit);
+    }
+
+    /// The peer wrote so many bytes of messages.
+    pub fn came(&mut self, len: usize) {
+        self.came += len as u64;
     }
 
     /// Whether nothing behind the peer's first credentials may be read.
@@ -109,7 +121,7 @@ impl Auditor {
 
     /// Bytes went out: whole frames, in an order that PROTOCOL.md allows, within the peer's credit.
     pub fn written(&mut self, bytes: &[u8]) {
-        for (header, _, payload) in parse_frames(bytes) {
+        for (header, record, payload) in parse_frames(bytes) {
             let what = format!("{header:?}");
             assert!(!self.silent, "after the last GOAWAY: {what}");
             self.sent += payload.len() as u64;
@@ -122,6 +134,12 @@ impl Auditor {
                 }
                 FrameType::HEAD | FrameType::STATUS => assert!(!ours, "{what}"),
                 FrameType::MESSAGE => assert!(!ours || header.stream <= self.last_call, "{what}"),
+                FrameType::WINDOW if header.stream == 0 => {
+                    let offset = Window::decode(record).expect("it is legal").offset;
+                    let most = self.came + self.window;
+                    assert!(offset <= most, "credit came back twice: {offset} bytes, {most} at most");
+                    continue;
+                }
                 _ => continue,
             }
             let stream = self.streams.entry(header.stream).or_default();

@@ -3,15 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use valkyrie_config::{Config, ConfigError, Format, Layer, Layers};
 use valkyrie_fuzz::measure;
 use valkyrie_sdk::Endpoint;
-
-/// The server's own module: its crate is a program, and nothing but this needs to read its configuration.
-#[allow(dead_code, missing_docs)]
-#[path = "../../../core/server/src/config.rs"]
-mod config;
-
-use config::{Config, Format};
 
 /// The longest file tried, and the most memory that reading one may take.
 const LONGEST: usize = 4 << 10;
@@ -21,17 +15,22 @@ fuzz_target!(|input: &[u8]| {
     let Some((format, text)) = input.split_first() else { return };
     let Ok(text) = std::str::from_utf8(&text[..text.len().min(LONGEST)]) else { return };
     let format = [Format::Yaml, Format::Toml, Format::Json][usize::from(format % 3)];
-    let usage = measure(|| match Config::parse(text, format) {
+    let usage = measure(|| match read(text, format) {
         Ok(config) => legal(&config),
-        Err((line, _, message)) => {
-            assert!(!message.is_empty());
+        Err(error) => {
+            assert!(!error.message().is_empty());
             // A carriage return alone ends a line of YAML, and the end of a text is on the line after its last.
             let lines = 2 + text.matches(['\n', '\r']).count();
-            assert!(line.is_none_or(|line| line <= lines), "line {line:?} of {text:?}");
+            let line = error.position().map(|position| position.line);
+            assert!(line.is_none_or(|line| (1..=lines).contains(&line)), "line {line:?} of {text:?}");
         }
     });
     assert!(usage.peak <= MOST, "{usage:?} for {} bytes", text.len());
 });
+
+fn read(text: &str, format: Format) -> Result<Config, ConfigError> {
+    Layers::new().source(Layer::parse("server", text, format)?).load()
+}
 
 fn legal(config: &Config) {
     assert!(!config.bind.is_empty() && config.bind.iter().all(|bind| Endpoint::parse(bind).is_ok()));
@@ -46,5 +45,10 @@ fn legal(config: &Config) {
     assert_eq!(u64::from(limits.max_message_bytes), config.max_message_bytes);
     assert_eq!(u64::from(limits.max_concurrent_streams), config.max_concurrent_streams);
     let json = serde_json::to_string(config).expect("a configuration is JSON");
-    assert_eq!(Config::parse(&json, Format::Json).as_ref(), Ok(config));
+    assert_eq!(read(&json, Format::Json).as_ref(), Ok(config));
+    let json = Layer::parse("server", &json, Format::Json).expect("JSON");
+    for format in [Format::Yaml, Format::Toml, Format::Json] {
+        let text = json.convert(format).expect("each format has every value");
+        assert_eq!(read(&text, format).as_ref(), Ok(config), "{text}");
+    }
 }

@@ -16,16 +16,17 @@ use valkyrie_protocol::{
     StreamKey, Time, TransmitBuffer, Window,
 };
 
-/// Small windows and buffers, so that their ends are met.
+/// Small windows and buffers, so that their ends are met: a message may be too long in one frame, and in several.
 const LIMITS: Limits = Limits {
-    max_message_bytes: 128 << 10,
+    max_frame_bytes: 64 << 10,
+    max_message_bytes: 40 << 10,
     max_concurrent_streams: 100,
     max_buffered_bytes: 256 << 10,
     ..INITIAL
 };
 /// Steps of one script.
 const STEPS: usize = 400;
-/// The largest message while its fragments gather; 132,704 bytes were the most so far.
+/// The largest message while its fragments gather, and a frame of the harness.
 const LARGEST: usize = 192 << 10;
 /// The fragments of all messages, twice while one of them grows, a window of whole ones, and small change.
 const PEAK: usize = 768 << 10;
@@ -212,7 +213,7 @@ fn run(script: &Script) {
     };
     let mut rig = Rig {
         connection: Connection::new(config, now),
-        auditor: Auditor::new(role),
+        auditor: Auditor::new(role, LIMITS.connection_window_bytes),
         out: TransmitBuffer::default(),
         now,
         keys: Vec::new(),
@@ -522,6 +523,7 @@ impl Rig {
         let mut bytes = BytesMut::zeroed(HEADER_LEN);
         record(&mut bytes);
         let len = len.min(64 << 10);
+        self.auditor.came(len);
         let mut header = FrameHeader {
             frame_type,
             flags: flags & 0x07,
@@ -603,6 +605,14 @@ impl Rig {
             if matches!(event, Event::Auth { .. }) {
                 self.auditor.held(self.connection.holds_back());
             }
+            let message = match &event {
+                Event::Call { message, .. } | Event::Ended { outcome: Ok(Finish { message, .. }), .. } => {
+                    message.as_ref()
+                }
+                Event::Message { message, .. } => Some(message),
+                _ => None,
+            };
+            assert!(message.is_none_or(|message| message.len() <= LIMITS.max_message_bytes as usize));
             match event {
                 Event::Call { key, message, .. } => {
                     self.keys.push(key);

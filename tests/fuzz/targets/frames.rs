@@ -33,7 +33,9 @@ fuzz_target!(|input: &[u8]| {
 /// `keep` is whether the events are wanted, whose list is the harness's memory and not the connection's.
 fn read<'a>(wire: &Wire, pieces: impl Iterator<Item = &'a [u8]>, keep: bool) -> Outcome {
     let mut connection = Connection::new(Config::new(wire.role), Time::default());
-    let mut auditor = Auditor::new(wire.role);
+    let window = Config::new(wire.role).limits.connection_window_bytes;
+    let mut auditor = Auditor::new(wire.role, window);
+    auditor.came(wire.bytes.len());
     let mut outcome = Outcome::default();
     let mut inbox = if wire.greeted { hello(&[]) } else { BytesMut::new() };
     // The greeting is an arrival of its own, and so is nothing.

@@ -13,7 +13,7 @@ use crate::{ConnectionError, ErrorCode, Reason, Time};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Keepalive {
     /// Silence after which a PING goes out while a stream is open. With it a PING goes ahead of a call, too, that is opened
-    /// after 15 s of silence, and has a quarter of the call's time: 1 s at most, and at least 100 ms and two round trips.
+    /// after 15 s of silence, and has a quarter of the call's time: 1 s at most, and at least 200 ms and four times what HELLO took.
     pub time: Option<Duration>,
     /// Silence after which a PING goes out while no stream is.
     pub idle: Option<Duration>,
@@ -24,7 +24,7 @@ pub struct Keepalive {
 /// Silence after which the next call is to be preceded by a PING.
 const DOUBT_AFTER: Duration = Duration::from_secs(15);
 /// How long the answer may take then at most, and at least where the path does not need more.
-const DOUBT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+const DOUBT: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(1));
 
 /// What is known of the peer's being there.
 #[derive(Debug)]
@@ -40,8 +40,8 @@ pub(super) struct Alive {
     at_rest: Time,
     /// A connection that is let go of when nobody uses it has been at rest for no long enough time earlier.
     leave_at: Option<Time>,
-    /// How long its HELLO took: a round trip, and the time that the peer needed.
-    round_trip: Duration,
+    /// How long its HELLO took: a round trip and the time that the peer needed, or one way where both HELLOs crossed.
+    hello: Duration,
 }
 
 impl Alive {
@@ -53,7 +53,7 @@ impl Alive {
             look_at: keepalive.idle.map(|idle| now.after(idle)),
             at_rest: now,
             leave_at: max_idle.map(|idle| now.after(idle)),
-            round_trip: Duration::ZERO,
+            hello: Duration::ZERO,
         }
     }
 
@@ -65,7 +65,7 @@ impl Alive {
 
     /// What came is the peer's HELLO.
     pub(super) fn greeted(&mut self, now: Time) {
-        self.round_trip = now.since(self.began);
+        self.hello = now.since(self.began);
     }
 
     pub(super) fn next(&self) -> Option<Time> {
@@ -85,11 +85,16 @@ impl Alive {
     /// How long the answer ahead of a call may take that has so much time.
     fn doubt(&self, time: Option<Duration>) -> Duration {
         let (least, most) = DOUBT;
-        time.map_or(most, |time| time / 4).max(least).max(self.round_trip * 2).min(most)
+        time.map_or(most, |time| time / 4).max(least).max(self.hello * 4).min(most)
     }
 }
 
 impl Connection {
+    /// When something was received last, or the connection began.
+    pub fn heard(&self) -> Time {
+        self.alive.heard
+    }
+
     /// A stream opens: silence counts from now on.
     pub(super) fn watch(&mut self, now: Time) {
         if let Some(time) = self.config.keepalive.time {
@@ -143,7 +148,7 @@ impl Connection {
     pub(super) fn look(&mut self, now: Time) -> Result<(), ConnectionError> {
         let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
         if due(self.alive.answer_by) {
-            let silence = now.since(self.alive.heard).as_millis();
+            let silence = now.since(self.alive.heard).as_millis() as u64;
             let what = format!("the peer is gone: it was silent for {silence} ms and did not answer a PING");
             return Err(ConnectionError::new(ErrorCode::TIMEOUT, what).with_reason(Reason::CONNECTION_LOST));
         }

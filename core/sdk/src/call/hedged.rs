@@ -61,9 +61,9 @@ impl Call {
     ) {
         let State { stage: Stage::Hedged(copies), course, .. } = &mut *guard else { return };
         let Some((copy, admitted)) = copies.take(number) else { return };
-        let backend = self.pool.named(&admitted);
-        let failure = result.as_ref().err();
-        self.pool.note(|| Step::AttemptEnded { number, backend: backend.as_ref(), failure });
+        let server = self.pool.named(&admitted);
+        let (server, failure) = (server.as_ref(), result.as_ref().err());
+        self.pool.note(Some(course.id), || Step::AttemptEnded { number, server, failure });
         match result {
             Ok(response) => {
                 let took = at.since(copies.began);

@@ -1,15 +1,9 @@
 //! Key sets by https: one GET for one document, and nothing that an HTTP client does beside it.
 
-use std::{
-    future::poll_fn,
-    io,
-    net::IpAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll, ready},
-};
+use std::{future::poll_fn, net::IpAddr, pin::Pin, sync::Arc};
 
-use hyper::{Request, StatusCode, Uri, body::Body, client::conn::http1, header, rt};
+use hyper::{Request, StatusCode, Uri, body::Body, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
@@ -17,16 +11,13 @@ use rustls::{
     version::TLS13,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
 
 use super::jwks::{DOCUMENT_BYTES, JwksFetch};
 use crate::BoxFuture;
-
-/// How much is read from the socket at a time.
-const PIECE: usize = 8 << 10;
 
 /// A URL that was checked, and whom to trust there.
 pub(super) struct Https {
@@ -80,7 +71,8 @@ impl Https {
 
     async fn exchange(&self, io: impl AsyncRead + AsyncWrite + Unpin) -> Result<Vec<u8>, String> {
         let failed = |error: hyper::Error| format!("no answer of {}: {error}", self.uri);
-        let (mut sender, connection) = http1::handshake::<_, String>(Io(io)).await.map_err(failed)?;
+        let (mut sender, connection) =
+            http1::handshake::<_, String>(TokioIo::new(io)).await.map_err(failed)?;
         let request = Request::get(self.uri.path_and_query().map_or("/", |path| path.as_str()))
             .header(header::HOST, self.uri.authority().map_or("", |authority| authority.as_str()))
             .header(header::ACCEPT, "application/jwk-set+json, application/json")
@@ -138,36 +130,4 @@ fn connector(roots: &[u8]) -> Result<TlsConnector, String> {
         .with_root_certificates(store)
         .with_no_client_auth();
     Ok(TlsConnector::from(Arc::new(config)))
-}
-
-/// A socket of tokio's as hyper wants it.
-struct Io<T>(T);
-
-impl<T: AsyncRead + Unpin> rt::Read for Io<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        mut into: rt::ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let mut piece = [0; PIECE];
-        let room = into.remaining().min(PIECE);
-        let mut read = ReadBuf::new(&mut piece[..room]);
-        ready!(Pin::new(&mut self.0).poll_read(cx, &mut read))?;
-        into.put_slice(read.filled());
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<T: AsyncWrite + Unpin> rt::Write for Io<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, from: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, from)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
-    }
 }

@@ -47,8 +47,7 @@ impl Backoff {
 }
 
 fn grown(us: u64, thousandths: u32, cap: u64) -> u64 {
-    let grown = u128::from(us) * u128::from(thousandths) / 1_000;
-    u64::try_from(grown).unwrap_or(u64::MAX).min(cap)
+    us.checked_mul(u64::from(thousandths)).map_or(cap, |grown| (grown / 1_000).min(cap))
 }
 
 /// How often a backend is dialled (gRPC's connection backoff, with a lower cap).
@@ -116,10 +115,10 @@ impl Reconnect {
         let ReconnectPolicy { base, multiplier_thousandths, jitter_percent, cap, .. } = self.policy;
         let jitter = u64::from(jitter_percent.min(100));
         // Jitter never leads past the cap: "settled within the cap" can be promised, and dials at the cap stay apart.
-        let cap = (u128::from(micros(cap)) * 100 / u128::from(100 + jitter)) as u64;
+        let cap = micros(cap).saturating_mul(100) / (100 + jitter);
         let middle = Backoff { base, multiplier_thousandths, cap: Duration::from_micros(cap) };
         let middle = micros(middle.ceiling(self.failures));
-        let spread = (u128::from(middle) * u128::from(jitter) / 100) as u64;
+        let spread = middle.saturating_mul(jitter) / 100;
         Duration::from_micros(middle - spread + random.below(spread.saturating_mul(2).saturating_add(1)))
     }
 }

@@ -99,17 +99,37 @@ impl Balancer {
 
     /// The backends are these now, by their places in the list.
     pub fn update(&mut self, backends: &[BackendState]) {
-        self.weights = backends.iter().map(|backend| backend.weight.max(1)).collect();
-        self.all = (0..backends.len() as u32).collect();
-        self.all.sort_unstable_by_key(|place| (backends[*place as usize].level, *place));
-        let usable = |place: &u32| backends[*place as usize].ready && !backends[*place as usize].ejected;
+        self.update_places(&(0..).zip(backends.iter().copied()).collect::<Vec<_>>());
+    }
 
-        // Of each level: all of its backends, those that are usable, and how much of all calls it has room for, in percent.
+    /// The backends are these now, in their order, each with the place that [`Balancer::pick`] names it by. Places need not follow each
+    /// other; none is given twice.
+    pub fn update_places(&mut self, backends: &[(u32, BackendState)]) {
+        self.weights.clear();
+        for (place, backend) in backends {
+            let place = *place as usize;
+            self.weights.resize(self.weights.len().max(place + 1), 1);
+            self.weights[place] = backend.weight.max(1);
+        }
+
+        // Of each level, the nearest first: all of its backends, those that are usable, and how much of all calls it has room for, in
+        // percent.
         let mut found: Vec<(Vec<u32>, Vec<u32>, u64)> = Vec::new();
-        for all in self.all.chunk_by(|a, b| backends[*a as usize].level == backends[*b as usize].level) {
-            let well: Vec<u32> = all.iter().copied().filter(usable).collect();
+        self.all.clear();
+        let levels = || backends.iter().map(|(_, backend)| backend.level);
+        let mut nearest = levels().min();
+        while let Some(level) = nearest {
+            let (mut all, mut well) = (Vec::new(), Vec::new());
+            for (place, backend) in backends.iter().filter(|(_, backend)| backend.level == level) {
+                all.push(*place);
+                if backend.ready && !backend.ejected {
+                    well.push(*place);
+                }
+            }
             let room = well.len() as u64 * u64::from(self.config.overprovisioning_percent) / all.len() as u64;
-            found.push((all.to_vec(), well, room.min(100)));
+            self.all.extend_from_slice(&all);
+            found.push((all, well, room.min(100)));
+            nearest = levels().filter(|further| *further > level).min();
         }
         let room: u64 = found.iter().map(|(.., room)| room).sum();
 
@@ -352,6 +372,17 @@ mod tests {
             assert_eq!(counts(&mut balancer, 4, &[0, 1, 2]), [0, 0, 0, 10_000], "{policy:?}");
             let all_tried = counts(&mut balancer, 4, &[0, 1, 2, 3]);
             assert_eq!((all_tried[0] + all_tried[1], all_tried[3]), (10_000, 0), "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn places_may_have_gaps_and_any_order() {
+        for policy in POLICIES {
+            let mut balancer = Balancer::new(BalanceConfig { policy, ..BalanceConfig::default() });
+            balancer.update_places(&[(7, backend(0, true)), (2, backend(0, true)), (4, backend(1, true))]);
+            let counts = counts(&mut balancer, 8, &[]);
+            assert_eq!(counts[2] + counts[7], 10_000, "{policy:?}");
+            assert_eq!(counts[2] == 0, policy == BalancePolicy::PickFirst, "{policy:?}: 7 stands first");
         }
     }
 

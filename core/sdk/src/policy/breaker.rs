@@ -287,6 +287,27 @@ impl Breaker {
         self.state
     }
 
+    /// When its state last changed.
+    pub(crate) fn since(&self) -> Option<Time> {
+        (self.era > 0).then_some(self.since)
+    }
+
+    /// How often it has.
+    pub(crate) fn changes(&self) -> u64 {
+        self.era
+    }
+
+    /// Until when it is open.
+    pub(crate) fn until(&self) -> Option<Time> {
+        (self.state == BreakerState::Open).then_some(self.until)
+    }
+
+    /// The calls that are remembered, and how many of them failed.
+    pub(crate) fn counts(&mut self, now: Time) -> (u64, u64) {
+        self.window.advance(now);
+        (self.window.total(CALLS), self.window.total(FAILURES))
+    }
+
     /// The policy.
     pub fn policy(&self) -> &BreakerPolicy {
         &self.policy
@@ -579,5 +600,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_refusal_is_told_without_asking() {
+        let mut breaker = breaker();
+        assert_eq!(*breaker.policy(), BreakerPolicy::default());
+        assert_eq!(breaker.refusal(at(0)), None);
+        trip(&mut breaker, 0);
+        let open = breaker.refusal(at(1)).expect("open");
+        let half = open.until.expect("it is open until then");
+        assert_eq!((open.state, breaker.refusal(half)), (Open, None));
+        while breaker.acquire(half).0.is_ok() {}
+        let full = breaker.refusal(half).expect("all of its probes are under way");
+        assert_eq!((full.state, full.until), (HalfOpen, None));
     }
 }

@@ -3,6 +3,8 @@
 //! Two rules, both of which must agree. The bucket bounds the sum: with no success it pays for 35 retries, and then there are none
 //! until something succeeds again. The window bounds the rate, at any time: at most 10 % beyond the calls of the last ten
 //! seconds. So a client whose calls all fail sends 1.006 times its calls in the first minute at 100 calls a second.
+//!
+//! The calls of a lost connection fail together and are charged together: [`Rides`].
 
 use std::time::Duration;
 
@@ -52,6 +54,38 @@ pub enum Extra {
     Throttled,
     /// A transparent retry of a stream that the server refused: no tokens, but a place in the window.
     Refused,
+    /// The first retry of a call of a connection that was lost, for all of them: [`BudgetPolicy::cost`], whatever the window holds.
+    Lost,
+    /// That of another one of its calls: nothing, and it counts in the window.
+    Rider,
+}
+
+/// Who pays for the calls of a lost connection, of one backend: all of them fail together, for one reason, so the first retry of
+/// each goes with one charge, at most once in half a minute. By the window alone a connection of many calls would lose all but 100 of
+/// them; by the bucket, all but 35.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Rides {
+    paid: Option<(u64, Time)>,
+}
+
+/// A backend that loses a connection again within this time pays for each call: calls of a second would go out 1.03 times if it lost one
+/// every half a minute, and twice if it lost one each second.
+const RIDES: Duration = Duration::from_secs(30);
+
+impl Rides {
+    /// What the first retry of a call is for that failed with its connection.
+    pub fn extra(&self, connection: u64, now: Time) -> Extra {
+        match self.paid {
+            Some((paid, _)) if paid == connection => Extra::Rider,
+            Some((_, at)) if now.since(at) < RIDES => Extra::Ordinary,
+            _ => Extra::Lost,
+        }
+    }
+
+    /// One that was [`Extra::Lost`] goes out: the others of its connection go with it.
+    pub fn paid(&mut self, connection: u64, now: Time) {
+        self.paid = Some((connection, now));
+    }
 }
 
 /// The retry budget of one client, shared by all of its calls.
@@ -60,12 +94,13 @@ pub struct Budget {
     policy: BudgetPolicy,
     tokens: u32,
     window: Window<10, 2>,
+    refused: u64,
 }
 
 impl Budget {
     /// A full bucket.
     pub fn new(policy: BudgetPolicy) -> Self {
-        Self { policy, tokens: policy.tokens, window: Window::new(WINDOW) }
+        Self { policy, tokens: policy.tokens, window: Window::new(WINDOW), refused: 0 }
     }
 
     /// Counts a call at its first attempt.
@@ -79,11 +114,13 @@ impl Budget {
     pub fn take(&mut self, extra: Extra, now: Time) -> Option<Cost> {
         self.window.advance(now);
         let cost = match extra {
-            Extra::Ordinary => self.policy.cost,
+            Extra::Ordinary | Extra::Lost => self.policy.cost,
             Extra::Throttled => self.policy.throttled_cost,
-            Extra::Refused => 0,
+            Extra::Refused | Extra::Rider => 0,
         };
-        if self.tokens < cost || self.window.total(EXTRA) >= self.allowed() {
+        let fits = matches!(extra, Extra::Lost | Extra::Rider) || self.window.total(EXTRA) < self.allowed();
+        if self.tokens < cost || !fits {
+            self.refused += 1;
             return None;
         }
         self.tokens -= cost;
@@ -108,6 +145,11 @@ impl Budget {
     /// The tokens that are left, for metrics.
     pub fn tokens(&self) -> u32 {
         self.tokens
+    }
+
+    /// How often there was not enough, for metrics.
+    pub fn refused(&self) -> u64 {
+        self.refused
     }
 
     /// The policy.
@@ -136,6 +178,7 @@ mod tests {
         let mut budget = Budget::new(BudgetPolicy::default());
         let taken = (0..10_000).filter(|at| budget.take(Extra::Ordinary, second(*at)).is_some()).count();
         assert_eq!((taken, budget.tokens()), (500 / 14, 500 % 14));
+        assert_eq!(*budget.policy(), BudgetPolicy::default());
         let throttled = (10_000..20_000).filter(|at| budget.take(Extra::Throttled, second(*at)).is_some());
         assert_eq!(throttled.count(), 2);
     }

@@ -5,8 +5,8 @@ use std::{collections::HashMap, fmt, ops::RangeInclusive, time::Duration};
 use valkyrie_protocol::{Code, Reason, Status};
 
 use super::{
-    BalanceConfig, BalancePolicy, BreakerPolicy, BudgetPolicy, Codes, HedgePolicy, OutlierPolicy,
-    ReconnectPolicy, RetryPolicy, ThrottlePolicy,
+    BalanceConfig, BalancePolicy, BreakerPolicy, BudgetPolicy, Codes, HealthPolicy, HedgePolicy,
+    OutlierPolicy, ReconnectPolicy, RetryPolicy, ThrottlePolicy,
     json::{Json, Value},
 };
 
@@ -23,9 +23,30 @@ pub struct ServiceConfig {
     pub outlier: OutlierPolicy,
     /// When backends are dialled again.
     pub reconnect: ReconnectPolicy,
+    /// How many connections a backend may have.
+    pub connections: ConnectionsPolicy,
+    /// Whether backends are asked for their health.
+    pub health: HealthPolicy,
     default: MethodPolicy,
     /// By name, and by prefix including its last slash.
     methods: HashMap<String, MethodPolicy>,
+}
+
+/// How many connections a client makes to one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionsPolicy {
+    /// The most that there may be: a further one is made when all have as many calls as the backend takes streams over each (its
+    /// max_concurrent_streams). Default 1: calls wait for a stream then, and a backend that bounds its streams is not asked for a multiple
+    /// of them unless somebody who knows it says so (gRFC A105, which is opt-in, too).
+    pub max_per_server: u32,
+    /// After so long without a call, and before twice as long, a further one is closed. Default 30 s.
+    pub idle: Duration,
+}
+
+impl Default for ConnectionsPolicy {
+    fn default() -> Self {
+        Self { max_per_server: 1, idle: Duration::from_secs(30) }
+    }
 }
 
 /// The policies of one method's calls.
@@ -147,41 +168,41 @@ impl ServiceConfig {
             settings.push(own);
         }
         // The less specific come first, so that the others can begin with what these say.
-        let rank = |name: &str| (name != "*", !name.ends_with('/'), name.len());
-        names.sort_unstable_by(|(a, _, i, ..), (b, _, j, ..)| {
-            rank(a).cmp(&rank(b)).then_with(|| a.cmp(b)).then_with(|| i.cmp(j))
-        });
-        if let Some(pair) = names.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-            let path = format!("methods[{}].names", pair[1].2);
-            let star = if pair[1].0.ends_with('/') { "*" } else { "" };
-            return invalid(pair[1].1, &path, &format!("{:?} is named twice", pair[1].0.clone() + star));
-        }
-        for (name, line, number) in names {
-            let path = format!("methods[{number}]");
-            let mut policy = if name == "*" {
-                self.default
-            } else {
-                // The prefix itself is not there yet.
-                *self.covering(&name)
-            };
-            for (key, setting) in &settings[number] {
-                (key.set)(&mut policy, *setting);
+        let rank = |(name, ..): &(String, u32, usize)| match &name[..] {
+            "*" => 0,
+            prefix if prefix.ends_with('/') => prefix.len(),
+            _ => usize::MAX,
+        };
+        let mut next = names.iter().map(rank).min();
+        let mut has_default = false;
+        while let Some(least) = next {
+            for named in names.iter().filter(|named| rank(named) == least) {
+                let (name, line, number) = named;
+                let path = format!("methods[{number}]");
+                let all = least == 0;
+                if self.methods.contains_key(name) || (all && std::mem::replace(&mut has_default, true)) {
+                    let star = if name.ends_with('/') { "*" } else { "" };
+                    let twice = format!("{:?} is named twice", name.clone() + star);
+                    return invalid(*line, &format!("{path}.names"), &twice);
+                }
+                let mut policy = *if all { &self.default } else { self.covering(name) };
+                for (key, setting) in &settings[*number] {
+                    (key.set)(&mut policy, setting.clone());
+                }
+                if policy.retry.backoff.base > policy.retry.backoff.cap {
+                    return invalid(*line, &format!("{path}.retry.base_ms"), "it is more than retry.cap_ms");
+                }
+                if policy.breaker.open > policy.breaker.open_cap {
+                    let key = format!("{path}.breaker.open_ms");
+                    return invalid(*line, &key, "it is more than breaker.open_cap_ms");
+                }
+                if all {
+                    self.default = policy;
+                } else {
+                    self.methods.insert(name.clone(), policy);
+                }
             }
-            if policy.retry.backoff.base > policy.retry.backoff.cap {
-                return invalid(line, &format!("{path}.retry.base_ms"), "it is more than retry.cap_ms");
-            }
-            if policy.breaker.open > policy.breaker.open_cap {
-                return invalid(
-                    line,
-                    &format!("{path}.breaker.open_ms"),
-                    "it is more than breaker.open_cap_ms",
-                );
-            }
-            if name == "*" {
-                self.default = policy;
-            } else {
-                self.methods.insert(name, policy);
-            }
+            next = names.iter().map(rank).filter(|further| *further > least).min();
         }
         Ok(())
     }
@@ -207,7 +228,7 @@ fn read_names(list: &Json<'_>, path: &str) -> Result<Vec<String>, Status> {
 }
 
 /// A value that a key can have.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Setting {
     None,
     /// A number, in thousandths.
@@ -215,6 +236,7 @@ enum Setting {
     Flag(bool),
     Codes(Codes),
     Balance(BalancePolicy),
+    Text(String),
 }
 
 impl Setting {
@@ -260,6 +282,7 @@ impl fmt::Display for Setting {
                 write!(f, "[{}]", names.join(", "))
             }
             Setting::Balance(policy) => write!(f, "\"{}\"", balance_name(*policy)),
+            Setting::Text(text) => write!(f, "\"{text}\""),
         }
     }
 }
@@ -284,6 +307,8 @@ enum Kind {
     Flag,
     Codes,
     Balance,
+    /// Text of so many bytes at most, or null.
+    Text(usize),
 }
 
 impl Kind {
@@ -297,7 +322,8 @@ impl Kind {
             (Value::Number(number), Kind::Decimal(range)) if range.contains(number) => {
                 Setting::Number(*number)
             }
-            (Value::Null, Kind::Optional(_)) => Setting::None,
+            (Value::Null, Kind::Optional(_) | Kind::Text(_)) => Setting::None,
+            (Value::Text(text), Kind::Text(most)) if text.len() <= *most => Setting::Text(text.clone()),
             (Value::Flag(flag), Kind::Flag) => Setting::Flag(*flag),
             (Value::List(items), Kind::Codes) => {
                 let code = |item: &Json<'_>| match &item.value {
@@ -324,6 +350,7 @@ impl Kind {
             Kind::Flag => "true or false".to_owned(),
             Kind::Codes => "names of codes but OK".to_owned(),
             Kind::Balance => BALANCES.map(balance_name).join(", "),
+            Kind::Text(most) => format!("{most} bytes at most, or null"),
         }
     }
 
@@ -333,7 +360,7 @@ impl Kind {
             Kind::Decimal(_) => "number with up to three decimals",
             Kind::Flag => "boolean",
             Kind::Codes => "list",
-            Kind::Balance => "text",
+            Kind::Balance | Kind::Text(_) => "text",
         }
     }
 }
@@ -418,6 +445,7 @@ macro_rules! keys {
     (@kind flag) => { Kind::Flag };
     (@kind codes) => { Kind::Codes };
     (@kind balance) => { Kind::Balance };
+    (@kind optional_text) => { Kind::Text(MAX_NAME) };
     (@kind $kind:ident $min:literal, $max:expr) => { Kind::Whole($min * 1_000..=$max * 1_000) };
     (@get decimal $field:expr) => { Setting::Number($field.into()) };
     (@get ms $field:expr) => { Setting::of_time($field) };
@@ -425,6 +453,7 @@ macro_rules! keys {
     (@get flag $field:expr) => { Setting::Flag($field) };
     (@get codes $field:expr) => { Setting::Codes($field) };
     (@get balance $field:expr) => { Setting::Balance($field) };
+    (@get optional_text $field:expr) => { $field.clone().map_or(Setting::None, Setting::Text) };
     (@get $kind:ident $field:expr) => { Setting::of($field) };
     (@set count $field:expr, $setting:ident) => { $field = $setting.small() };
     (@set bytes $field:expr, $setting:ident) => { $field = $setting.whole() };
@@ -434,6 +463,9 @@ macro_rules! keys {
     (@set ms $field:expr, $setting:ident) => { $field = $setting.time() };
     (@set optional_ms $field:expr, $setting:ident) => {
         $field = Some($setting).filter(|setting| *setting != Setting::None).map(Setting::time)
+    };
+    (@set optional_text $field:expr, $setting:ident) => {
+        $field = if let Setting::Text(text) = $setting { Some(text) } else { None }
     };
     (@set flag $field:expr, $setting:ident) => { $field = $setting == Setting::Flag(true) };
     (@set codes $field:expr, $setting:ident) => {
@@ -446,6 +478,9 @@ macro_rules! keys {
 
 /// A day in milliseconds: more is a slip of the pen.
 const DAY: u64 = 86_400_000;
+
+/// The longest name of a service, in bytes: as that of a method (PROTOCOL.md, W5-10).
+const MAX_NAME: usize = 512;
 
 const METHOD_KEYS: &[Key<MethodPolicy>] = keys! {
     "timeout_ms" optional_ms (1..=DAY) timeout, "time limit of calls that give none; null: the client's", "ours";
@@ -505,6 +540,9 @@ const CLIENT_KEYS: &[Key<ServiceConfig>] = keys! {
     "reconnect.multiplier" decimal (1_000..=10_000) reconnect.multiplier_thousandths, "growth with each failure", "gRPC connection backoff";
     "reconnect.jitter_percent" count (0..=100) reconnect.jitter_percent, "how much of the wait is random, up or down", "gRPC connection backoff";
     "reconnect.cap_ms" ms (1..=DAY) reconnect.cap, "the longest wait, jitter included", "ours; gRPC 120 s";
+    "connections.max_per_server" count (1..=100) connections.max_per_server, "connections to one server at most; a further one is made when all carry as many calls as it takes streams", "gRFC A105, which is opt-in";
+    "connections.idle_ms" ms (100..=DAY) connections.idle, "a further one that had no call for so long is closed before twice that time", "ours";
+    "health.service" optional_text health.service, "what each server is asked about on each connection, the empty text for the server itself; it gets calls while it says that it serves; null: nobody is asked", "gRFC A17";
 };
 
 #[cfg(test)]
@@ -554,8 +592,13 @@ mod tests {
                 Kind::Flag => vec!["true".to_owned(), "false".to_owned()],
                 Kind::Codes => vec!["[]".to_owned(), "[\"ABORTED\", \"UNAVAILABLE\"]".replace(' ', "")],
                 Kind::Balance => BALANCES.map(|policy| format!("\"{}\"", balance_name(policy))).to_vec(),
+                Kind::Text(most) => {
+                    bad.retain(|bad| !bad.starts_with('"'));
+                    bad.push(format!("\"{}\"", "x".repeat(most + 1)));
+                    vec!["null".to_owned(), "\"\"".to_owned(), "\"store.Items\"".to_owned()]
+                }
             };
-            if !matches!(kind, Kind::Optional(_)) {
+            if !matches!(kind, Kind::Optional(_) | Kind::Text(_)) {
                 bad.push("null".to_owned());
             }
             (good, bad)
@@ -750,5 +793,20 @@ mod tests {
             return std::fs::write(page, &expected).expect("written");
         }
         assert!(text == expected, "docs/policies.md is not what the keys give: VALKYRIE_BLESS=1 writes it");
+    }
+
+    #[test]
+    fn a_first_wait_is_not_more_than_the_longest() {
+        for (json, told) in [
+            (r#"{"reconnect": {"base_ms": 2000, "cap_ms": 1000}}"#, "reconnect.base_ms"),
+            (r#"{"methods": [{"names": ["*"], "retry": {"base_ms": 2, "cap_ms": 1}}]}"#, "retry.base_ms"),
+            (
+                r#"{"methods": [{"names": ["*"], "breaker": {"open_ms": 200000, "open_cap_ms": 100000}}]}"#,
+                "breaker.open_ms",
+            ),
+        ] {
+            let refused = ServiceConfig::parse(json).unwrap_err();
+            assert!(refused.message().contains(told) && refused.message().contains("more than"), "{refused}");
+        }
     }
 }

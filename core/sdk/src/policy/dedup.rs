@@ -80,6 +80,11 @@ impl<W: Clone, A: Clone> Dedup<W, A> {
         Self { policy, keys: HashMap::new(), ended: VecDeque::new(), bytes: 0, forgotten: now }
     }
 
+    /// How many keys are known, and the bytes of the answers that are kept.
+    pub fn kept(&self) -> (usize, usize) {
+        (self.keys.len(), self.bytes)
+    }
+
     /// A request with a key comes in; `age` when it is not the first time that it is sent. `watch` is what others wait with
     /// when it runs.
     pub fn begin(
@@ -229,5 +234,18 @@ mod tests {
         dedup.begin(2, 7, None, second(1), "");
         dedup.undone(2);
         assert_eq!(dedup.begin(2, 7, Some(Duration::from_millis(1)), second(3), ""), Known::New);
+    }
+
+    #[test]
+    fn what_ended_without_an_answer_is_forgotten_in_its_turn() {
+        let mut dedup = dedup(|policy| policy.ttl = Duration::from_secs(10));
+        assert_eq!(dedup.begin(1, 7, None, second(1), ""), Known::New);
+        dedup.ended(1, None, second(1));
+        assert_eq!(
+            dedup.begin(1, 7, None, second(2), ""),
+            Known::Forgotten,
+            "it was run, and its answer is gone"
+        );
+        assert_eq!(dedup.begin(1, 7, None, second(11), ""), Known::New);
     }
 }

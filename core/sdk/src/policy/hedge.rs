@@ -368,4 +368,10 @@ mod tests {
         (0..40_000).for_each(|_| latency.record(Duration::from_millis(1)));
         assert!(latency.p95().expect("measured") < Duration::from_millis(2));
     }
+
+    #[test]
+    fn latency_is_shown_without_its_buckets() {
+        let shown = format!("{:?}", Latency::default());
+        assert_eq!(shown, "Latency { total: 0, p95: None, .. }");
+    }
 }

@@ -8,15 +8,15 @@ const KEYS: usize = 64;
 
 /// A value and the line that it begins in, from 1.
 #[derive(Debug)]
-pub(super) struct Json<'a> {
-    pub(super) line: u32,
+pub(crate) struct Json<'a> {
+    pub(crate) line: u32,
     /// As it is written.
-    pub(super) text: &'a str,
-    pub(super) value: Value<'a>,
+    pub(crate) text: &'a str,
+    pub(crate) value: Value<'a>,
 }
 
 #[derive(Debug)]
-pub(super) enum Value<'a> {
+pub(crate) enum Value<'a> {
     Null,
     Flag(bool),
     /// In thousandths.
@@ -30,13 +30,13 @@ pub(super) enum Value<'a> {
 
 /// What is wrong with a text that is no JSON, and in which line.
 #[derive(Debug)]
-pub(super) struct Wrong {
-    pub(super) line: u32,
-    pub(super) what: String,
+pub(crate) struct Wrong {
+    pub(crate) line: u32,
+    pub(crate) what: String,
 }
 
 impl<'a> Json<'a> {
-    pub(super) fn parse(text: &'a str) -> Result<Self, Wrong> {
+    pub(crate) fn parse(text: &'a str) -> Result<Self, Wrong> {
         let mut reader = Reader { text, at: 0, line: 1 };
         let json = reader.value(0)?;
         match reader.peek() {

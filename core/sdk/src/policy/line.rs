@@ -54,6 +54,11 @@ impl<T> Line<T> {
         self.running.iter().sum()
     }
 
+    /// How many of a class wait.
+    pub fn waiting(&self, class: Priority) -> usize {
+        self.lanes[class as usize].waiting.len()
+    }
+
     /// Whether nobody waits.
     pub fn is_empty(&self) -> bool {
         self.lanes.iter().all(|lane| lane.waiting.is_empty())

@@ -423,4 +423,19 @@ mod tests {
         outliers.record(3, false);
         assert_eq!(outliers.sweep(Time::from_micros(u64::MAX), &mut Random::new(1)), []);
     }
+
+    #[test]
+    fn nobody_is_ejected_where_it_is_off_and_nobody_beyond_the_share_by_the_percentage_of_failures() {
+        let mut random = Random::new(1);
+        let mut off = outliers(OutlierPolicy { enabled: false, ..OutlierPolicy::default() }, 5);
+        calls(&mut off, 4, 0, 100);
+        assert_eq!((off.due(second(0)), off.sweep(second(10), &mut random)), (None, vec![]));
+
+        let mut policy = OutlierPolicy::default();
+        policy.success_rate.enforced_percent = 0;
+        policy.failure_percentage.enforced_percent = 100;
+        let mut outliers = outliers(policy, 5);
+        (0..5).for_each(|host| calls(&mut outliers, host, 0, 100));
+        assert_eq!(outliers.sweep(second(10), &mut random), [ejected(0)]);
+    }
 }

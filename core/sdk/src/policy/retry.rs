@@ -116,13 +116,16 @@ pub struct Failure {
     pub seen: Seen,
     /// The attempt's own time limit ended it, not the call's deadline.
     pub attempt_timeout: bool,
+    /// What another attempt is for, where the code does not say it: [`Rides`](super::Rides).
+    pub extra: Option<Extra>,
 }
 
 impl Failure {
     /// An attempt that ended with that status.
     pub fn new(status: &Status, seen: Seen) -> Self {
         let pushback = status.pushback();
-        Self { code: status.code(), reason: status.reason(), pushback, seen, attempt_timeout: false }
+        let (code, reason) = (status.code(), status.reason());
+        Self { code, reason, pushback, seen, attempt_timeout: false, extra: None }
     }
 
     /// An attempt that its own time limit ended.
@@ -133,6 +136,7 @@ impl Failure {
             pushback: None,
             seen: Seen::Perhaps,
             attempt_timeout: true,
+            extra: None,
         }
     }
 
@@ -156,7 +160,8 @@ impl Failure {
     }
 
     pub(super) fn extra(&self) -> Extra {
-        if self.code == Code::ResourceExhausted { Extra::Throttled } else { Extra::Ordinary }
+        let by_code = if self.code == Code::ResourceExhausted { Extra::Throttled } else { Extra::Ordinary };
+        self.extra.unwrap_or(by_code)
     }
 }
 
@@ -196,6 +201,18 @@ pub enum GiveUp {
 }
 
 impl GiveUp {
+    /// Each of them, in the order of their numbers.
+    pub const ALL: [GiveUp; 8] = [
+        GiveUp::Committed,
+        GiveUp::BufferFull,
+        GiveUp::PushbackForbids,
+        GiveUp::NotRetryable,
+        GiveUp::NotIdempotent,
+        GiveUp::AttemptsExhausted,
+        GiveUp::NoTime,
+        GiveUp::BudgetEmpty,
+    ];
+
     /// The reason in lower case, as traces and metrics write it.
     pub const fn name(self) -> &'static str {
         match self {

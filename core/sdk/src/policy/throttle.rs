@@ -224,4 +224,16 @@ mod tests {
             throttle.refused(now);
         }
     }
+
+    #[test]
+    fn another_window_begins_empty_and_the_same_one_goes_on() {
+        let mut random = Random::new(1);
+        let mut throttle = throttle();
+        assert!(run(&mut throttle, &mut random, 0, 60, 0)[59] < RATE, "it holds back");
+        let (same, window) = (ThrottlePolicy::default(), Duration::from_secs(60));
+        throttle.set_policy(same);
+        assert!(run(&mut throttle, &mut random, 60, 1, 0)[0] < RATE, "what is remembered stays");
+        throttle.set_policy(ThrottlePolicy { window, ..ThrottlePolicy::default() });
+        assert_eq!(run(&mut throttle, &mut random, 61, 1, RATE), [RATE]);
+    }
 }

@@ -6,6 +6,8 @@ pub(crate) mod memory;
 #[cfg(feature = "quic")]
 pub(crate) mod quic;
 #[cfg(feature = "native")]
+mod race;
+#[cfg(feature = "native")]
 pub(crate) mod socket;
 #[cfg(feature = "tls")]
 pub(crate) mod tls;

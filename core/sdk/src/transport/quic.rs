@@ -13,19 +13,24 @@ use std::{
             Ordering::{AcqRel, Release},
         },
     },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
 };
 
 use quinn::{
     AsyncUdpSocket, RecvStream, SendStream, UdpPoller, VarInt,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
+    udp::UdpSocketState,
 };
 use rustls::{AlertDescription, pki_types::CertificateDer};
-use tokio::sync::watch;
+use tokio::{
+    io::Interest,
+    net::UdpSocket,
+    sync::{mpsc, watch},
+};
 use valkyrie_protocol::{Limits, Priority, Reason, Status};
 
-use super::{ReadBuffer, StreamIo, Streams};
+use super::{ReadBuffer, StreamIo, Streams, race};
 use crate::{
     BoxFuture, Carrier, Connector, Endpoint, Peer, Transport,
     connection::{Guest, lock, status_in},
@@ -140,34 +145,83 @@ impl quinn::Runtime for Tasks {
     }
 }
 
-/// A UDP socket that tells when it is closed, and that does not believe that nobody listens at the other end: once
-/// connected, that may be an attacker's word.
+/// A UDP socket that tells when it is closed. Once there is a connection it does not believe that nobody listens at the
+/// other end, which may be an attacker's word; who makes one is told.
 #[derive(Debug)]
 struct Udp {
-    socket: Arc<dyn AsyncUdpSocket>,
+    socket: UdpSocket,
+    state: UdpSocketState,
+    /// The system says it once, to whichever call comes first: a read, a write, or who waits for it.
+    refused: Option<mpsc::Sender<io::Error>>,
     _open: watch::Sender<()>,
 }
 
 impl Udp {
-    fn endpoint(
+    fn new(
         socket: std::net::UdpSocket,
+        refused: Option<mpsc::Sender<io::Error>>,
+    ) -> io::Result<(Arc<Self>, watch::Receiver<()>)> {
+        // It makes the socket nonblocking, too.
+        let state = UdpSocketState::new((&socket).into())?;
+        let (open, closed) = watch::channel(());
+        let socket = UdpSocket::from_std(socket)?;
+        Ok((Arc::new(Self { socket, state, refused, _open: open }), closed))
+    }
+
+    fn endpoint(
+        self: Arc<Self>,
         server: Option<quinn::ServerConfig>,
         runtime: Arc<dyn quinn::Runtime>,
-    ) -> io::Result<(quinn::Endpoint, watch::Receiver<()>)> {
-        let (open, closed) = watch::channel(());
-        let socket = Arc::new(Udp { socket: runtime.wrap_udp_socket(socket)?, _open: open });
-        let config = quinn::EndpointConfig::default();
-        Ok((quinn::Endpoint::new_with_abstract_socket(config, server, socket, runtime)?, closed))
+    ) -> io::Result<quinn::Endpoint> {
+        quinn::Endpoint::new_with_abstract_socket(quinn::EndpointConfig::default(), server, self, runtime)
+    }
+
+    fn tell(&self, error: io::Error) {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+        if let Some(refused) = &self.refused
+            && matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+        {
+            let _ = refused.try_send(error);
+        }
+    }
+
+    /// Resolves when the system says that the other end cannot be reached, and neither a read nor a write met it first.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    async fn refusal(&self) -> io::Error {
+        loop {
+            if let Err(error) = self.socket.ready(Interest::ERROR).await {
+                return error;
+            }
+            if let Ok(Some(error)) = self.socket.take_error() {
+                return error;
+            }
+            // It was another's: wait for the next.
+            let _ = self.socket.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    async fn refusal(&self) -> io::Error {
+        std::future::pending().await
     }
 }
 
 impl AsyncUdpSocket for Udp {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Poller { poller: self.socket.clone().create_io_poller(), _socket: self })
+        Box::pin(Poller { socket: self, writable: None })
     }
 
     fn try_send(&self, transmit: &quinn::udp::Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)
+        let send = || self.state.try_send((&self.socket).into(), transmit);
+        match self.socket.try_io(Interest::WRITABLE, send) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+            // What UDP loses is sent again, and a probe of the path's MTU may be too long.
+            Err(error) => {
+                self.tell(error);
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     fn poll_recv(
@@ -177,9 +231,11 @@ impl AsyncUdpSocket for Udp {
         meta: &mut [quinn::udp::RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            match self.socket.poll_recv(cx, buffers, meta) {
-                Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-                other => return other,
+            ready!(self.socket.poll_recv_ready(cx))?;
+            let recv = || self.state.recv((&self.socket).into(), buffers, meta);
+            match self.socket.try_io(Interest::READABLE, recv) {
+                Ok(count) => return Poll::Ready(Ok(count)),
+                Err(error) => self.tell(error),
             }
         }
     }
@@ -189,27 +245,42 @@ impl AsyncUdpSocket for Udp {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
+        self.state.max_gso_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
+        self.state.gro_segments()
     }
 
     fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
+        self.state.may_fragment()
     }
 }
 
-#[derive(Debug)]
+/// Waits for room to write, for one of those who share a socket.
 struct Poller {
-    poller: Pin<Box<dyn UdpPoller>>,
-    _socket: Arc<Udp>,
+    socket: Arc<Udp>,
+    writable: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,
+}
+
+impl std::fmt::Debug for Poller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Poller")
+    }
 }
 
 impl UdpPoller for Poller {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.poller.as_mut().poll_writable(cx)
+        let Self { socket, writable } = &mut *self;
+        let waiting = writable.get_or_insert_with(|| {
+            let socket = socket.clone();
+            Box::pin(async move { socket.socket.writable().await })
+        });
+        let polled = waiting.as_mut().poll(cx);
+        if polled.is_ready() {
+            *writable = None;
+        }
+        polled
     }
 }
 
@@ -274,7 +345,10 @@ pub(crate) fn bind(address: SocketAddr, tls: ServerSecurity, limits: &Limits) ->
         .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL);
     let noting = tls.asks().then(|| Arc::new(Asking { tls, config: config.clone() }));
     let bound = std::net::UdpSocket::bind(address);
-    match bound.and_then(|socket| Udp::endpoint(socket, Some(config), Arc::new(quinn::TokioRuntime))) {
+    let endpoint = bound
+        .and_then(|socket| Udp::new(socket, None))
+        .and_then(|(udp, closed)| Ok((udp.endpoint(Some(config), Arc::new(quinn::TokioRuntime))?, closed)));
+    match endpoint {
         Ok((endpoint, closed)) => Ok(Listening { endpoint, closed, handshakes: Arc::default(), noting }),
         Err(error) => Err(Status::from_reason(
             Reason::BIND_FAILED,
@@ -393,21 +467,11 @@ impl QuicConnector {
 impl Connector for QuicConnector {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let authority = endpoint.authority();
             let name = self.security.name.to_str();
-            let addresses = tokio::net::lookup_host(authority)
-                .await
-                .map_err(|error| io::Error::new(io::ErrorKind::NotFound, format!("{authority}: {error}")))?;
-            let mut failed = io::Error::new(io::ErrorKind::NotFound, format!("{authority} has no address"));
-            for address in addresses {
-                match self.connect_to(address, &name).await {
-                    Ok(transport) => return Ok(transport),
-                    // It was reached, and is not whom the client looks for: no other address makes that good.
-                    Err(error) if status_in(&error).is_some() => return Err(error),
-                    Err(error) => failed = error,
-                }
-            }
-            Err(failed)
+            let addresses = super::socket::addresses(endpoint).await?;
+            // It was reached, and is not whom the client looks for: no other address makes that good.
+            let ends = |error: &io::Error| status_in(error).is_some();
+            race::first(addresses, |address| self.connect_to(address, &name), ends).await
         })
     }
 }
@@ -419,9 +483,14 @@ impl QuicConnector {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let socket = std::net::UdpSocket::bind(local)?;
-        let refused = refusal(&socket, address)?;
+        // Only a connected socket is told that nobody listens; elsewhere than on Linux such a one may not name an address
+        // when it sends, and only the time limit tells.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        socket.connect(address)?;
+        let (tell, mut refused) = mpsc::channel(1);
+        let (udp, _) = Udp::new(socket, Some(tell))?;
         let tasks = Arc::new(Tasks::default());
-        let (endpoint, _) = Udp::endpoint(socket, None, tasks.clone())?;
+        let endpoint = udp.clone().endpoint(None, tasks.clone())?;
         let own = Own { _endpoint: endpoint.clone(), tasks };
         let (config, noted) = self.security.config(tls::ALPN).map_err(io::Error::other)?;
         let crypto = QuicClientConfig::try_from(config).map_err(io::Error::other)?;
@@ -433,7 +502,8 @@ impl QuicConnector {
                 Some(why) => tls::told(&why, "server"),
                 None => told(error, "server"),
             })?,
-            error = refused => return Err(error),
+            error = udp.refusal() => return Err(error),
+            Some(error) = refused.recv() => return Err(error),
         };
         if protocol(&connection).as_deref() != Some(tls::ALPN) {
             return Err(tls::no_protocol());
@@ -443,39 +513,6 @@ impl QuicConnector {
         quic.asked = noted.was_asked();
         Ok(Box::new(quic))
     }
-}
-
-/// Resolves when the system says that nobody listens at `address`. Only a connected socket is told; elsewhere than on
-/// Linux such a one may not name an address when it sends, and only the time limit tells.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn refusal(
-    socket: &std::net::UdpSocket,
-    address: SocketAddr,
-) -> io::Result<impl Future<Output = io::Error> + Send + use<>> {
-    use tokio::{io::Interest, net::UdpSocket};
-    socket.connect(address)?;
-    socket.set_nonblocking(true)?;
-    let watched = UdpSocket::from_std(socket.try_clone()?)?;
-    Ok(async move {
-        loop {
-            if let Err(error) = watched.ready(Interest::ERROR).await {
-                return error;
-            }
-            if let Ok(Some(error)) = watched.take_error() {
-                return error;
-            }
-            // It was another's: wait for the next.
-            let _ = watched.try_io(Interest::ERROR, || Err::<(), _>(io::ErrorKind::WouldBlock.into()));
-        }
-    })
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn refusal(
-    _: &std::net::UdpSocket,
-    _: SocketAddr,
-) -> io::Result<impl Future<Output = io::Error> + Send + use<>> {
-    Ok(std::future::pending())
 }
 
 /// Which streams may go on, told by their wakers to the one driver.

@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     io::{self, IoSlice, Read},
+    net::SocketAddr,
     pin::{Pin, pin},
     task::{Context, Poll, ready},
     time::Duration,
@@ -17,7 +18,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::Pollable;
+use super::{Pollable, race};
 use crate::{BoxFuture, Connector, Endpoint, ReadBuffer, Transport};
 
 /// What a read past the runtime takes at most; whoever spins waits for little.
@@ -234,13 +235,21 @@ pub(crate) struct Tcp {
     pub(crate) patience: Option<Duration>,
 }
 
+/// Where to connect to: the address that was found before, or those that the host's name has now.
+pub(crate) async fn addresses(endpoint: &Endpoint) -> io::Result<Vec<SocketAddr>> {
+    if let Some(address) = endpoint.resolved() {
+        return Ok(vec![address]);
+    }
+    let authority = endpoint.host_and_port();
+    match tokio::net::lookup_host(&authority).await {
+        Ok(addresses) => Ok(addresses.collect()),
+        Err(error) => Err(io::Error::new(io::ErrorKind::NotFound, format!("{authority}: {error}"))),
+    }
+}
+
 /// Connects to the first address that answers.
-pub(crate) async fn connect_tcp(authority: &str, patience: Option<Duration>) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = tokio::net::lookup_host(authority)
-        .await
-        .map_err(|error| io::Error::new(io::ErrorKind::NotFound, format!("{authority}: {error}")))?
-        .collect();
-    let stream = TcpStream::connect(&addresses[..]).await?;
+pub(crate) async fn connect_tcp(endpoint: &Endpoint, patience: Option<Duration>) -> io::Result<TcpStream> {
+    let stream = race::first(addresses(endpoint).await?, TcpStream::connect, |_| false).await?;
     prepare(&stream, patience)?;
     Ok(stream)
 }
@@ -248,7 +257,7 @@ pub(crate) async fn connect_tcp(authority: &str, patience: Option<Duration>) -> 
 impl Connector for Tcp {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(endpoint.authority(), self.patience).await?;
+            let stream = connect_tcp(endpoint, self.patience).await?;
             Ok(Box::new(Socket::Attached(stream)) as Box<dyn Transport>)
         })
     }
@@ -274,9 +283,9 @@ mod tests {
     #[tokio::test]
     async fn linux_gives_up_when_keepalive_does() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let authority = listener.local_addr().unwrap().to_string();
+        let endpoint = Endpoint::parse(&listener.local_addr().unwrap().to_string()).unwrap();
         for patience in [None, Some(Duration::from_secs(40))] {
-            let near = connect_tcp(&authority, patience).await.unwrap();
+            let near = connect_tcp(&endpoint, patience).await.unwrap();
             let (far, _) = listener.accept().await.unwrap();
             prepare(&far, patience).unwrap();
             for stream in [near, far] {

@@ -41,7 +41,7 @@ const READ_MOST: usize = 64 << 10;
 /// What a stranger may send before it has proven who it is.
 const MOST_BEFORE: usize = 16 << 10;
 /// Records that bring nothing, such as updates of keys; each such amount of bytes forgives one.
-const MOST_EMPTY: u32 = 32;
+const MOST_EMPTY: usize = 32;
 const ONE_MORE_AFTER: usize = 64 << 10;
 
 /// One side of rustls' state machine.
@@ -110,8 +110,10 @@ pub(crate) struct Tls<S> {
     asked: bool,
     /// The peer will send nothing more.
     ended: bool,
+    /// How much of `incoming` is records that were counted.
+    counted: usize,
     /// Records that brought nothing, and what came since the last of them was forgiven.
-    empty: u32,
+    empty: usize,
     since: usize,
 }
 
@@ -154,7 +156,7 @@ pub(crate) struct TlsConnector {
 impl Connector for TlsConnector {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(endpoint.authority(), self.patience).await?;
+            let stream = connect_tcp(endpoint, self.patience).await?;
             let socket = Box::new(Socket::Attached(stream));
             Ok(Box::new(connect(socket, &self.security, crate::tls::ALPN).await?) as Box<dyn Transport>)
         })
@@ -191,6 +193,7 @@ impl<S: Side> Tls<S> {
             failed: false,
             asked: false,
             ended: false,
+            counted: 0,
             empty: 0,
             since: 0,
         }
@@ -286,7 +289,7 @@ impl<S: Side> Tls<S> {
                 let UnbufferedStatus { discard, state } = self.side.process(&mut self.incoming.bytes);
                 let Ok(ConnectionState::EncodeTlsData(data)) = state else { break };
                 let encoded = encode(data, &mut self.outgoing);
-                self.incoming.bytes.advance(discard);
+                self.discard(discard);
                 if encoded.is_err() {
                     break;
                 }
@@ -296,8 +299,9 @@ impl<S: Side> Tls<S> {
     }
 
     fn try_run(&mut self, text: Option<&[u8]>) -> io::Result<()> {
+        let (was_open, before) = (self.open, self.plain.len());
+        let (records, mut useful) = (self.count_records(), 0);
         loop {
-            let plain = self.plain.len();
             let UnbufferedStatus { discard, state } = self.side.process(&mut self.incoming.bytes);
             let mut more = true;
             let result = match state {
@@ -305,7 +309,10 @@ impl<S: Side> Tls<S> {
                     let mut result = Ok(());
                     while let Some(record) = traffic.next_record() {
                         match record {
-                            Ok(record) => self.plain.extend_from_slice(record.payload),
+                            Ok(record) => {
+                                useful += usize::from(!record.payload.is_empty());
+                                self.plain.extend_from_slice(record.payload);
+                            }
                             Err(error) => result = Err(told(&error, S::PEER)),
                         }
                     }
@@ -346,33 +353,47 @@ impl<S: Side> Tls<S> {
                 Ok(_) => Err(failed(Reason::TLS_FAILED, "TLS is in a state that this version does not know")),
                 Err(error) => Err(told(&error, S::PEER)),
             };
-            self.incoming.bytes.advance(discard);
+            self.discard(discard);
             result?;
-            self.account(discard, self.plain.len() - plain)?;
             if !more {
-                return Ok(());
+                // A handshake has a length of its own.
+                return if was_open {
+                    self.account(records.saturating_sub(useful), self.plain.len() - before)
+                } else {
+                    Ok(())
+                };
             }
         }
     }
 
-    /// Whoever sends records that bring nothing has work done for nothing.
-    fn account(&mut self, taken: usize, brought: usize) -> io::Result<()> {
-        if !self.open {
-            return Ok(());
-        }
-        self.since += brought;
-        if self.since >= ONE_MORE_AFTER {
-            self.empty = self.empty.saturating_sub((self.since / ONE_MORE_AFTER) as u32);
-            self.since %= ONE_MORE_AFTER;
-        }
-        if taken > 0 && brought == 0 {
-            self.empty += 1;
-            if self.empty > MOST_EMPTY {
-                return Err(failed(
-                    Reason::ENHANCE_CALM,
-                    format!("the {} sent {MOST_EMPTY} records without a byte in them", S::PEER),
-                ));
+    /// How many records have come whole since the last time (RFC 8446, section 5.1: a type, a version, a length).
+    fn count_records(&mut self) -> usize {
+        let mut records = 0;
+        while let Some([_, _, _, high, low]) = self.incoming.bytes.get(self.counted..self.counted + 5) {
+            let end = self.counted + 5 + usize::from(u16::from_be_bytes([*high, *low]));
+            if end > self.incoming.bytes.len() {
+                break;
             }
+            (self.counted, records) = (end, records + 1);
+        }
+        records
+    }
+
+    fn discard(&mut self, len: usize) {
+        self.incoming.bytes.advance(len);
+        self.counted = self.counted.saturating_sub(len);
+    }
+
+    /// Whoever sends records that bring nothing has work done for nothing.
+    fn account(&mut self, empty: usize, brought: usize) -> io::Result<()> {
+        self.since += brought;
+        self.empty = self.empty.saturating_sub(self.since / ONE_MORE_AFTER) + empty;
+        self.since %= ONE_MORE_AFTER;
+        if self.empty > MOST_EMPTY {
+            return Err(failed(
+                Reason::ENHANCE_CALM,
+                format!("the {} sent {MOST_EMPTY} records without a byte in them", S::PEER),
+            ));
         }
         Ok(())
     }
@@ -546,7 +567,7 @@ impl<S: Side> Transport for Tls<S> {
                     Ok(len) => Ok(len),
                 });
             }
-            self.incoming.bytes.advance(discard);
+            self.discard(discard);
         }
         // Best effort: a peer that does not read is not waited for.
         let _ = self.poll_drain(cx)?;

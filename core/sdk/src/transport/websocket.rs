@@ -179,7 +179,7 @@ pub(crate) struct Ws {
 impl Connector for Ws {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(&with_port(endpoint, 80), self.patience).await?;
+            let stream = connect_tcp(endpoint, self.patience).await?;
             connect(Box::new(stream), endpoint).await
         })
     }
@@ -196,18 +196,12 @@ pub(crate) struct Wss {
 impl Connector for Wss {
     fn connect<'a>(&'a self, endpoint: &'a Endpoint) -> BoxFuture<'a, io::Result<Box<dyn Transport>>> {
         Box::pin(async move {
-            let stream = connect_tcp(&with_port(endpoint, 443), self.patience).await?;
+            let stream = connect_tcp(endpoint, self.patience).await?;
             let socket = Box::new(super::socket::Socket::Attached(stream));
             let secured = super::tls::connect(socket, &self.security, crate::tls::ALPN_HTTP).await?;
             connect(Box::new(Io::new(secured)), endpoint).await
         })
     }
-}
-
-fn with_port(endpoint: &Endpoint, default: u16) -> String {
-    let authority = endpoint.authority();
-    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    if has_port { authority.to_owned() } else { format!("{authority}:{default}") }
 }
 
 /// What a client's WebSocket is over: one kind, so that the library's code is there once.
@@ -216,7 +210,7 @@ trait Below: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Below for S {}
 
 async fn connect(stream: Box<dyn Below>, endpoint: &Endpoint) -> io::Result<Box<dyn Transport>> {
-    let mut request = endpoint.to_string().into_client_request().map_err(failed)?;
+    let mut request = endpoint.url().into_client_request().map_err(failed)?;
     request.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     match client_async_with_config(request, Counted::new(stream), Some(config())).await {
         Ok((stream, _)) => Ok(Box::new(WebSocket::new(stream))),

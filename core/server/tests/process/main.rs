@@ -1,7 +1,15 @@
 //! The server as its users run it: a process, real sockets, real signals.
 #![cfg(unix)]
 
+mod admin;
+mod config;
+mod exposition;
+#[cfg(target_os = "linux")]
+mod faults;
+mod notify;
+mod reload;
 mod security;
+mod telemetry;
 
 use std::{
     fs,
@@ -13,8 +21,23 @@ use std::{
 
 use valkyrie_sdk::{CallOptions, Client, Code, Metadata, Reason, RecvStream, Security, SendStream};
 
+/// The server that was built with the tests, or the installed one where `VALKYRIE_TEST_PROGRAMS` names the folder.
+fn program() -> PathBuf {
+    match std::env::var_os("VALKYRIE_TEST_PROGRAMS") {
+        Some(folder) => PathBuf::from(folder).join("valkyrie-server"),
+        None => env!("CARGO_BIN_EXE_valkyrie-server").into(),
+    }
+}
+
 fn binary() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_valkyrie-server"))
+    let mut command = Command::new(program());
+    // Keys of the configuration are taken from there.
+    for (variable, _) in
+        std::env::vars_os().filter(|(variable, _)| variable.to_string_lossy().starts_with("VALKYRIE_"))
+    {
+        command.env_remove(variable);
+    }
+    command
 }
 
 fn run(arguments: &[&str]) -> Output {
@@ -54,6 +77,8 @@ impl Drop for Folder {
 struct Server {
     process: Child,
     endpoints: Vec<String>,
+    /// Where the admin port is, if there is one.
+    admin: String,
     log: BufReader<ChildStderr>,
     /// What was read of the log.
     heard: String,
@@ -61,7 +86,11 @@ struct Server {
 
 impl Server {
     fn start(arguments: &[&str]) -> Self {
-        let mut process = binary()
+        Self::spawn(&mut binary(), arguments)
+    }
+
+    fn spawn(command: &mut Command, arguments: &[&str]) -> Self {
+        let mut process = command
             .arg("start")
             .args(arguments)
             .stdout(Stdio::piped())
@@ -69,11 +98,16 @@ impl Server {
             .spawn()
             .unwrap();
         let log = BufReader::new(process.stderr.take().unwrap());
-        let mut line = String::new();
-        BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let mut stdout = BufReader::new(process.stdout.take().unwrap());
+        let (mut line, mut admin) = (String::new(), String::new());
+        stdout.read_line(&mut line).unwrap();
+        if arguments.contains(&"--admin") {
+            stdout.read_line(&mut admin).unwrap();
+        }
+        let admin = admin.trim().trim_start_matches("admin ").to_owned();
         let endpoints =
             line.trim().strip_prefix("listening ").expect(&line).split(' ').map(str::to_owned).collect();
-        Self { process, endpoints, log, heard: String::new() }
+        Self { process, endpoints, admin, log, heard: String::new() }
     }
 
     fn endpoint(&self, scheme: &str) -> &str {
@@ -204,8 +238,10 @@ async fn health_is_told_per_service() {
         assert_eq!(watch.recv().await.unwrap().unwrap(), health);
     }
     server.signal("TERM");
-    for (watch, health) in watched.iter_mut().zip(["draining", "not_serving"]) {
-        assert_eq!(watch.recv().await.unwrap().unwrap(), health);
+    let [echo, metrics] = &mut watched[..] else { panic!("two watches") };
+    assert_eq!(echo.recv().await.unwrap().unwrap(), "draining");
+    // Nothing has changed about this one.
+    for watch in [echo, metrics] {
         assert_eq!(watch.recv().await.unwrap(), None);
     }
 }
@@ -219,6 +255,7 @@ async fn metrics_count_and_can_be_turned_off() {
     let text = String::from_utf8(text.to_vec()).unwrap();
     assert!(text.contains("\nvalkyrie_calls_total 2\n"), "{text}");
     assert!(text.contains("\nvalkyrie_connections 1\n"), "{text}");
+    assert!(text.contains("\nvalkyrie_server_calls_total{method=\"/echo\",code=\"OK\"} 1\n"), "{text}");
     let list = client.call("/valkyrie.Metrics/Connections", "").await.unwrap().message;
     let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
     assert_eq!(list[0]["state"], "open", "{list}");
@@ -228,6 +265,40 @@ async fn metrics_count_and_can_be_turned_off() {
     let server = Server::start(&["--bind", "127.0.0.1:0", "--metrics", "false"]);
     let refused = server.client().await.call("/valkyrie.Metrics/Get", "").await.unwrap_err();
     assert_eq!(refused.reason(), Reason::UNKNOWN_METHOD);
+}
+
+/// The keys of what a server does about load, repeated calls and connections do what they say.
+#[tokio::test]
+async fn keys_of_load_and_connections_are_in_force() {
+    let folder = Folder::new();
+    let file = folder.write(
+        "server.yaml",
+        "bind: ['127.0.0.1:0']\nconcurrency_limit: true\nconcurrency_initial: 7\nconcurrency_min: 3\ndedup: true\n\
+         max_connection_age_ms: 500\nconnection_grace_ms: 1000\nmax_connection_idle_ms: 60000\nkeepalive_ms: 10000\n",
+    );
+    let server = Server::start(&["--config", &file]);
+    let client = server.client().await;
+    for _ in 0..2 {
+        let once = CallOptions::new().with_idempotency_key("once");
+        assert_eq!(client.call_with("/echo", "x", once).await.unwrap().message, "x");
+    }
+    let mut text = String::new();
+    // Its age comes to the connection, and the client has another one then.
+    while !text.contains("\nvalkyrie_server_connections_closed_total{why=\"age\"} 1\n") {
+        let metrics = client.call("/valkyrie.Metrics/Get", "").await.unwrap().message;
+        text = String::from_utf8(metrics.to_vec()).unwrap();
+    }
+    for line in
+        ["concurrency_limit 7", "dedup_keys 1", "dedup_replayed_total 1", "shed_total{class=\"bulk\"} 0"]
+    {
+        assert!(text.contains(&format!("\nvalkyrie_server_{line}\n")), "{line}: {text}");
+    }
+
+    let wrong = folder.write("wrong.yaml", "metrics: true\nconcurrency_initial: 2\n");
+    let output = run(&["check", &wrong]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("concurrency_min: 4 is more than concurrency_initial, 2"), "{said}");
 }
 
 #[tokio::test]
@@ -318,6 +389,64 @@ async fn json_logs_carry_the_correlation_id() {
     assert_ne!(line["correlation_id"], "");
 }
 
+/// One id from the caller's command to the server's log, in both of its formats.
+#[test]
+fn a_correlation_id_goes_from_process_to_process() {
+    for (format, shown) in
+        [("text", "correlation_id=\"order \\\"7\\\"\""), ("json", r#""correlation_id":"order \"7\"""#)]
+    {
+        let mut server =
+            Server::start(&["--bind", "127.0.0.1:0", "--log-format", format, "--log-level", "debug"]);
+        let endpoint = server.endpoint("tcp").to_owned();
+        let id = "x-correlation-id=order \"7\"";
+        let sent = ["send", "--endpoint", &endpoint, "--message", "x", "--metadata", id];
+        assert_eq!(security::valkyrie(&sent, 0), "x");
+        let line = server.wait_for_log("call ended");
+        assert!(line.contains(shown), "{shown}: {line}");
+    }
+}
+
+/// Who waits for a drain sees how far it is: when that changes, and no line a second for nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_says_how_far_it_is() {
+    let mut server = Server::start(&["--bind", "127.0.0.1:0", "--drain-timeout-ms", "60000"]);
+    let client = server.client().await;
+    let mut streams = Vec::new();
+    for _ in 0..3 {
+        streams.push(open_echo(&client).await);
+    }
+    server.signal("TERM");
+    let line = server.wait_for_log("draining");
+    for word in ["signal=\"SIGTERM\"", "calls=3", "connections=1", "limit_ms=60000"] {
+        assert!(line.contains(word), "{word}: {line}");
+    }
+    for left in [2, 1] {
+        let (mut send, mut recv) = streams.pop().unwrap();
+        send.finish().await.unwrap();
+        assert_eq!(recv.recv().await.unwrap(), None);
+        let line = server.wait_for_log("still draining");
+        assert!(line.contains(&format!("calls={left}")), "{line}");
+    }
+    drop(streams);
+    let (code, log) = server.ended();
+    assert!(code == Some(0) && !log.contains("still draining"), "{log}");
+}
+
+#[test]
+fn completions_and_the_manual_are_the_programs_own() {
+    let folder = Folder::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(&["completions", shell]);
+        assert!(output.status.success());
+        assert!(String::from_utf8_lossy(&output.stdout).contains("drain-timeout-ms"), "{shell}");
+    }
+    let pages = folder.path("man1");
+    assert!(run(&["man", "--dir", &pages]).status.success());
+    let page = fs::read_to_string(format!("{pages}/valkyrie-server-start.1")).unwrap();
+    assert!(page.contains(".SH SYNOPSIS") && page.contains("drain\\-timeout"), "{page}");
+    assert!(String::from_utf8_lossy(&run(&["man"]).stdout).contains(".SH NAME"));
+}
+
 #[test]
 fn warns_of_open_addresses_only() {
     for (bind, warned) in [("0.0.0.0:0", true), ("127.0.0.1:0", false)] {
@@ -339,6 +468,41 @@ fn a_file_sets_what_flags_do_not() {
 }
 
 #[test]
+fn the_environment_stands_between_flags_and_the_file() {
+    let folder = Folder::new();
+    let file = folder.write("server.toml", "metrics = false\ndrain_timeout_ms = 5\nlog_level = \"error\"\n");
+    let show = |variables: &[(&str, &str)], arguments: &[&str]| {
+        let mut command = binary();
+        command.args(["config", "show", "--config", &file]).args(arguments).envs(variables.iter().copied());
+        let Output { status, stdout, stderr } = command.output().unwrap();
+        (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    };
+    let variables =
+        [("VALKYRIE_DRAIN_TIMEOUT_MS", "6"), ("VALKYRIE_LOG_LEVEL", "warn"), ("VALKYRIE_BNID", "x")];
+    let (code, text, errors) = show(&variables, &["--log-level", "debug"]);
+    assert_eq!(code, Some(0), "{errors}");
+    for line in [
+        format!("metrics: false  # {file}:1"),
+        "drain_timeout_ms: 6  # environment, VALKYRIE_DRAIN_TIMEOUT_MS".to_owned(),
+        "log_level: \"debug\"  # flag, --log-level".to_owned(),
+        "max_connections: 65536  # default".to_owned(),
+    ] {
+        assert!(text.lines().any(|found| found == line), "no {line} in {text}");
+    }
+    assert!(errors.contains("VALKYRIE_BNID begins as a key"), "{errors}");
+    let (code, _, error) = show(&[("VALKYRIE_METRICS", "perhaps")], &[]);
+    assert_eq!(code, Some(2));
+    assert!(error.contains("environment: VALKYRIE_METRICS: \"perhaps\": write true or false"), "{error}");
+    // A server takes them as well.
+    let mut command = binary();
+    command.args(["start", "--bind", "127.0.0.1:0"]).env("VALKYRIE_CONCURRENCY_MIN", "21");
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("environment: VALKYRIE_CONCURRENCY_MIN: 21 is more than"), "{error}");
+}
+
+#[test]
 fn check_names_line_and_key() {
     let folder = Folder::new();
     let file = folder.write("bad.yaml", "metrics: true\n\nbnid: ['127.0.0.1:0']\n");
@@ -346,7 +510,7 @@ fn check_names_line_and_key() {
         let output = run(arguments);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{error}");
-        assert!(error.contains(&format!("{file}:3: bnid: ")), "{error}");
+        assert!(error.contains(&format!("{file}:3:1: bnid: unknown key; did you mean bind?")), "{error}");
     }
 }
 
@@ -374,6 +538,7 @@ async fn exit_codes_tell_usage_from_failure() {
         (&["start", "--bind", "quic://127.0.0.1:0"], 2, "needs certificates and private_key"),
         (&["start", "--bind", "127.0.0.1:0", "--private-key", "x"], 2, "certificates"),
         (&["check", "/etc/hostname"], 2, "name it .yaml"),
+        (&["start", "--bind", "127.0.0.1:0", "--otlp-endpoint", "localhost:4318"], 2, "--otlp-endpoint: "),
     ] {
         let output = run(arguments);
         let error = String::from_utf8_lossy(&output.stderr).into_owned();

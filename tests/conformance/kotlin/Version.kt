@@ -1,0 +1,6 @@
+// Says which core the package has.
+package dev.valkyrie.conformance.version
+
+import dev.valkyrie.Valkyrie
+
+fun main() = println(Valkyrie.version)

@@ -1,0 +1,11 @@
+// swift-tools-version: 5.9
+import PackageDescription
+
+let package = Package(
+    name: "runner",
+    platforms: [.macOS(.v13)],
+    dependencies: [.package(path: "../../../target/package/valkyrie-swift")],
+    targets: [
+        .executableTarget(name: "runner", dependencies: [.product(name: "Valkyrie", package: "valkyrie-swift")])
+    ]
+)
