@@ -115,9 +115,11 @@ async fn what_waits_too_long_is_refused_before_a_handler_sees_it() {
     // Whoever asks how the server is does not wait.
     bounded("health", one.call("/valkyrie.Health/Check", "")).await.unwrap();
 
+    // One that its caller gave up may be given up here a little later, or be refused first.
+    server.until("nobody in line", |stats| stats.queued == 0).await;
     let stats = server.control.stats();
-    assert_eq!((stats.limit, stats.running, stats.queued), (Some(2), 2, 0));
-    assert_eq!(stats.shed, 1 + u64::from(reason == Reason::OVERLOADED));
+    assert_eq!((stats.limit, stats.running), (Some(2), 2));
+    assert!((1 + u64::from(reason == Reason::OVERLOADED)..=2).contains(&stats.shed), "{stats:?}");
     server.let_go.add_permits(2);
     for call in running {
         call.await.unwrap().unwrap();

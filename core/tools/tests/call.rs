@@ -164,7 +164,7 @@ async fn what_goes_wrong_is_explained_in_a_sentence_with_its_fix() {
     for (endpoint, more, code, words) in [
         (&gone, &["--timeout-ms", "2000"][..], 13, ["CONNECT_FAILED", "Nobody takes connections there"]),
         (&strange, &[], 15, ["BAD_MAGIC", "does not speak Valkyrie: check the port"]),
-        (&endpoint, &["/hang", "--timeout-ms", "200"], 11, ["DEADLINE_EXCEEDED", "did not answer in time"]),
+        (&endpoint, &["/hang", "--timeout-ms", "2000"], 11, ["DEADLINE_EXCEEDED", "did not answer in time"]),
         (&endpoint, &["/missing"], 11, ["UNKNOWN_METHOD", "no method /missing"]),
         (&named, &trusted, 12, ["CERTIFICATE_NAME", "with --server-name"]),
         (&endpoint.replace("tcp", "tls"), &trusted, 12, ["TLS_NOT_SPOKEN", "does not speak TLS there"]),

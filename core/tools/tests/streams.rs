@@ -202,7 +202,7 @@ async fn a_stream_of_answers_ends_with_its_status() {
     assert_eq!((output.status.code(), &end["error"]["code"]), (Some(10), &json!("NOT_FOUND")), "{end}");
     let output = server.run("/no/such/method", &[], b"x\n").await;
     assert_eq!(output.status.code(), Some(11), "{}", text(&output.stderr));
-    let output = server.run("/hang", &["--timeout-ms", "300"], b"").await;
+    let output = server.run("/hang", &["--timeout-ms", "2000"], b"").await;
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(11), "begun\n".into()));
 }
 

@@ -155,8 +155,9 @@ pub(crate) async fn call(
         }
         14 => ("/panics", code(client.call("/panics", "").await.map(drop))),
         15 => ("other", code(client.call("/missing", "").await.map(drop))),
-        16 if random.below(2) == 0 => {
-            let brief = CallOptions::new().with_timeout(Duration::from_millis(250));
+        16 if random.below(10) == 0 => {
+            // Time enough for its server to see it.
+            let brief = CallOptions::new().with_timeout(Duration::from_secs(1));
             ("/hangs", code(client.call_with("/hangs", id, brief).await.map(drop)))
         }
         16 | 17 => {
