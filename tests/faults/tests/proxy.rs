@@ -275,7 +275,7 @@ async fn datagrams_overtake_and_come_back_from_another_port() {
 #[tokio::test]
 async fn a_held_datagram_comes_after_one_sent_later() {
     let udp = datagrams().await;
-    udp.proxy.set(Direction::Up, Faults { delay: Duration::from_millis(100), ..Faults::default() });
+    udp.proxy.set(Direction::Up, Faults { delay: Duration::from_secs(2), ..Faults::default() });
     udp.client.send(b"held").await.unwrap();
     while udp.proxy.connections() == 0 {
         tokio::task::yield_now().await;
