@@ -15,8 +15,22 @@ pub(crate) const LINUX: &str = "x86_64-unknown-linux-gnu";
 /// What stands before the folder of a crate in the paths that a panic names.
 const REGISTRY_FOLDER: &[u8] = b"/index.crates.io-";
 
-/// Crates of the standard library for wasm32, and their licences.
-const OF_STD: [(&str, &str); 1] = [("dlmalloc", "MIT OR Apache-2.0")];
+/// Crates of others that the standard library may bring, and their licences.
+const OF_STD: [(&str, &str); 13] = [
+    ("addr2line", "Apache-2.0 OR MIT"),
+    ("adler2", "0BSD OR MIT OR Apache-2.0"),
+    ("cfg-if", "MIT OR Apache-2.0"),
+    ("dlmalloc", "MIT OR Apache-2.0"),
+    ("getopts", "MIT OR Apache-2.0"),
+    ("gimli", "MIT OR Apache-2.0"),
+    ("hashbrown", "MIT OR Apache-2.0"),
+    ("libc", "MIT OR Apache-2.0"),
+    ("memchr", "Unlicense OR MIT"),
+    ("miniz_oxide", "MIT OR Zlib OR Apache-2.0"),
+    ("object", "Apache-2.0 OR MIT"),
+    ("rustc-demangle", "MIT OR Apache-2.0"),
+    ("rustc-literal-escaper", "Apache-2.0 OR MIT"),
+];
 
 /// The crates of one artifact.
 pub(crate) struct Sbom {
@@ -209,6 +223,39 @@ mod tests {
                 assert_eq!(component["hashes"].is_array(), !ours, "{component}");
             }
         }
+    }
+
+    /// Which of them a panic names is up to rustc, from one version to the next: none may be unknown.
+    #[test]
+    fn the_crates_of_the_standard_library_are_known() {
+        /// Parts of rustc's own sources.
+        const OWN: [&str; 12] = [
+            "alloc",
+            "compiler_builtins",
+            "core",
+            "panic_abort",
+            "panic_unwind",
+            "proc_macro",
+            "profiler_builtins",
+            "std",
+            "std_detect",
+            "sysroot",
+            "test",
+            "unwind",
+        ];
+        let sysroot = output(Project::find().command("rustc").args(["--print", "target-libdir"])).unwrap();
+        let names: BTreeSet<String> = std::fs::read_dir(sysroot.trim())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter_map(|file| {
+                Some(file.strip_prefix("lib")?.strip_suffix(".rlib")?.rsplit_once('-')?.0.to_owned())
+            })
+            .filter(|name| !OWN.contains(&name.as_str()) && !name.starts_with("rustc_std_workspace_"))
+            .collect();
+        assert!(names.contains("hashbrown"), "{sysroot}: {names:?}");
+        let known = OF_STD.map(|(name, _)| name.replace('-', "_"));
+        let unknown: Vec<_> = names.iter().filter(|name| !known.contains(name)).collect();
+        assert!(unknown.is_empty(), "the standard library has {unknown:?}, of which OF_STD knows no licence");
     }
 
     #[test]
