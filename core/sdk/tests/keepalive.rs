@@ -135,26 +135,26 @@ impl Nat {
     }
 }
 
-async fn pass(mut near: TcpStream, mut far: TcpStream, mut told: watch::Receiver<u64>) {
-    told.borrow_and_update();
+async fn pass(mut near: TcpStream, mut far: TcpStream, told: watch::Receiver<u64>) {
+    let begun = *told.borrow();
+    // Asked of what was read, as it is: what was written after `forget` is never passed on.
+    let forgotten = || *told.borrow() != begun;
     let (mut up, mut down) = (vec![0; 4_096], vec![0; 4_096]);
-    let mut forgotten = false;
     loop {
         tokio::select! {
-            _ = told.changed(), if !forgotten => forgotten = true,
             read = near.read(&mut up) => match read {
                 Ok(count) if count > 0 => {
-                    if !forgotten && far.write_all(&up[..count]).await.is_err() { return }
+                    if !forgotten() && far.write_all(&up[..count]).await.is_err() { return }
                 }
                 // A forgotten server never hears of it.
-                _ if forgotten => std::future::pending().await,
+                _ if forgotten() => std::future::pending().await,
                 _ => return,
             },
             read = far.read(&mut down) => match read {
                 Ok(count) if count > 0 => {
-                    if !forgotten && near.write_all(&down[..count]).await.is_err() { return }
+                    if !forgotten() && near.write_all(&down[..count]).await.is_err() { return }
                 }
-                _ if forgotten => std::future::pending().await,
+                _ if forgotten() => std::future::pending().await,
                 _ => return,
             },
         }
