@@ -148,21 +148,28 @@ async fn a_server_that_hangs_delays_a_call_and_no_more() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sent_twice_unasked_or_unpaid() {
     let slow = serve(HANGS).await;
+    let begin = |client: Client| {
+        tokio::spawn(async move { client.call_with("/work", "", unlimited()).await.map(drop) })
+    };
+    // One that is copied after the same 10 ms, and began later: by its copy the other one would have had its own.
+    let copied = client(&[&slow], r#", "delay_ms": 10"#, "").await;
+    let sent = |client: &Client| client.metrics().servers[0].attempts;
     let copies_of = async |client: Client| {
-        let before = slow.begun();
-        let waiting = tokio::spawn(async move { client.call_with("/work", "", unlimited()).await.map(drop) });
+        let (before, of_call, of_copied) = (slow.begun(), sent(&client), sent(&copied));
+        let waiting = begin(client.clone());
         until("the call", || slow.begun() > before).await;
-        // A copy would be sent after 10 ms. That none is has no event.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let beside = begin(copied.clone());
+        until("the copy of the other", || sent(&copied) == of_copied + 2).await;
         waiting.abort();
-        until("its end", || slow.given_up() == slow.begun()).await;
-        slow.begun() - before
+        beside.abort();
+        until("their end", || slow.given_up() == slow.begun()).await;
+        sent(&client) - of_call
     };
     let call = async |hedge: &str, more: &str| copies_of(client(&[&slow], hedge, more).await).await;
     for (copies, hedge) in [(2, r#", "delay_ms": 10"#), (4, r#", "delay_ms": 10, "max_copies": 4"#)] {
         // To the same server where it is the only one.
         let (before, client) = (slow.begun(), client(&[&slow], hedge, "").await);
-        let waiting = tokio::spawn(async move { client.call_with("/work", "", unlimited()).await.map(drop) });
+        let waiting = begin(client);
         until("its copies", || slow.begun() >= before + copies).await;
         waiting.abort();
         until("their end", || slow.given_up() == slow.begun()).await;
